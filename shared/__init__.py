@@ -1,0 +1,1 @@
+"""What the web and worker processes both need. Imports neither of them."""

@@ -1,0 +1,36 @@
+"""The one doorway: webhook, Event Streams, message log, backfill and replay all come in here."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+from kombu.exceptions import OperationalError
+
+from shared.events import OptOutEvent
+from shared.ledger import Accepted, Ledger
+from shared.queue import Publisher, TaskName
+
+log = structlog.get_logger(__name__)
+
+
+def accept(
+    events: Sequence[OptOutEvent], *, ledger: Ledger, publish: Publisher, now: datetime | None = None
+) -> list[Accepted]:
+    """Record events, all or none, then publish the new ones' ids.
+
+    Raises redis.RedisError where they could not be recorded. A failed publish is no failure: what is
+    recorded is found by sweep.
+    """
+    answers = ledger.accept(events, now=now or datetime.now(UTC))
+    for event, answer in zip(events, answers, strict=True):
+        if answer is Accepted.NEW:
+            publish_or_leave(publish, TaskName.LOOKUP, event.project, event.event_id)
+    return answers
+
+
+def publish_or_leave(publish: Publisher, task: TaskName, *args: str, delay_seconds: float = 0) -> None:
+    """Publish, or leave it to sweep where the broker is away."""
+    try:
+        publish(task, *args, delay_seconds=delay_seconds)
+    except (OperationalError, OSError) as error:
+        log.warning("publish_failed", task=task, args=args, error=type(error).__name__)

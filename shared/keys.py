@@ -1,0 +1,90 @@
+"""Every Redis key of this program. None of them, and nothing in them, holds a phone number (promise P5)."""
+
+PREFIX = "optout"
+
+DUE = f"{PREFIX}:due"  # sorted set: "kind|project|event id" by the ms at which sweep publishes it again
+ATTEMPTS = f"{PREFIX}:attempts"  # hash: the same members, how often sweep has published them
+COUNTS = f"{PREFIX}:counts"  # hash: "project|source|state" of ended events
+METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
+PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from being written
+VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap
+
+
+def event(project: str, event_id: str) -> str:
+    """Hash: one event; expires when its retention is over."""
+    return f"{PREFIX}:event:{project}:{event_id}"
+
+
+def events(project: str) -> str:
+    """Sorted set: event ids by time of receipt in ms."""
+    return f"{PREFIX}:events:{project}"
+
+
+def unfinished(project: str) -> str:
+    """Sorted set: ids of events that have not ended, by time of receipt in ms."""
+    return f"{PREFIX}:unfinished:{project}"
+
+
+def mailing(project: str) -> str:
+    """Sorted set: ids of events whose e-mail is due, by the ms since when."""
+    return f"{PREFIX}:mailing:{project}"
+
+
+def status(project: str) -> str:
+    """Hash: phone hash -> latest change."""
+    return f"{PREFIX}:status:{project}"
+
+
+def pending(project: str) -> str:
+    """Sorted set: phone hashes whose status has to reach REDCap, by the ms since when."""
+    return f"{PREFIX}:pending:{project}"
+
+
+def intents(project: str) -> str:
+    """Hash: phone hash -> id of the event whose write has begun and is not known to have ended."""
+    return f"{PREFIX}:intents:{project}"
+
+
+def index_phones(project: str) -> str:
+    """Hash: phone hash -> record ids, a line each."""
+    return f"{PREFIX}:index:{project}:phones"
+
+
+def index_records(project: str) -> str:
+    """Hash: record id -> generation of the index, then its phone hashes, a line each."""
+    return f"{PREFIX}:index:{project}:records"
+
+
+def index_state(project: str) -> str:
+    """Hash: when the index was built and refreshed, and what was counted."""
+    return f"{PREFIX}:index:{project}:state"
+
+
+def structure(project: str) -> str:
+    """String: JSON of what REDCap said about the project's fields; expires."""
+    return f"{PREFIX}:structure:{project}"
+
+
+def reconciled(project: str) -> str:
+    """Hash: watermark and report of the nightly run."""
+    return f"{PREFIX}:reconciled:{project}"
+
+
+def lock(name: str) -> str:
+    """String: held by one process at a time; expires."""
+    return f"{PREFIX}:lock:{name}"
+
+
+def queued(name: str) -> str:
+    """String: that such a message is in the queue already; expires."""
+    return f"{PREFIX}:queued:{name}"
+
+
+def rate(host: str) -> str:
+    """Sorted set: the last minute's requests to a REDCap host."""
+    return f"{PREFIX}:rate:{host}"
+
+
+def circuit(host: str) -> str:
+    """Hash: failures in a row of a REDCap host, and until when it is left alone; expires."""
+    return f"{PREFIX}:circuit:{host}"

@@ -1,0 +1,340 @@
+"""The record of what happened, in Redis. Each step is one Lua script, so that no crash can tear it.
+
+The scripts use keys that they derive from their arguments, so Redis must not be a cluster.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from redis import Redis
+
+from shared import keys
+from shared.events import (
+    Change,
+    Notice,
+    OptOutEvent,
+    Source,
+    State,
+    Status,
+    from_milliseconds,
+    milliseconds,
+)
+
+LUA = Path(__file__).parent / "lua"
+
+# When sweep publishes a piece of work again that nobody has finished: first after a minute, then at
+# doubling pauses, of which the longest also bounds how long a recovery of REDCap goes unnoticed.
+FIRST_PAUSE_MS = 60_000
+LONGEST_PAUSE_MS = 300_000
+# What failed is tried again sooner a few times, for what passes within a minute.
+QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
+
+Kind = Literal["lookup", "update", "email"]
+
+
+class Accepted(StrEnum):
+    """What became of an event that was handed in."""
+
+    NEW = "new"
+    KNOWN = "known"
+    STALE = "stale"
+    UNMATCHED = "unmatched"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An event as the ledger has it."""
+
+    project: str
+    event_id: str
+    change: Change
+    state: State
+    reason: str
+    source: Source
+    occurred_at: datetime
+    received_at: datetime
+    phone_hash: str
+    records: tuple[str, ...]
+    notice: Notice | None
+    noticed: str
+    mail: str
+    finished_at: datetime | None
+
+    @classmethod
+    def decode(cls, stored: dict[str, str]) -> "Entry":
+        """Read the hash that the scripts keep."""
+        finished = stored.get("finished_ms")
+        return cls(
+            project=stored["project"],
+            event_id=stored["event_id"],
+            change=Change(stored["change"]),
+            state=State(stored["state"]),
+            reason=stored.get("reason", ""),
+            source=Source(stored["source"]),
+            occurred_at=from_milliseconds(int(stored["occurred_ms"])),
+            received_at=from_milliseconds(int(stored["received_ms"])),
+            phone_hash=stored["phone"],
+            records=tuple(json.loads(stored.get("records") or "[]")),
+            notice=Notice(stored["notice"]) if stored.get("notice") else None,
+            noticed=stored.get("noticed", "").strip(),
+            mail=stored.get("mail", ""),
+            finished_at=from_milliseconds(int(finished)) if finished else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A piece of work that sweep has claimed. `event_id` is empty for an update."""
+
+    kind: Kind
+    project: str
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an event ended, for `settle`."""
+
+    event_id: str
+    phone_hash: str
+    state: State
+    reason: str = ""
+    records: Sequence[str] = ()
+    notice: Notice | None = None
+    read_status: str = ""  # the status as it was read; the phone stays pending if it has changed since
+
+
+class Ledger:
+    """Events, latest status per phone, pending set and due work of all projects."""
+
+    def __init__(self, redis: "Redis", *, retention_days: int = 400) -> None:
+        self.redis = redis
+        self._retention_seconds = retention_days * 86_400
+
+    @cached_property
+    def _scripts(self) -> dict[str, Any]:
+        return {path.stem: self.redis.register_script(path.read_text()) for path in LUA.glob("*.lua")}
+
+    # --- events -------------------------------------------------------------------------------
+
+    def accept(self, events: Sequence[OptOutEvent], *, now: datetime) -> list[Accepted]:
+        """Record events all together or not at all, each once. Raises redis.RedisError where that failed.
+
+        Of two changes in the same millisecond, the one handed in later counts as the later one, except
+        from the message log, which is read newest first.
+        """
+        with self.redis.pipeline(transaction=True) as pipe:
+            for event in events:
+                self._accept_one(event, now, pipe)
+            return [Accepted(answer) for answer in pipe.execute()]
+
+    def _accept_one(self, event: OptOutEvent, now: datetime, pipe: Any) -> None:
+        project, now_ms = event.project, milliseconds(now)
+        newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
+        self._scripts["accept"](
+            keys=[
+                keys.event(project, event.event_id),
+                keys.status(project),
+                keys.pending(project),
+                keys.unfinished(project),
+                keys.events(project),
+                keys.DUE,
+                keys.COUNTS,
+                keys.intents(project),
+            ],
+            args=[
+                project,
+                event.event_id,
+                event.change,
+                milliseconds(event.occurred_at),
+                now_ms,
+                event.phone_hash,
+                event.source,
+                now_ms + FIRST_PAUSE_MS,
+                "oldest" if newest_first else "newest",
+                keys.event(project, ""),
+                self._retention_seconds,
+            ],
+            client=pipe,
+        )
+
+    def load(self, project: str, event_id: str) -> Entry | None:
+        """An event, or None."""
+        stored = self.redis.hgetall(keys.event(project, event_id))
+        return Entry.decode(stored) if stored else None
+
+    def entries(self, project: str, *, newest_first: bool = True) -> Iterator[Entry]:
+        """All events of a project that are still kept."""
+        ids = self.redis.zrange(keys.events(project), 0, -1, desc=newest_first)
+        for start in range(0, len(ids), 500):
+            with self.redis.pipeline(transaction=False) as pipe:
+                for event_id in ids[start : start + 500]:
+                    pipe.hgetall(keys.event(project, event_id))
+                yield from (Entry.decode(stored) for stored in pipe.execute() if stored)
+
+    def match(self, entry: Entry, records: Sequence[str], *, now: datetime) -> bool:
+        """Note an event's records and ask for its phone's update. False where the event has ended meanwhile."""
+        now_ms = milliseconds(now)
+        return bool(
+            self._scripts["match"](
+                keys=[keys.event(entry.project, entry.event_id), keys.pending(entry.project), keys.DUE],
+                args=[entry.project, entry.event_id, json.dumps(records), now_ms, now_ms + FIRST_PAUSE_MS],
+            )
+        )
+
+    def settle(self, project: str, outcomes: Iterable[Outcome], *, now: datetime) -> list[str]:
+        """End events. Answers the ids of those whose e-mail is now due."""
+        outcomes = list(outcomes)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for outcome in outcomes:
+                self._settle_one(project, outcome, milliseconds(now), pipe)
+            answers = pipe.execute()
+        return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
+
+    def _settle_one(self, project: str, outcome: Outcome, now_ms: int, pipe: Any) -> None:
+        self._scripts["settle"](
+            keys=[
+                keys.event(project, outcome.event_id),
+                keys.status(project),
+                keys.pending(project),
+                keys.unfinished(project),
+                keys.DUE,
+                keys.COUNTS,
+                keys.intents(project),
+                keys.mailing(project),
+                keys.ATTEMPTS,
+            ],
+            args=[
+                project,
+                outcome.event_id,
+                outcome.phone_hash,
+                outcome.state,
+                outcome.reason,
+                json.dumps(list(outcome.records)),
+                outcome.notice or "",
+                now_ms,
+                now_ms + FIRST_PAUSE_MS,
+                self._retention_seconds,
+                outcome.read_status,
+            ],
+            client=pipe,
+        )
+
+    def notified(self, entry: Entry, notice: Notice, outcome: str) -> None:
+        """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not."""
+        project, event_id = entry.project, entry.event_id
+        self._scripts["notified"](
+            keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
+            args=[project, event_id, notice, outcome, self._retention_seconds],
+        )
+
+    def reopen(self, project: str, event_id: str, *, now: datetime) -> bool:
+        """Set an ended event back to its start. False where there is none, or nothing to look up."""
+        now_ms = milliseconds(now)
+        return bool(
+            self._scripts["reopen"](
+                keys=[
+                    keys.event(project, event_id),
+                    keys.unfinished(project),
+                    keys.DUE,
+                    keys.ATTEMPTS,
+                ],
+                args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS],
+            )
+        )
+
+    # --- status and pending set -----------------------------------------------------------------
+
+    def pending(self, project: str, limit: int, offset: int = 0) -> list[str]:
+        """Phone hashes whose status has to reach REDCap, longest waiting first."""
+        return list(self.redis.zrange(keys.pending(project), offset, offset + limit - 1))
+
+    def statuses(self, project: str, phones: Sequence[str]) -> dict[str, str]:
+        """Encoded latest status per phone hash, as `Status.decode` reads it."""
+        if not phones:
+            return {}
+        stored = self.redis.hmget(keys.status(project), phones)
+        return {phone: text for phone, text in zip(phones, stored, strict=True) if text}
+
+    def status(self, project: str, phone: str) -> Status | None:
+        """The latest change of a phone, or None."""
+        stored = self.statuses(project, [phone]).get(phone)
+        return Status.decode(stored) if stored else None
+
+    def all_statuses(self, project: str) -> Iterator[tuple[str, str]]:
+        """Every phone hash of a project with its encoded status; one may come twice while others are added."""
+        yield from self.redis.hscan_iter(keys.status(project), count=1000)
+
+    def require_update(self, project: str, phones: Sequence[str], *, now: datetime) -> None:
+        """Put phones into the pending set, and the project's update among the due work."""
+        if not phones:
+            return
+        now_ms = milliseconds(now)
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(keys.pending(project), dict.fromkeys(phones, now_ms), nx=True)
+            pipe.zadd(keys.DUE, {f"update|{project}|": now_ms + FIRST_PAUSE_MS}, nx=True)
+            pipe.execute()
+
+    def drained(self, project: str) -> int:
+        """Forget the due update of a project if nothing is pending. Answers how many are pending."""
+        return int(
+            self._scripts["drained"](keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project])
+        )
+
+    # --- intents: writes to REDCap that have begun ------------------------------------------------
+
+    def intend(self, project: str, writes: dict[str, str]) -> None:
+        """Note that a write has begun for each phone hash, on behalf of an event id."""
+        if writes:
+            self.redis.hset(keys.intents(project), mapping=writes)
+
+    def intents(self, project: str, phones: Sequence[str]) -> dict[str, str]:
+        """Event ids whose write had begun, per phone hash."""
+        if not phones:
+            return {}
+        stored = self.redis.hmget(keys.intents(project), phones)
+        return {phone: event_id for phone, event_id in zip(phones, stored, strict=True) if event_id}
+
+    # --- due work ---------------------------------------------------------------------------------
+
+    def claim_due(self, *, now: datetime, limit: int) -> list[Due]:
+        """Overdue work; each piece comes again at growing pauses until it is done."""
+        members = self._scripts["claim_due"](
+            keys=[keys.DUE, keys.ATTEMPTS],
+            args=[milliseconds(now), limit, FIRST_PAUSE_MS, LONGEST_PAUSE_MS],
+        )
+        return [Due(*member.split("|", 2)) for member in members]
+
+    def retry_soon(self, kind: Kind, project: str, event_id: str = "", *, now: datetime) -> float | None:
+        """Bring the first few further tries of a piece of work forward. Answers in how many seconds, or None."""
+        member = f"{kind}|{project}|{event_id}"
+        tries = int(self.redis.hget(keys.ATTEMPTS, member) or 0)
+        if tries >= len(QUICK_PAUSES_SECONDS):
+            return None
+        pause = QUICK_PAUSES_SECONDS[tries]
+        self.redis.zadd(keys.DUE, {member: milliseconds(now) + pause * 1000}, xx=True, lt=True)
+        return pause
+
+    def hasten(self, project: str, *, now: datetime) -> None:
+        """Make all unfinished work of a project due now: what was in its way is gone."""
+        ids = self.redis.zrange(keys.unfinished(project), 0, -1)
+        members = [f"update|{project}|", *(f"lookup|{project}|{event_id}" for event_id in ids)]
+        self.redis.hdel(keys.ATTEMPTS, *members)
+        self.redis.zadd(keys.DUE, dict.fromkeys(members, milliseconds(now)), xx=True)
+
+    def trim(self, project: str, *, now: datetime) -> int:
+        """Forget the ids of events whose retention is over. Answers how many."""
+        oldest = milliseconds(now) - self._retention_seconds * 1000 - 86_400_000
+        return int(self.redis.zremrangebyscore(keys.events(project), "-inf", oldest))
+
+    # --- figures ----------------------------------------------------------------------------------
+
+    def count(self, *label: str, by: int = 1) -> None:
+        """Add to a figure of `/metrics`; its name and label values are `label`."""
+        self.redis.hincrby(keys.METRICS, "|".join(label), by)

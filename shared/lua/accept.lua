@@ -1,0 +1,70 @@
+-- Records one event, once, and makes it the phone's latest status unless a newer one is known.
+-- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents
+-- ARGV: 1 project, 2 event id, 3 change, 4 occurred ms, 5 received ms, 6 phone hash ('' = no phone number),
+--       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
+--       10 prefix of event keys, 11 retention in seconds
+-- Answers: 'known', 'stale' (an older change: superseded), 'unmatched' (no phone number) or 'new'.
+local project, id, change, occurred = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local received, phone, source, due_at = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
+local retention = tonumber(ARGV[11])
+
+local function count(of_source, state)
+  redis.call('HINCRBY', KEYS[7], project .. '|' .. of_source .. '|' .. state, 1)
+end
+
+local function record(state, reason)
+  redis.call('HSET', KEYS[1], 'project', project, 'event_id', id, 'change', change, 'occurred_ms', ARGV[4],
+    'received_ms', ARGV[5], 'phone', phone, 'source', source, 'state', state, 'reason', reason)
+  redis.call('ZADD', KEYS[5], received, id)
+  if state == 'received' then
+    redis.call('ZADD', KEYS[4], received, id)
+    redis.call('ZADD', KEYS[6], due_at, 'lookup|' .. project .. '|' .. id)
+  else
+    redis.call('HSET', KEYS[1], 'finished_ms', ARGV[5])
+    redis.call('EXPIRE', KEYS[1], retention)
+    count(source, state)
+  end
+end
+
+-- An unfinished event that is overtaken ends here, unless its write may already have reached REDCap
+-- (an intent is open): then the updater looks first.
+local function supersede(old)
+  local key = ARGV[10] .. old
+  local state = redis.call('HGET', key, 'state')
+  if (state == 'received' or state == 'pending') and redis.call('HGET', KEYS[8], phone) ~= old then
+    redis.call('HSET', key, 'state', 'superseded', 'reason', 'overtaken by ' .. id, 'finished_ms', ARGV[5])
+    redis.call('EXPIRE', key, retention)
+    redis.call('ZREM', KEYS[4], old)
+    redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)
+    count(redis.call('HGET', key, 'source'), 'superseded')
+  end
+end
+
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'known' end
+if phone == '' then
+  record('no_matching_record', 'the sender is no phone number')
+  return 'unmatched'
+end
+
+local last_start = change == 'START' and occurred or 0
+local current = redis.call('HGET', KEYS[2], phone)
+if current then
+  local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
+  if c_id == id then return 'known' end
+  c_occurred, c_start = tonumber(c_occurred), tonumber(c_start)
+  if occurred < c_occurred or (occurred == c_occurred and ARGV[9] == 'oldest') then
+    record('superseded', 'older than ' .. c_id)
+    -- A START that was missed between two STOPs: the time that REDCap shows may be that of the first.
+    if change == 'START' and c_change == 'STOP' and occurred > c_start then
+      redis.call('HSET', KEYS[2], phone, table.concat({c_change, string.format('%.0f', c_occurred), c_id, ARGV[4]}, '|'))
+      redis.call('ZADD', KEYS[3], received, phone)
+      redis.call('ZADD', KEYS[6], due_at, 'update|' .. project .. '|')
+    end
+    return 'stale'
+  end
+  supersede(c_id)
+  last_start = math.max(last_start, c_start)
+end
+redis.call('HSET', KEYS[2], phone, table.concat({change, ARGV[4], id, string.format('%.0f', last_start)}, '|'))
+record('received', '')
+return 'new'

@@ -1,0 +1,14 @@
+-- Marks an event's e-mail as sent (or given up), unless another kind of notice became due meanwhile.
+-- KEYS: 1 event, 2 due, 3 mailing, 4 attempts
+-- ARGV: 1 project, 2 event id, 3 notice, 4 outcome, 5 retention in seconds
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local noticed = redis.call('HGET', KEYS[1], 'noticed') or ''
+redis.call('HSET', KEYS[1], 'noticed', noticed .. ARGV[3] .. ' ', 'mail', ARGV[4])
+if redis.call('HGET', KEYS[1], 'notice') ~= ARGV[3] then return 0 end
+local due = 'email|' .. ARGV[1] .. '|' .. ARGV[2]
+redis.call('HDEL', KEYS[1], 'notice')
+redis.call('ZREM', KEYS[2], due)
+redis.call('ZREM', KEYS[3], ARGV[2])
+redis.call('HDEL', KEYS[4], due)
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1

@@ -1,0 +1,21 @@
+"""How every process connects to Redis."""
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+# A webhook must be answered well within Twilio's 15 s (5 s for Event Streams) even when Redis hangs.
+SOCKET_TIMEOUT_SECONDS = 2.0
+
+
+def connect(url: str) -> "Redis":
+    """A client with timeouts and one quick retry; connects on first use."""
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_keepalive=True,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), retries=1),
+    )

@@ -1,0 +1,229 @@
+"""A stand-in for a mail server: a real SMTP socket, an inbox to look into, and failures on demand.
+
+    with SmtpSimulator().serve() as smtp:
+        smtp.url                         # smtp://127.0.0.1:PORT
+        smtp.inbox[0].message["Subject"]
+
+It offers no STARTTLS: that needs a certificate, and none of the project's packages can make one.
+
+Run alone: python -m tests.simulators.smtp --port 9025 --http-port 9026   (inbox at http://127.0.0.1:9026/)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import email
+import email.policy
+import html
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from enum import StrEnum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+from urllib.parse import quote
+
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """One mail that was taken, with the envelope it came in."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    message: EmailMessage
+    received_at: datetime
+
+    @property
+    def subject(self) -> str:
+        return str(self.message["Subject"] or "")
+
+    @property
+    def text(self) -> str:
+        return self._part("plain")
+
+    @property
+    def html(self) -> str:
+        return self._part("html")
+
+    def _part(self, kind: str) -> str:
+        part = self.message.get_body(preferencelist=(kind,))
+        return str(part.get_content()) if part is not None else ""
+
+    def summary(self) -> dict[str, Any]:
+        """For GET /inbox."""
+        return {
+            "envelope_from": self.sender,
+            "envelope_to": list(self.recipients),
+            "received_at": self.received_at.isoformat(),
+            "subject": self.subject,
+            "headers": [[name, str(value)] for name, value in self.message.items()],
+            "text": self.text,
+            "html": self.html,
+        }
+
+
+class FaultKind(StrEnum):
+    REFUSE_FOR_NOW = "451"
+    REFUSE_FOR_GOOD = "550"
+    HANG = "hang"  # say nothing after DATA's final dot
+    LOSE_ANSWER = "lose_answer"  # the mail is taken, and the connection dropped before the answer
+
+
+@dataclass(slots=True)
+class Fault:
+    """A failure on demand. A `recipient` makes a refusal apply to this RCPT TO alone; times None: for ever."""
+
+    kind: FaultKind
+    recipient: str | None = None
+    times: int | None = 1
+    seconds: float = 30.0
+
+    def use(self) -> None:
+        self.times = None if self.times is None else self.times - 1
+
+
+@dataclass(slots=True)
+class SmtpSimulator:
+    """The mail server. With `user` and `password` it demands AUTH (over plain text, as there is no TLS)."""
+
+    user: str | None = None
+    password: str | None = None
+    inbox: list[Mail] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    connections: int = 0
+    url: str = ""
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def fail(
+        self,
+        kind: FaultKind | str,
+        *,
+        recipient: str | None = None,
+        times: int | None = 1,
+        seconds: float = 30.0,
+    ) -> Fault:
+        """Make mails fail: kind 451, 550, hang or lose_answer; times=None: until mend()."""
+        fault = Fault(FaultKind(str(kind)), recipient, times, seconds)
+        self.faults.append(fault)
+        return fault
+
+    def mend(self) -> None:
+        """Take back all faults."""
+        self.faults.clear()
+
+    def clear(self) -> None:
+        with self._changed:
+            self.inbox.clear()
+
+    def wait_for(self, count: int, *, seconds: float = 5.0) -> list[Mail]:
+        """The inbox as soon as it holds `count` mails; TimeoutError otherwise."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.inbox) >= count, seconds):
+                raise TimeoutError(f"{len(self.inbox)} of {count} mails came within {seconds} s")
+            return list(self.inbox)
+
+    @contextlib.contextmanager
+    def serve(self, port: int = 0, host: str = "127.0.0.1") -> Iterator[SmtpSimulator]:
+        """Take mail until the block ends; port 0 takes any free one."""
+        with _running_loop() as (loop, run):
+            server = run(loop.create_server(self._protocol, host, port))
+            taken = server.sockets[0].getsockname()[1]
+            login = f"{quote(self.user)}:{quote(self.password or '')}@" if self.user else ""
+            self.url = f"smtp://{login}{host}:{taken}"
+            try:
+                yield self
+            finally:
+                server.close()
+                run(_close_connections())
+
+    # -- used by the protocol
+
+    def _protocol(self) -> SMTP:
+        self.connections += 1
+        return SMTP(
+            _Handler(self),
+            hostname="smtp.simulator.example.edu",
+            ident="simulator",
+            enable_SMTPUTF8=True,
+            auth_required=self.user is not None,
+            auth_require_tls=False,
+            authenticator=self._authenticate,
+            loop=asyncio.get_running_loop(),
+        )
+
+    def _authenticate(self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, login: Any) -> AuthResult:
+        right = (
+            isinstance(login, LoginPassword)
+            and login.login.decode() == self.user
+            and login.password.decode() == self.password
+        )
+        return AuthResult(success=right, handled=False)
+
+    def take_fault(self, recipient: str | None) -> Fault | None:
+        """The first fault that is due, for a recipient (RCPT) or for the mail as a whole (DATA, None)."""
+        for fault in self.faults:
+            if fault.recipient == recipient and fault.times != 0:
+                fault.use()
+                return fault
+        return None
+
+    def keep(self, envelope: Envelope) -> None:
+        content = cast(bytes, envelope.content)
+        message = cast(EmailMessage, email.message_from_bytes(content, policy=email.policy.default))
+        mail = Mail(str(envelope.mail_from), tuple(envelope.rcpt_tos), message, datetime.now(UTC))
+        with self._changed:
+            self.inbox.append(mail)
+            self._changed.notify_all()
+
+
+class _Handler:
+    """aiosmtpd's hooks: called once per command, in the server's event loop."""
+
+    def __init__(self, simulator: SmtpSimulator) -> None:
+        self.simulator = simulator
+
+    async def handle_RCPT(  # noqa: N802  # aiosmtpd finds hooks by this name
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        fault = self.simulator.take_fault(address)
+        if fault is not None:
+            return refusal(fault.kind)
+        envelope.rcpt_tos.append(address)
+        envelope.rcpt_options.extend(options)
+        return "250 OK"
+
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        fault = self.simulator.take_fault(None)
+        if fault is None:
+            self.simulator.keep(envelope)
+            return "250 OK"
+        if fault.kind is FaultKind.LOSE_ANSWER:
+            self.simulator.keep(envelope)
+        if fault.kind is FaultKind.HANG:
+            await asyncio.sleep(fault.seconds)
+        if fault.kind in {FaultKind.HANG, FaultKind.LOSE_ANSWER}:
+            cast(asyncio.Transport, server.transport).abort()
+        return refusal(fault.kind)
+
+
+def refusal(kind: FaultKind) -> str:
+    if kind is FaultKind.REFUSE_FOR_GOOD:
+        return "550 5.1.1 Mailbox unavailable"
+    return "451 4.3.0 Try again later"
+
+
+async def _close_connections() -> None:
+    """Cancel what still serves a client, so that nothing is left open."""
+    mine = asyncio.current_task()
+    others = [task for task in asyncio.all_tasks() if task is not mine]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

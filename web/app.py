@@ -1,0 +1,56 @@
+"""Puts the ingress together: configuration and services in, a Flask application out."""
+
+from dataclasses import dataclass
+
+from flask import Flask
+from redis import Redis
+
+from shared.config import Config
+from shared.ledger import Ledger
+from shared.phone import PhoneHasher
+from shared.queue import Publisher
+from web.health import health
+from web.routing import Router
+from web.signature import SignatureVerifier
+from web.webhook import webhook
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes use; found under `app.extensions["optout"]`."""
+
+    config: Config
+    ledger: Ledger
+    publish: Publisher
+    verifier: SignatureVerifier
+    router: Router
+
+
+def build_services(config: Config, redis: "Redis", publish: Publisher) -> Services:
+    """Resolve the two kinds of secret that the ingress needs: auth tokens and the hash key.
+
+    Raises ConfigError where one is missing.
+    """
+    tokens: dict[str, list[str]] = {}
+    for account in config.twilio.values():
+        secrets = [reference.resolve() for reference in account.auth_token]
+        tokens.setdefault(account.account_sid, []).extend(secrets)
+    return Services(
+        config=config,
+        ledger=Ledger(redis, retention_days=config.retention_days),
+        publish=publish,
+        verifier=SignatureVerifier(tokens),
+        router=Router(config, PhoneHasher(config.hash_key.resolve())),
+    )
+
+
+def create_app(services: Services) -> Flask:
+    """The WSGI application."""
+    app = Flask("web", static_folder=None)
+    # Twilio does not follow 308, which werkzeug would answer to a doubled or missing slash.
+    # Source: Twilio error 11216.
+    app.url_map.merge_slashes = False
+    app.extensions["optout"] = services
+    app.register_blueprint(webhook)
+    app.register_blueprint(health)
+    return app

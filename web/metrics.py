@@ -1,0 +1,98 @@
+"""The figures of `/metrics`. All of them come from Redis, so that every web process gives the same answer."""
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shared import keys
+from shared.ledger import Ledger
+
+# Figures that are counted under keys.METRICS as "name|label value|…": name -> help, label names.
+COUNTED = {
+    "webhooks": ("Requests from Twilio by endpoint and outcome", ["endpoint", "outcome"]),
+    "redcap_requests": ("Calls of REDCap's API", ["project", "content", "outcome"]),
+    "mails": ("E-mails by kind and outcome", ["project", "notice", "outcome"]),
+    "swept": ("Pieces of work that sweep had to publish again", ["kind"]),
+}
+
+
+class LedgerCollector(Collector):
+    """Reads the ledger at each scrape."""
+
+    def __init__(self, ledger: Ledger, projects: list[str]) -> None:
+        self._redis = ledger.redis
+        self._projects = projects
+
+    def collect(self) -> Iterator[Metric]:
+        """All figures; raises redis.RedisError where the store is away."""
+        yield self._events()
+        yield from self._under_way()
+        yield from self._counted()
+        yield from self._reconciled()
+        yield self._problems()
+        yield self._index()
+
+    def _events(self) -> Metric:
+        family = CounterMetricFamily(
+            "optout_events", "Events that have ended", labels=["project", "source", "state"]
+        )
+        for field, count in sorted(self._redis.hgetall(keys.COUNTS).items()):
+            family.add_metric(field.split("|"), int(count))
+        return family
+
+    def _under_way(self) -> Iterator[Metric]:
+        unfinished = GaugeMetricFamily("optout_unfinished_events", "Events that have not ended", labels=["project"])
+        oldest = GaugeMetricFamily(
+            "optout_oldest_unfinished_age_seconds", "Age of the oldest event that has not ended", labels=["project"]
+        )
+        pending = GaugeMetricFamily(
+            "optout_pending_phones", "Phones whose status has to reach REDCap", labels=["project"]
+        )
+        mailing = GaugeMetricFamily("optout_due_mails", "E-mails that are due", labels=["project"])
+        for project in self._projects:
+            unfinished.add_metric([project], self._redis.zcard(keys.unfinished(project)))
+            first = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
+            oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
+            pending.add_metric([project], self._redis.zcard(keys.pending(project)))
+            mailing.add_metric([project], self._redis.zcard(keys.mailing(project)))
+        yield from (unfinished, oldest, pending, mailing)
+
+    def _counted(self) -> Iterator[Metric]:
+        stored = sorted(self._redis.hgetall(keys.METRICS).items())
+        for name, (text, labels) in COUNTED.items():
+            family = CounterMetricFamily(f"optout_{name}", text, labels=labels)
+            for field, count in stored:
+                figure, *values = field.split("|")
+                if figure == name and len(values) == len(labels):
+                    family.add_metric(values, int(count))
+            yield family
+
+    def _reconciled(self) -> Iterator[Metric]:
+        last = GaugeMetricFamily(
+            "optout_last_reconcile_timestamp_seconds",
+            "When a project was last reconciled, by outcome",
+            labels=["project", "outcome"],
+        )
+        for project in self._projects:
+            stored = self._redis.hgetall(keys.reconciled(project))
+            for outcome in ("success", "failure"):
+                if f"{outcome}_ms" in stored:
+                    last.add_metric([project, outcome], int(stored[f"{outcome}_ms"]) / 1000)
+        yield last
+
+    def _problems(self) -> Metric:
+        family = GaugeMetricFamily(
+            "optout_project_problem", "1 while a project cannot be written, for a reason to mend", labels=["project"]
+        )
+        problems = self._redis.hkeys(keys.PROBLEMS)
+        for project in self._projects:
+            family.add_metric([project], float(project in problems))
+        return family
+
+    def _index(self) -> Metric:
+        family = GaugeMetricFamily("optout_indexed_phones", "Phones in the index", labels=["project"])
+        for project in self._projects:
+            family.add_metric([project], self._redis.hlen(keys.index_phones(project)))
+        return family

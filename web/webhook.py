@@ -1,0 +1,128 @@
+"""The two routes that Twilio calls: verify, parse, store, answer."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+import structlog
+from flask import Blueprint, Response, current_app, request
+from redis.exceptions import RedisError
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from shared.errors import Malformed, Rejected
+from shared.intake import accept
+from web.parsing import InboundMessage, message_of_form, messages_of_events
+from web.routing import SILENCE
+
+if TYPE_CHECKING:
+    from web.app import Services
+
+# An inbound message has at most 1,600 characters and ten media links; an Event Streams batch holds one event
+# today, but is documented as an array.
+INBOUND_LIMIT_BYTES = 64 * 1024
+EVENTS_LIMIT_BYTES = 1024 * 1024
+
+log = structlog.get_logger(__name__)
+webhook = Blueprint("webhook", __name__)
+
+
+@webhook.post("/twilio/inbound", strict_slashes=False)
+def inbound() -> Response:
+    """A Messaging Service's or number's inbound-message webhook."""
+    request.max_content_length = INBOUND_LIMIT_BYTES
+    services = _services()
+    if request.mimetype != "application/x-www-form-urlencoded":
+        raise Malformed("no_form")
+    form = request.form
+    signature = request.headers.get("X-Twilio-Signature")
+    services.verifier.verify_form(_public_url(), form, signature, form.get("AccountSid"))
+    message = message_of_form(form)
+    projects = _store("inbound", [message])
+    return _twiml(services.router.answer(projects))
+
+
+@webhook.post("/twilio/events", strict_slashes=False)
+def events() -> Response:
+    """An Event Streams webhook sink."""
+    request.max_content_length = EVENTS_LIMIT_BYTES
+    body = request.get_data(cache=False)
+    signers = _services().verifier.verify_json(_public_url(), body, request.headers.get("X-Twilio-Signature"))
+    messages = list(messages_of_events(body))
+    if any(message.account_sid not in signers for message in messages):
+        # One account's token must not speak for another account.
+        raise ForeignAccount
+    _store("events", messages)
+    return _twiml(SILENCE)
+
+
+class ForeignAccount(Rejected):
+    """An event of an account that did not sign the batch."""
+
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("foreign_account")
+
+
+def _services() -> "Services":
+    return cast("Services", current_app.extensions["optout"])
+
+
+def _public_url() -> str:
+    """The address that Twilio called: as configured, never guessed from headers that anybody can send."""
+    query = request.query_string.decode("latin-1")
+    return _services().config.public_url.rstrip("/") + request.path + (f"?{query}" if query else "")
+
+
+def _store(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
+    """Record what the messages change. Answers the projects of the last one."""
+    services, now = _services(), datetime.now(UTC)
+    projects: list[str] = []
+    changes = []
+    for message in messages:
+        projects = services.router.projects(message)
+        changes += services.router.events(message, projects, now)
+        if not projects:
+            log.warning("message_of_no_project", message_sid=message.message_sid)
+    answers = accept(changes, ledger=services.ledger, publish=services.publish, now=now) if changes else []
+    services.ledger.count("webhooks", endpoint, "accepted" if changes else "ignored")
+    for event, answer in zip(changes, answers, strict=True):
+        log.info(
+            "opt_out_event", project=event.project, event_id=event.event_id, change=event.change,
+            source=event.source, answer=answer,
+        )  # fmt: skip
+    return projects
+
+
+def _twiml(document: str, status: int = 200) -> Response:
+    # Never text/plain: Twilio would send it to the participant. Source: Twilio docs, "TwiML for Programmable
+    # Messaging".
+    return Response(document, status=status, content_type="text/xml; charset=utf-8")
+
+
+@webhook.app_errorhandler(Rejected)
+def turned_away(error: Rejected) -> Response:
+    """Forged or malformed: nothing is stored."""
+    return _refusal(error.status, error.reason)
+
+
+@webhook.app_errorhandler(RequestEntityTooLarge)
+def too_large(_error: RequestEntityTooLarge) -> Response:
+    """Longer than any message is."""
+    return _refusal(413, "too_large")
+
+
+@webhook.app_errorhandler(RedisError)
+def not_stored(error: RedisError) -> Response:
+    """The store is away: Twilio is asked to come again (a 2xx would promise what we cannot keep)."""
+    log.error("not_stored", error=type(error).__name__)
+    return _twiml(SILENCE, 503)
+
+
+def _refusal(status: int, reason: str) -> Response:
+    log.warning("request_refused", path=request.path, status=status, reason=reason)
+    try:
+        _services().ledger.count("webhooks", request.path.rpartition("/")[2], reason)
+    except RedisError:
+        log.error("not_counted")
+    return _twiml(SILENCE, status)

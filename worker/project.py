@@ -1,0 +1,321 @@
+"""One study's REDCap project in the program's own words: phones, opt-out state, writes.
+
+Everything that is peculiar to REDCap's answers stops here: events, repeating rows, checkbox columns,
+validation types.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from redis import Redis
+
+from shared import keys
+from shared.config import Project
+from shared.errors import ProjectProblem, RedcapRefused
+from shared.events import Change, Status
+from shared.phone import PhoneHasher, numbers_in
+from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch
+
+# A project's structure rarely changes; a refused import makes us read it again at once.
+STRUCTURE_SECONDS = 3600
+
+_MINUTES, _SECONDS = "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where and how the opt-out is written, as REDCap's data dictionary says."""
+
+    id_field: str
+    longitudinal: bool
+    time_format: str
+    checkbox_column: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordState:
+    """A record as it is now: the phones that it holds and what its opt-out fields say."""
+
+    record_id: str
+    phones: frozenset[str]
+    opt_out_value: str
+    ticked: bool
+
+
+class RedcapProject:
+    """A configured project. Methods may raise RedcapUnavailable, RedcapRefused or ProjectProblem."""
+
+    def __init__(
+        self,
+        name: str,
+        config: Project,
+        zone: ZoneInfo,
+        *,
+        client: RedcapClient,
+        redis: "Redis",
+        hasher: PhoneHasher,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self._zone = zone
+        self._client = client
+        self._redis = redis
+        self._hasher = hasher
+
+    # --- structure --------------------------------------------------------------------------------
+
+    @cached_property
+    def target(self) -> Target:
+        """Where the opt-out is written; asked of REDCap at most once an hour by all workers together."""
+        stored = self._redis.get(keys.structure(self.name))
+        if stored:
+            return Target(**json.loads(stored))
+        target = self._read_target()
+        self._redis.set(keys.structure(self.name), json.dumps(asdict(target)), ex=STRUCTURE_SECONDS)
+        return target
+
+    def forget_target(self) -> None:
+        """Ask REDCap again next time."""
+        self._redis.delete(keys.structure(self.name))
+        self.__dict__.pop("target", None)
+
+    def _read_target(self) -> Target:
+        project = self._client.structure("project")
+        metadata = self._client.structure("metadata")
+        fields = {row["field_name"]: row for row in metadata}
+        for key in ("phone_field", "opt_out_field", "opt_out_checkbox"):
+            name = getattr(self.config, key)
+            if name is not None and name not in fields:
+                raise RedcapRefused(
+                    "redcap_no_such_field",
+                    f"{key}: the project has no field {name}; mend the name in the configuration or add the field",
+                )
+        longitudinal = str(project.get("is_longitudinal", 0)) == "1"
+        if longitudinal:
+            self._check_events()
+        if str(project.get("has_repeating_instruments_or_events", 0)) == "1":
+            self._check_not_repeating(fields[self.config.opt_out_field]["form_name"])
+        return Target(
+            # The record id is the first field of the data dictionary (REDCap API help, "Export Metadata").
+            id_field=metadata[0]["field_name"],
+            longitudinal=longitudinal,
+            time_format=self._time_format(fields[self.config.opt_out_field]),
+            checkbox_column=self._checkbox_column(fields),
+        )
+
+    def _time_format(self, field: Row) -> str:
+        name, kind = field["field_name"], field["field_type"]
+        if kind != "text":
+            raise ProjectProblem(
+                "opt_out_field_is_no_text",
+                f"opt_out_field: {name} is a {kind} field and cannot hold a time; name a text field "
+                "with validation datetime_seconds_ymd",
+            )
+        validation = field.get("text_validation_type_or_show_slider_number") or ""
+        if validation == "" or validation.startswith("datetime_seconds_"):
+            return _SECONDS
+        if validation.startswith("datetime_"):
+            return _MINUTES  # REDCap takes no seconds there
+        raise ProjectProblem(
+            "opt_out_field_holds_no_time",
+            f"opt_out_field: {name} has validation {validation}, which cannot hold date and time; "
+            "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
+        )
+
+    def _checkbox_column(self, fields: dict[str, Row]) -> str:
+        name = self.config.opt_out_checkbox
+        if name is None:
+            return ""
+        choices = str(fields[name].get("select_choices_or_calculations") or "")
+        codes = {choice.split(",", 1)[0].strip() for choice in choices.split("|")}
+        if fields[name]["field_type"] != "checkbox" or "1" not in codes:
+            raise ProjectProblem(
+                "opt_out_checkbox_unfit",
+                f"opt_out_checkbox: {name} is no checkbox field with a choice coded 1; add that choice",
+            )
+        return f"{name}___1"
+
+    def _check_events(self) -> None:
+        known = {event["unique_event_name"] for event in self._client.structure("event")}
+        listed = ", ".join(sorted(known))
+        if self.config.opt_out_event is None:
+            raise ProjectProblem(
+                "opt_out_event_missing",
+                f"opt_out_event: missing, but the project is longitudinal; name one of: {listed}",
+            )
+        for key in ("phone_event", "opt_out_event"):
+            name = getattr(self.config, key)
+            if name is not None and name not in known:
+                raise ProjectProblem(
+                    "no_such_event", f"{key}: the project has no event {name}; name one of: {listed}"
+                )
+
+    def _check_not_repeating(self, form: str) -> None:
+        for row in self._client.structure("repeatingFormsEvents"):
+            same_event = row.get("event_name", self.config.opt_out_event) == self.config.opt_out_event
+            if same_event and row.get("form_name", "") in {form, ""}:
+                raise ProjectProblem(
+                    "opt_out_field_repeats",
+                    f"opt_out_field: its instrument {form} is set up to repeat, so that there is no one field to "
+                    "write; move the field to an instrument that does not repeat",
+                )
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def read(self, records: Sequence[str]) -> dict[str, RecordState]:
+        """The named records (at most MOST_RECORDS_PER_REQUEST) as they are now; deleted ones are left out.
+
+        A record that is missing from the answer is asked for once more: large answers have lacked rows
+        without a word (REDCapR #400).
+        """
+        found = self._read_once(records)
+        missing = [record for record in records if record not in found]
+        return found | self._read_once(missing) if missing else found
+
+    def _read_once(self, records: Sequence[str]) -> dict[str, RecordState]:
+        rows = self._client.export(self._fields, records=records, events=self._events)
+        self._refuse_hidden_columns({column for row in rows for column in row})
+        by_record: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_record[self._record_id(row)].append(row)
+        wanted = set(records)
+        return {name: self._state(name, group) for name, group in by_record.items() if name in wanted}
+
+    def read_all(self, changed_since: datetime | None = None) -> Iterator[RecordState]:
+        """Every record, or those changed since a time, streamed; in portions where the server cannot do it at once.
+
+        `changed_since` is compared with the REDCap server's wall clock, whose zone no API call tells.
+        """
+        since = changed_since.strftime(_SECONDS) if changed_since else ""
+        seen: set[str] = set()
+        columns: set[str] = set()
+        try:
+            rows = self._client.export_all(self._fields, events=self._events, changed_since=since)
+            for record, group in groupby(rows, key=self._record_id):
+                seen.add(record)
+                kept = list(group)
+                columns.update(*kept)
+                yield self._state(record, kept)
+        except TooMuch:
+            if changed_since:
+                raise
+            yield from self._read_in_portions(seen)
+        else:
+            self._refuse_hidden_columns(columns)
+
+    def _read_in_portions(self, seen: set[str]) -> Iterator[RecordState]:
+        """The records that a broken-off export did not bring. Their ids alone are a small export."""
+        ids = dict.fromkeys(self._record_id(row) for row in self._client.export_all([self.target.id_field]))
+        left = [record for record in ids if record not in seen]
+        for start in range(0, len(left), MOST_RECORDS_PER_REQUEST):
+            yield from self._read_once(left[start : start + MOST_RECORDS_PER_REQUEST]).values()
+
+    @property
+    def _fields(self) -> list[str]:
+        """The id is not exported unless it is named (REDCapR's data without record id)."""
+        names = [self.target.id_field, self.config.phone_field, self.config.opt_out_field]
+        return names + ([self.config.opt_out_checkbox] if self.config.opt_out_checkbox else [])
+
+    @property
+    def _events(self) -> list[str]:
+        if not self.target.longitudinal or self.config.phone_event is None or self.config.opt_out_event is None:
+            return []
+        return sorted({self.config.phone_event, self.config.opt_out_event})
+
+    def _record_id(self, row: Row) -> str:
+        return str(row.get(self.target.id_field, ""))
+
+    def _refuse_hidden_columns(self, columns: set[str]) -> None:
+        """Fields without export right are left out of a 200 answer silently (recorded answers of REDCapTidieR)."""
+        needed = [self.target.id_field, self.config.phone_field, self.config.opt_out_field]
+        hidden = [name for name in (*needed, self.target.checkbox_column) if name and name not in columns]
+        if columns and hidden:
+            raise ProjectProblem(
+                "redcap_hides_field",
+                f"REDCap does not export {', '.join(hidden)} to this token: give its user the export right "
+                '"Full Data Set" on that instrument',
+            )
+
+    def _state(self, record: str, rows: Iterable[Row]) -> RecordState:
+        target = self.target
+        phones: set[str] = set()
+        value, ticked = "", False
+        for row in rows:
+            event = str(row.get("redcap_event_name") or "")
+            if self.config.phone_event is None or not target.longitudinal or event == self.config.phone_event:
+                phones.update(self._hashes(row.get(self.config.phone_field)))
+            if self._is_target_row(row, event):
+                value = str(row.get(self.config.opt_out_field) or "").strip()
+                ticked = str(row.get(target.checkbox_column) or "0") == "1"
+        return RecordState(record_id=record, phones=frozenset(phones), opt_out_value=value, ticked=ticked)
+
+    def _is_target_row(self, row: Row, event: str) -> bool:
+        repeats = row.get("redcap_repeat_instrument") or row.get("redcap_repeat_instance")
+        return not repeats and (not self.target.longitudinal or event == self.config.opt_out_event)
+
+    def _hashes(self, text: Any) -> Iterator[str]:
+        if text:
+            yield from map(self._hasher, numbers_in(str(text), self.config.default_region))
+
+    # --- what should be there, and writing it -------------------------------------------------------
+
+    def time_text(self, status: Status) -> str:
+        """What the opt-out field should hold: the time of the STOP in the project's zone, or nothing."""
+        if status.change is Change.START:
+            return ""
+        return status.occurred_at.astimezone(self._zone).strftime(self.target.time_format)
+
+    def shows(self, state: RecordState, status: Status) -> bool:
+        """Whether a record's fields say what the status says."""
+        return not self._difference(state, status)
+
+    def _difference(self, state: RecordState, status: Status) -> dict[str, str]:
+        """Columns to write, with their values."""
+        target = self.target
+        changes: dict[str, str] = {}
+        if self._field_differs(state, status):
+            changes[self.config.opt_out_field] = self.time_text(status)
+        if target.checkbox_column and state.ticked != (status.change is Change.STOP):
+            changes[target.checkbox_column] = "1" if status.change is Change.STOP else "0"
+        return changes
+
+    def _field_differs(self, state: RecordState, status: Status) -> bool:
+        value = state.opt_out_value
+        if status.change is Change.START or not value:
+            return value != self.time_text(status)
+        # Somebody who is opted out and sends STOP again stays opted out since the first time; but a time
+        # from before the last START belongs to an opt-out that has ended.
+        return value != self.time_text(status) and self._is_before(value, status.last_start_ms)
+
+    def _is_before(self, value: str, moment_ms: int) -> bool:
+        for form in (_SECONDS, _MINUTES):
+            try:
+                shown = datetime.strptime(value, form).replace(tzinfo=self._zone)
+            except ValueError:
+                continue
+            return shown.timestamp() * 1000 < moment_ms - (60_000 if form == _MINUTES else 1000)
+        return False  # in a form of the study's own: it is theirs
+
+    def rows_to_write(self, wanted: dict[str, tuple[RecordState, Status]]) -> list[list[dict[str, str]]]:
+        """Import rows for what differs, in groups whose rows have the same columns."""
+        target = self.target
+        groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+        for record, (state, status) in wanted.items():
+            changes = self._difference(state, status)
+            if changes:
+                row = {target.id_field: record}
+                if target.longitudinal and self.config.opt_out_event:
+                    row["redcap_event_name"] = self.config.opt_out_event
+                groups[tuple(changes)].append(row | changes)
+        return list(groups.values())
+
+    def write(self, rows: Sequence[dict[str, str]]) -> None:
+        """Import rows of records that have just been read. Raises RowsRefused with a reason per record."""
+        self._client.import_rows(rows, self.target.id_field)

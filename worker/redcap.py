@@ -1,0 +1,311 @@
+"""REDCap over HTTP: a thin client that tells an answer from what only looks like one.
+
+PyCap, the field's own library, is made for notebooks: an outage and a refusal raise the same error there,
+and HTML can come back as data. Names below like "REDCapR #317" are issues of public REDCap clients in
+which the behaviour was reported.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+import ijson
+import requests
+import tenacity
+from urllib3.exceptions import HTTPError as StreamError
+
+from shared.errors import RedcapRefused, RedcapUnavailable
+from worker.limiter import HostLimiter
+
+Row = dict[str, Any]
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 60.0
+# A whole project of 100,000 records is prepared in REDCap's memory before the first byte comes.
+WHOLE_EXPORT_TIMEOUT_SECONDS = 300.0
+# PHP's max_input_vars is 1,000, and a server refused 846 ids (REDCapR #512).
+MOST_RECORDS_PER_REQUEST = 450
+
+_MEMORY_TEXT = "ran out of server memory"  # REDCapR's redcap_read help; seen with status 500 and 200
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+class RowsRefused(RedcapRefused):
+    """REDCap refused some rows of an import, and therefore all. `reasons` holds them by record id."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("redcap_validation", f"{len(reasons)} records were refused")
+        self.reasons = reasons
+
+
+class TooMuch(RedcapUnavailable):
+    """The export was too large for the server: ask for less at a time."""
+
+
+class RedcapClient:
+    """One project's API. Every method may raise RedcapUnavailable (try later) or RedcapRefused."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        limiter: HostLimiter,
+        count: Callable[[str, str], None] = lambda _content, _outcome: None,
+        session: requests.Session | None = None,
+    ) -> None:
+        self._url = url
+        self._token = token
+        self._limiter = limiter
+        self._count = count
+        self._session = session or _session()
+
+    def __repr__(self) -> str:
+        return f"RedcapClient({urlsplit(self._url).hostname!r})"
+
+    def structure(self, content: str) -> Any:
+        """The parsed answer of one of the structure calls: project, metadata, event, repeatingFormsEvents."""
+        return self._json(self._ask({"content": content}))
+
+    def version(self) -> str:
+        """REDCap's version, such as "14.5.10"; the one answer that is plain text."""
+        return self._ask({"content": "version"}).text.strip()
+
+    def export(
+        self, fields: Sequence[str], *, records: Sequence[str] = (), events: Sequence[str] = ()
+    ) -> list[Row]:
+        """Rows of the named records (at most MOST_RECORDS_PER_REQUEST), or of all."""
+        answer = self._json(self._ask(_export_request(fields, records=records, events=events)))
+        if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
+            raise RedcapUnavailable("redcap_strange_answer", "an export that is no list of rows")
+        return answer
+
+    def export_all(
+        self, fields: Sequence[str], *, events: Sequence[str] = (), changed_since: str = ""
+    ) -> Iterator[Row]:
+        """Rows of all records, streamed in bounded memory; `changed_since` is the server's local time.
+
+        Raises TooMuch where the server cannot prepare so many.
+        """
+        request = _export_request(fields, events=events)
+        if changed_since:
+            request["dateRangeBegin"] = changed_since
+        with closing(self._ask(request, stream=True)) as response:
+            yield from self._rows(response)
+
+    def import_rows(self, rows: Sequence[Mapping[str, str]], id_field: str) -> None:
+        """Write rows that all have the same keys. Raises RowsRefused with a reason per record.
+
+        REDCap creates a record whose id it does not know: the caller has just read these ids.
+        """
+        sent = {row[id_field] for row in rows}
+        response = self._ask(
+            {
+                "content": "record",
+                "type": "flat",
+                # "overwrite" alone can clear a field; columns that are not sent stay untouched.
+                "overwriteBehavior": "overwrite",
+                "dateFormat": "YMD",
+                "returnContent": "ids",
+                "data": json.dumps(list(rows), ensure_ascii=False),
+            },
+            import_ids=sent,
+        )
+        self._check_written(self._json(response), sent)
+
+    def _check_written(self, answer: Any, sent: set[str]) -> None:
+        """An import that REDCap did not understand answers 200 and a count of 0 (PyCap #103)."""
+        if isinstance(answer, list) and {str(record) for record in answer} >= sent:
+            return
+        if isinstance(answer, dict) and str(answer.get("count")) == str(len(sent)):
+            return
+        raise RedcapUnavailable("redcap_not_written", "the import's answer does not name all records")
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def _ask(
+        self, request: dict[str, str], *, stream: bool = False, import_ids: set[str] | None = None
+    ) -> requests.Response:
+        content = "import" if import_ids is not None else request["content"]
+        try:
+            response = self._retrying(lambda: self._post(request, stream=stream, import_ids=import_ids))
+        except RedcapUnavailable as error:
+            self._count(content, error.code)
+            if error.code != "redcap_resting" and not isinstance(error, TooMuch):
+                self._limiter.failed(banned=error.code == "redcap_banned")
+            raise
+        except RedcapRefused as error:
+            self._count(content, error.code)
+            self._limiter.succeeded()
+            raise
+        self._count(content, "ok")
+        self._limiter.succeeded()
+        return response
+
+    def _retrying(self, attempt: Callable[[], requests.Response]) -> requests.Response:
+        """A few quick tries for what passes in a moment; longer outages are sweep's."""
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_passes_in_a_moment),
+            wait=tenacity.wait_exponential_jitter(initial=0.3, max=2.0),
+            stop=tenacity.stop_after_attempt(3),
+            reraise=True,
+        )(attempt)
+
+    def _post(
+        self, request: dict[str, str], *, stream: bool, import_ids: set[str] | None
+    ) -> requests.Response:
+        self._limiter.wait_for_turn()
+        body = {"token": self._token, "format": "json", "returnFormat": "json", **request}
+        read_timeout = WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS
+        try:
+            response = self._session.post(
+                self._url,
+                data=body,
+                timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout),
+                # A redirect turns the POST into a GET, which REDCap answers with 501 (REDCapR #166).
+                allow_redirects=False,
+                stream=stream,
+            )
+        except requests.Timeout:
+            kind = TooMuch if stream else RedcapUnavailable
+            raise kind("redcap_timeout", "no answer in time") from None
+        except requests.RequestException as error:
+            # Without its text: urllib3 repeats addresses, and a proxy's may hold a password.
+            raise RedcapUnavailable("redcap_unreachable", type(error).__name__) from None
+        _classify(response, import_ids)
+        return response
+
+    def _json(self, response: requests.Response) -> Any:
+        try:
+            return json.loads(response.content)
+        except ValueError:
+            _look_for_error_text(response.text)
+            raise RedcapUnavailable("redcap_strange_answer", "not JSON") from None
+
+    def _rows(self, response: requests.Response) -> Iterator[Row]:
+        response.raw.decode_content = True
+        try:
+            body = io.BufferedReader(response.raw, 65_536)
+            if not body.peek(64).lstrip().startswith(b"["):
+                _look_for_error_text(body.read(4096).decode(errors="replace"))
+                raise RedcapUnavailable("redcap_strange_answer", "an export that is no list of rows")
+            yield from ijson.items(body, "item", use_float=True)
+        except ijson.JSONError:
+            raise TooMuch("redcap_truncated", "the export broke off, or was no list of rows") from None
+        except (requests.RequestException, StreamError, OSError) as error:
+            raise TooMuch("redcap_broken_export", type(error).__name__) from None
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.headers["User-Agent"] = "opt-out-bridge"
+    session.headers["Accept"] = "application/json"
+    return session
+
+
+def _export_request(
+    fields: Sequence[str], *, records: Sequence[str] = (), events: Sequence[str] = ()
+) -> dict[str, str]:
+    """An export's parameters. Lists go in PHP's array style: a comma string breaks on ids with commas,
+    and once made a server answer with everything (PyCap #110)."""
+    request = {"content": "record", "type": "flat", "rawOrLabel": "raw"}
+    for name, values in (("fields", fields), ("records", records), ("events", events)):
+        request |= {f"{name}[{number}]": value for number, value in enumerate(values)}
+    return request
+
+
+def _passes_in_a_moment(error: BaseException) -> bool:
+    return isinstance(error, RedcapUnavailable) and error.code in {
+        "redcap_unreachable",
+        "redcap_server_error",
+        "redcap_tabs_page",
+        "redcap_strange_answer",
+    }
+
+
+def _classify(response: requests.Response, import_ids: set[str] | None) -> None:
+    """Return if this is an answer; else raise what it is. Status first, then what the body looks like."""
+    status = response.status_code
+    html = "html" in response.headers.get("Content-Type", "").lower()
+    if status == 200 and not html:
+        return
+    text = response.text
+    if html or text.lstrip()[:1] == "<":
+        raise _page(status, text)
+    if status in _TRANSIENT_STATUS:
+        _look_for_error_text(text)
+        raise RedcapUnavailable("redcap_server_error", f"status {status}")
+    message = _error_message(text)
+    if status == 400 and import_ids is not None:
+        reasons = _row_reasons(message, import_ids)
+        if reasons:
+            raise RowsRefused(reasons)
+    raise RedcapRefused(_refusal_code(status, message), f"status {status}: {scrubbed(message)}")
+
+
+def _page(status: int, text: str) -> RedcapUnavailable:
+    """A page for people where an answer for programs was due: never an answer, whatever its status."""
+    lowered = text.lower()
+    if "multiple" in lowered and "tabs" in lowered:
+        return RedcapUnavailable("redcap_tabs_page", "the page about several browser tabs")
+    if "banned" in lowered or status == 403:
+        return RedcapUnavailable("redcap_banned", f"a page with status {status}: is our address banned?")
+    if _MEMORY_TEXT in lowered:
+        return TooMuch("redcap_out_of_memory", "the server ran out of memory")
+    if status in _TRANSIENT_STATUS:
+        return RedcapUnavailable("redcap_server_error", f"a page with status {status}")
+    if status in {301, 302, 303, 307, 308}:
+        return RedcapUnavailable("redcap_redirects", "redcap_url redirects: write its final address, with /api/")
+    return RedcapUnavailable("redcap_page", f"a page with status {status}: login, maintenance or a wrong redcap_url")
+
+
+def _look_for_error_text(text: str) -> None:
+    """REDCap's errors that come with status 200, or with a broken body."""
+    if _MEMORY_TEXT in text.lower():
+        raise TooMuch("redcap_out_of_memory", "the server ran out of memory")
+    if "multiple browser tabs" in text.lower():
+        raise RedcapUnavailable("redcap_tabs_page", "the page about several browser tabs")
+
+
+def _error_message(text: str) -> str:
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return text.removeprefix("ERROR: ")
+    return str(answer.get("error", "")) if isinstance(answer, dict) else ""
+
+
+def _refusal_code(status: int, message: str) -> str:
+    lowered = message.lower()
+    if status in {401, 403}:
+        return "redcap_forbidden"
+    if "not valid" in lowered and "fields" in lowered or "were not found in the project" in lowered:
+        return "redcap_no_such_field"
+    return "redcap_refused"
+
+
+def _row_reasons(message: str, sent: set[str]) -> dict[str, str]:
+    """REDCap's reasons by record id: lines of "record","field","value","message" (PyCap #138).
+
+    The value is left out: it is what somebody stored.
+    """
+    reasons: dict[str, str] = {}
+    for cells in csv.reader(io.StringIO(message)):
+        if len(cells) == 4 and cells[0] in sent:
+            _, field, value, text = cells
+            reasons[cells[0]] = scrubbed(f"{field}: {text.replace(value, '…') if value else text}")
+    return reasons
+
+
+def scrubbed(message: str) -> str:
+    """A message of REDCap's without what may be somebody's data: quoted values, numbers, addresses."""
+    message = re.sub(r"<[^>]*>", " ", message)
+    message = re.sub(r'"[^"]*"', "…", message)
+    message = re.sub(r"\S+@\S+", "…", message)
+    message = re.sub(r"\+?\d[\d ().:/-]{5,}\d", "…", message)
+    return " ".join(message.split())[:300]
