@@ -56,7 +56,9 @@ class Secret:
         try:
             return Path(self._name).read_text(encoding="utf-8")
         except OSError as error:
-            problem = f"{self.reference} cannot be read ({error.strerror}): create it, or give this user access"
+            problem = (
+                f"{self.reference} cannot be read ({error.strerror}): create it, or give this user access"
+            )
             raise ConfigError(self.reference, [problem]) from None
 
     def __repr__(self) -> str:
@@ -113,7 +115,11 @@ class Table(BaseModel):
     """A table of the file: closed, immutable, and silent about the values it was given."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        validate_default=True,
     )
 
 
@@ -163,7 +169,8 @@ class Project(Table):
     senders: list[Sender] = Field([], description='The study\'s own numbers, such as ["+16505550123"].')
     phone_field: FieldName = Field(description="The field that holds the participant's phone number.")
     phone_event: EventName | None = Field(
-        None, description="Longitudinal projects: unique name of the event with the phone field (else any event)."
+        None,
+        description="Longitudinal projects: unique name of the event with the phone field (else any event).",
     )
     opt_out_field: FieldName = Field(
         description="The text field that gets the time of the STOP; free text, datetime_* or datetime_seconds_*."
@@ -209,7 +216,9 @@ class Project(Table):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.messaging_service_sid is None and not self.senders:
-            raise ValueError("needs messaging_service_sid or senders, or no message can be told to be its own")
+            raise ValueError(
+                "needs messaging_service_sid or senders, or no message can be told to be its own"
+            )
         fields = [self.phone_field, self.opt_out_field, self.opt_out_checkbox]
         named = [name for name in fields if name is not None]
         if len(set(named)) < len(named):
@@ -228,7 +237,8 @@ class Config(Table):
     )
     time_zone: TimeZone = Field("UTC", description="Time zone of the nightly run, and the projects' default.")
     hash_key: SecretReference = Field(
-        Secret("env:OPTOUT_HASH_KEY"), description="Reference to the key under which phone numbers are hashed."
+        Secret("env:OPTOUT_HASH_KEY"),
+        description="Reference to the key under which phone numbers are hashed.",
     )
     retention_days: Annotated[int, Field(ge=1, le=3650)] = Field(
         400, description="How long finished events are kept; Twilio keeps its log for 400 days."
@@ -256,8 +266,9 @@ class Config(Table):
     def _dangling_accounts(self) -> Iterator[str]:
         for name, project in self.projects.items():
             if project.twilio not in self.twilio:
-                yield f"projects.{name}.twilio: there is no [twilio.{project.twilio}] table; name one of: " + (
-                    ", ".join(self.twilio)
+                yield (
+                    f"projects.{name}.twilio: there is no [twilio.{project.twilio}] table; name one of: "
+                    + (", ".join(self.twilio))
                 )
 
     def _silent_notifications(self) -> Iterator[str]:

@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from redis import Redis
-
 from shared import keys
 from shared.events import (
     Change,
@@ -25,6 +23,7 @@ from shared.events import (
     from_milliseconds,
     milliseconds,
 )
+from shared.redis_connection import RedisClient
 
 LUA = Path(__file__).parent / "lua"
 
@@ -113,7 +112,7 @@ class Outcome:
 class Ledger:
     """Events, latest status per phone, pending set and due work of all projects."""
 
-    def __init__(self, redis: "Redis", *, retention_days: int = 400) -> None:
+    def __init__(self, redis: RedisClient, *, retention_days: int = 400) -> None:
         self.redis = redis
         self._retention_seconds = retention_days * 86_400
 
@@ -280,6 +279,11 @@ class Ledger:
             pipe.zadd(keys.pending(project), dict.fromkeys(phones, now_ms), nx=True)
             pipe.zadd(keys.DUE, {f"update|{project}|": now_ms + FIRST_PAUSE_MS}, nx=True)
             pipe.execute()
+
+    def forget_pending(self, project: str, phones: Sequence[str]) -> None:
+        """Take phones out of the pending set whose status has been erased."""
+        if phones:
+            self.redis.zrem(keys.pending(project), *phones)
 
     def drained(self, project: str) -> int:
         """Forget the due update of a project if nothing is pending. Answers how many are pending."""

@@ -1,14 +1,19 @@
 """How every process connects to Redis."""
 
+from typing import Any
+
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
+
+# redis-py types every reply as "bytes or str, or something awaitable"; here all of them are decoded text.
+RedisClient = Any
 
 # A webhook must be answered well within Twilio's 15 s (5 s for Event Streams) even when Redis hangs.
 SOCKET_TIMEOUT_SECONDS = 2.0
 
 
-def connect(url: str) -> "Redis":
+def connect(url: str) -> RedisClient:
     """A client with timeouts and one quick retry; connects on first use."""
     return Redis.from_url(
         url,

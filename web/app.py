@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from flask import Flask
-from redis import Redis
 
 from shared.config import Config
 from shared.ledger import Ledger
 from shared.phone import PhoneHasher
 from shared.queue import Publisher
+from shared.redis_connection import RedisClient
 from web.health import health
 from web.routing import Router
 from web.signature import SignatureVerifier
@@ -26,7 +26,7 @@ class Services:
     router: Router
 
 
-def build_services(config: Config, redis: "Redis", publish: Publisher) -> Services:
+def build_services(config: Config, redis: RedisClient, publish: Publisher) -> Services:
     """Resolve the two kinds of secret that the ingress needs: auth tokens and the hash key.
 
     Raises ConfigError where one is missing.

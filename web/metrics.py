@@ -43,9 +43,13 @@ class LedgerCollector(Collector):
         return family
 
     def _under_way(self) -> Iterator[Metric]:
-        unfinished = GaugeMetricFamily("optout_unfinished_events", "Events that have not ended", labels=["project"])
+        unfinished = GaugeMetricFamily(
+            "optout_unfinished_events", "Events that have not ended", labels=["project"]
+        )
         oldest = GaugeMetricFamily(
-            "optout_oldest_unfinished_age_seconds", "Age of the oldest event that has not ended", labels=["project"]
+            "optout_oldest_unfinished_age_seconds",
+            "Age of the oldest event that has not ended",
+            labels=["project"],
         )
         pending = GaugeMetricFamily(
             "optout_pending_phones", "Phones whose status has to reach REDCap", labels=["project"]
@@ -84,7 +88,9 @@ class LedgerCollector(Collector):
 
     def _problems(self) -> Metric:
         family = GaugeMetricFamily(
-            "optout_project_problem", "1 while a project cannot be written, for a reason to mend", labels=["project"]
+            "optout_project_problem",
+            "1 while a project cannot be written, for a reason to mend",
+            labels=["project"],
         )
         problems = self._redis.hkeys(keys.PROBLEMS)
         for project in self._projects:

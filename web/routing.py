@@ -59,7 +59,7 @@ class Router:
         Event Streams may leave the judgement out even then, so that there the words always count.
         """
         if message.opt_out_type:
-            return Change(message.opt_out_type) if message.opt_out_type in Change else None
+            return {change.value: change for change in Change}.get(message.opt_out_type)
         project: Project = self._projects[name]
         words_count = project.keyword_fallback or message.source is Source.EVENT_STREAM
         return self._keywords[name].change(message.body) if words_count else None

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from shared.errors import Malformed, Rejected
+from shared.events import OptOutEvent
 from shared.intake import accept
 from web.parsing import InboundMessage, message_of_form, messages_of_events
 from web.routing import SILENCE
@@ -78,7 +79,7 @@ def _store(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
     """Record what the messages change. Answers the projects of the last one."""
     services, now = _services(), datetime.now(UTC)
     projects: list[str] = []
-    changes = []
+    changes: list[OptOutEvent] = []
     for message in messages:
         projects = services.router.projects(message)
         changes += services.router.events(message, projects, now)

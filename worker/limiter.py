@@ -4,10 +4,9 @@ import time
 import uuid
 from collections.abc import Callable
 
-from redis import Redis
-
 from shared import keys
 from shared.errors import RedcapUnavailable
+from shared.redis_connection import RedisClient
 
 # A sliding window, exact: never more than the limit in any 60 s. Redis' own clock, as workers' clocks differ.
 # KEYS: 1 window. ARGV: 1 limit, 2 member. Answers: ms to wait, 0 = go.
@@ -33,7 +32,12 @@ class HostLimiter:
     """The budget and the circuit breaker of one REDCap host."""
 
     def __init__(
-        self, redis: "Redis", host: str, per_minute: int, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        redis: RedisClient,
+        host: str,
+        per_minute: int,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._redis = redis
         self._window = keys.rate(host)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
-from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
 from shared import keys
+from shared.redis_connection import RedisClient
 
 # How long a killed holder keeps the others waiting.
 LEASE_SECONDS = 20.0
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def held(redis: "Redis", name: str, *, wait_seconds: float = 0.0) -> Iterator[bool]:
+def held(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Iterator[bool]:
     """Hold the lock `name` for the block; yields False where another process has it."""
     lock = Lock(redis, keys.lock(name), timeout=LEASE_SECONDS, thread_local=False)
     if not lock.acquire(blocking=wait_seconds > 0, blocking_timeout=wait_seconds or None):

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import structlog
-from redis import Redis
 
 from shared import keys
 from shared.errors import RedcapUnavailable
 from shared.events import from_milliseconds, milliseconds
+from shared.redis_connection import RedisClient
 from worker.locks import held
 from worker.project import RecordState, RedcapProject
 
@@ -92,7 +92,7 @@ return found
 class PhoneIndex:
     """The index of one project."""
 
-    def __init__(self, project: str, redis: "Redis") -> None:
+    def __init__(self, project: str, redis: RedisClient) -> None:
         self._redis = redis
         self._project = project
         self._phones = keys.index_phones(project)
@@ -106,6 +106,11 @@ class PhoneIndex:
             return {}
         stored = self._redis.hmget(self._phones, phones)
         return {phone: ids.split("\n") for phone, ids in zip(phones, stored, strict=True) if ids}
+
+    def any_record(self) -> str | None:
+        """The id of some record that holds a phone, or None."""
+        found = self._redis.hrandfield(self._records)
+        return str(found) if found else None
 
     def refreshed_at(self) -> datetime | None:
         """When the last complete refresh began; None where there is no index yet."""
@@ -172,12 +177,16 @@ class PhoneIndex:
         for state in states:
             args += [state.record_id, len(state.phones), *sorted(state.phones)]
         self._set(
-            keys=[self._phones, self._records, keys.status(project), keys.pending(project), keys.DUE], args=args
+            keys=[self._phones, self._records, keys.status(project), keys.pending(project), keys.DUE],
+            args=args,
         )
 
     def forget(self, records: Iterable[str]) -> None:
         """Take deleted records out."""
-        gone = [RecordState(record_id=record, phones=frozenset(), opt_out_value="", ticked=False) for record in records]
+        gone = [
+            RecordState(record_id=record, phones=frozenset(), opt_out_value="", ticked=False)
+            for record in records
+        ]
         if gone:
             self._put_chunk(gone, 0)
 

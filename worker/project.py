@@ -14,13 +14,12 @@ from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from redis import Redis
-
 from shared import keys
 from shared.config import Project
 from shared.errors import ProjectProblem, RedcapRefused
 from shared.events import Change, Status
 from shared.phone import PhoneHasher, numbers_in
+from shared.redis_connection import RedisClient
 from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch
 
 # A project's structure rarely changes; a refused import makes us read it again at once.
@@ -59,7 +58,7 @@ class RedcapProject:
         zone: ZoneInfo,
         *,
         client: RedcapClient,
-        redis: "Redis",
+        redis: RedisClient,
         hasher: PhoneHasher,
     ) -> None:
         self.name = name
@@ -225,7 +224,11 @@ class RedcapProject:
 
     @property
     def _events(self) -> list[str]:
-        if not self.target.longitudinal or self.config.phone_event is None or self.config.opt_out_event is None:
+        if (
+            not self.target.longitudinal
+            or self.config.phone_event is None
+            or self.config.opt_out_event is None
+        ):
             return []
         return sorted({self.config.phone_event, self.config.opt_out_event})
 

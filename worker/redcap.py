@@ -63,7 +63,7 @@ class RedcapClient:
         self._token = token
         self._limiter = limiter
         self._count = count
-        self._session = session or _session()
+        self._session = session or new_session()
 
     def __repr__(self) -> str:
         return f"RedcapClient({urlsplit(self._url).hostname!r})"
@@ -201,7 +201,8 @@ class RedcapClient:
             raise TooMuch("redcap_broken_export", type(error).__name__) from None
 
 
-def _session() -> requests.Session:
+def new_session() -> requests.Session:
+    """An HTTP session that keeps its connections; it holds no token, so projects may share it."""
     session = requests.Session()
     session.headers["User-Agent"] = "opt-out-bridge"
     session.headers["Accept"] = "application/json"
@@ -260,8 +261,12 @@ def _page(status: int, text: str) -> RedcapUnavailable:
     if status in _TRANSIENT_STATUS:
         return RedcapUnavailable("redcap_server_error", f"a page with status {status}")
     if status in {301, 302, 303, 307, 308}:
-        return RedcapUnavailable("redcap_redirects", "redcap_url redirects: write its final address, with /api/")
-    return RedcapUnavailable("redcap_page", f"a page with status {status}: login, maintenance or a wrong redcap_url")
+        return RedcapUnavailable(
+            "redcap_redirects", "redcap_url redirects: write its final address, with /api/"
+        )
+    return RedcapUnavailable(
+        "redcap_page", f"a page with status {status}: login, maintenance or a wrong redcap_url"
+    )
 
 
 def _look_for_error_text(text: str) -> None:
@@ -284,7 +289,7 @@ def _refusal_code(status: int, message: str) -> str:
     lowered = message.lower()
     if status in {401, 403}:
         return "redcap_forbidden"
-    if "not valid" in lowered and "fields" in lowered or "were not found in the project" in lowered:
+    if ("not valid" in lowered and "fields" in lowered) or "were not found in the project" in lowered:
         return "redcap_no_such_field"
     return "redcap_refused"
 

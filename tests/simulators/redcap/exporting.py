@@ -59,14 +59,11 @@ class _Export:
     # --- which records and rows --------------------------------------------------------------------
 
     def choose_records(self, time: ServerTime) -> list[str]:
-        project, wanted = self.project, self.params.names("records")
-        record_ids = project.ordered_ids()
-        if wanted:  # Unknown ids are left out without a word (PHPCap testExportRecordsWithNoResults).
-            record_ids = [each for each in record_ids if each in set(wanted)]
-        elif self.params.get("dateRangeBegin") or self.params.get("dateRangeEnd"):
-            # An id list and a date range do not combine (id3c); here the id list wins.
-            changed = changed_records(project, self.params, time)
-            record_ids = [each for each in record_ids if each in changed]
+        project, wanted = self.project, set(self.params.names("records"))
+        # An id list and a date range do not combine (id3c); here the id list wins.
+        if not wanted and (self.params.get("dateRangeBegin") or self.params.get("dateRangeEnd")):
+            wanted = changed_records(project, self.params, time) or {""}
+        record_ids = project.ordered_ids(wanted)
         dag = project.rights.dag
         if dag is not None:
             record_ids = [each for each in record_ids if project.record_dags.get(each) == dag]
@@ -77,20 +74,22 @@ class _Export:
         logic = self.params.get("filterLogic")
         test = parse_logic(logic, self.project) if logic.strip() else None
         for record_id in record_ids:
-            places = self.project.records[record_id]
             for place in self.project.ordered_places(record_id):
                 if events and place.event not in events:
                     continue
                 # Rows of repeating instruments that were not asked for do not come (REDCapTidieR).
                 if place.instrument and place.instrument not in self.forms:
                     continue
-                if test is None or self._passes(test, places, place):
-                    yield record_id, place, places[place]
+                if test is None or self._passes(test, record_id, place):
+                    yield record_id, place, self.project.records[record_id][place]
 
-    def _passes(self, test: Test, places: dict[Place, Values], place: Place) -> bool:
+    def _passes(self, test: Test, record_id: str, place: Place) -> bool:
         """A bare [field] is read on the row itself, [event][field] on the record (REDCapR filter tests)."""
 
         def lookup(event: str | None, name: str) -> str:
+            if name == self.project.id_field:
+                return record_id
+            places = self.project.records[record_id]
             values = places.get(place if event is None else Place(event), NO_VALUES)
             return values.get(name, self.project.columns[name].untouched)
 
@@ -277,12 +276,13 @@ def changed_records(project: Project, params: Params, time: ServerTime) -> set[s
     begin = _wall_time(params, "dateRangeBegin", datetime.min)
     end = _wall_time(params, "dateRangeEnd", datetime.max)
     visible_until = project.clock() - time.visibility_lag
-    changed = set()
-    for row in project.log:
-        wall = row.at.astimezone(time.zone).replace(tzinfo=None, microsecond=0)
-        if row.record and begin <= wall <= end and row.at <= visible_until:
-            changed.add(row.record)
-    return changed
+
+    def is_in_window(at: datetime) -> bool:
+        return begin <= at.astimezone(time.zone).replace(tzinfo=None, microsecond=0) <= end
+
+    return {
+        row.record for row in project.log if row.record and row.at <= visible_until and is_in_window(row.at)
+    }
 
 
 def _wall_time(params: Params, name: str, otherwise: datetime) -> datetime:

@@ -41,6 +41,7 @@ PAGES = {
         "<!DOCTYPE HTML><html><body><h2>REDCap is currently offline</h2></body></html>",
     ),
     "ban_page": (403, BAN_PAGE),
+    "firewall_page": (403, "<html><body><h1>403 Forbidden</h1></body></html>"),
 }
 
 

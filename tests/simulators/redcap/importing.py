@@ -45,9 +45,9 @@ NOT_REPEATING = (
 )
 REPEAT_MISSING = (  # INTERPOLAR issue 308
     "This field ('{field}') exists on a Repeating Instrument named '{form}'. However, the fields "
-    "'redcap_repeat_instance' and/or 'redcap_repeat_instrument' for this row of data have no value, which are "
-    "both required for importing data into a Repeating Instrument.  You are not allowed to import data for "
-    "this field into a non-repeating instrument."
+    "'redcap_repeat_instance' and/or 'redcap_repeat_instrument' for this row of data have no value, which "
+    "are both required for importing data into a Repeating Instrument.  You are not allowed to import data "
+    "for this field into a non-repeating instrument."
 )
 
 
@@ -205,10 +205,14 @@ class _Planner:
         self.overwrites = params.get("overwriteBehavior") == "overwrite"
         self.date_format = params.get("dateFormat", "YMD")
         self.problems: list[str] = []
+        self._shown_id = ""
         self._new_instances: dict[tuple[str, str, str], int] = {}
 
     def plan(self, row: Values) -> PlannedWrite:
         record_id = row[self.project.id_field]
+        self._shown_id = record_id
+        if self.project.errors_name_event and row.get("redcap_event_name"):
+            self._shown_id += f" ({row['redcap_event_name']})"
         place = self._place(record_id, row)
         values: Values = {}
         for name, value in row.items():
@@ -220,11 +224,11 @@ class _Planner:
             elif place is not None:
                 values.update(self._checked(record_id, place, column, value))
             else:
-                self._refuse_without_place(record_id, column, value)
+                self._refuse_without_place(column, value)
         return PlannedWrite(record_id, place or Place(), values)
 
-    def _problem(self, record_id: str, name: str, value: str, message: str) -> None:
-        cells = (record_id, name, value, message)
+    def _problem(self, name: str, value: str, message: str) -> None:
+        cells = (self._shown_id, name, value, message)
         self.problems.append(",".join('"' + cell.replace('"', '""') + '"' for cell in cells))
 
     def _cleared(self, column: Column, place: Place | None) -> Values:
@@ -240,7 +244,7 @@ class _Planner:
                 return {column.name: stored_form(column, value, self.date_format)}
             except ValueError as error:
                 message = str(error)
-        self._problem(record_id, column.name, value, message)
+        self._problem(column.name, value, message)
         return {}
 
     def _misplaced(self, place: Place, column: Column) -> str | None:
@@ -259,13 +263,11 @@ class _Planner:
         is_locked = (record_id, place.event, column.form) in self.project.locked_forms
         return FORM_LOCKED if is_locked else None
 
-    def _refuse_without_place(self, record_id: str, column: Column, value: str) -> None:
+    def _refuse_without_place(self, column: Column, value: str) -> None:
         """A row without event gets the message of a wrong event (PyCap issue 142)."""
         if self.project.is_longitudinal:
             event = self.project.event_label(self.project.event_names[0])
-            self._problem(
-                record_id, column.name, value, NOT_DESIGNATED.format(field=column.name, event=event)
-            )
+            self._problem(column.name, value, NOT_DESIGNATED.format(field=column.name, event=event))
 
     # --- event, instrument, instance ---------------------------------------------------------------
 
@@ -273,16 +275,16 @@ class _Planner:
         event = row.get("redcap_event_name", "")
         if self.project.is_longitudinal and event not in self.project.event_names:
             if event:
-                self._problem(record_id, "redcap_event_name", event, "The event name is not valid.")
+                self._problem("redcap_event_name", event, "The event name is not valid.")
             return None
         instrument = row.get("redcap_repeat_instrument", "")
         instance = row.get("redcap_repeat_instance", "")
         if instrument and not self.project.form_repeats(event, instrument):
-            self._problem(record_id, "redcap_repeat_instrument", instrument, BAD_INSTRUMENT)
+            self._problem("redcap_repeat_instrument", instrument, BAD_INSTRUMENT)
             return Place(event)
         if not instrument and not self.project.event_repeats(event):
             if instance:
-                self._problem(record_id, "redcap_repeat_instance", instance, NOT_REPEATING)
+                self._problem("redcap_repeat_instance", instance, NOT_REPEATING)
             return Place(event)
         return self._repeating_place(record_id, Place(event, instrument), instance)
 
@@ -292,7 +294,7 @@ class _Planner:
         if place.instrument and not instance:
             return Place(place.event)  # which then reports each field of the repeating form
         if instance and not (instance.isdigit() and int(instance) > 0):
-            self._problem(record_id, "redcap_repeat_instance", instance, "The instance is not valid.")
+            self._problem("redcap_repeat_instance", instance, "The instance is not valid.")
             return place._replace(instance=1)
         return place._replace(instance=int(instance or 1))
 

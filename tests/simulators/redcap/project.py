@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -130,6 +130,9 @@ class Project:
     arm_names: Mapping[int, str] = field(default_factory=lambda: {1: "Arm 1"})
     rights: Rights = field(default_factory=Rights)
     username: str = "api_user"
+    # Whether an import error names `record (event)` in its first cell: sibispy (sibis-platform) parses
+    # that, ABCD-STUDY's redcap_put.js recorded the plain id of a longitudinal project.
+    errors_name_event: bool = False
     clock: Clock = utc_now
 
     def __post_init__(self) -> None:
@@ -176,8 +179,8 @@ class Project:
     def event_names(self) -> tuple[str, ...]:
         return tuple(event.unique_name for event in self.events) or ("",)
 
-    def change_field(self, name: str, **changes: object) -> None:
-        """Edits the data dictionary; `name=` renames, `change_field("x", kind="calc")` and so on."""
+    def change_field(self, name: str, /, **changes: object) -> None:
+        """Edits the data dictionary: `validation=`, `kind=`, `name=` (the old name's values stay behind)."""
         with self.lock:
             self.fields = tuple(
                 replace(each, **changes) if each.name == name else each  # type: ignore[arg-type]
@@ -308,8 +311,11 @@ class Project:
         # The first data on a form makes it Incomplete (PyCap issue 137).
         stored.setdefault(f"{self.columns[name].form}_complete", "0")
 
-    def ordered_ids(self) -> list[str]:
+    def ordered_ids(self, wanted: Set[str] = frozenset()) -> list[str]:
+        """All ids, or those of the wanted ones that exist."""
         with self.lock:
+            if wanted:  # Unknown ids are left out without a word (PHPCap testExportRecordsWithNoResults).
+                return sorted(wanted & self.records.keys(), key=natural_order)
             if self._ordered is None:
                 self._ordered = sorted(self.records, key=natural_order)
             return self._ordered

@@ -62,7 +62,7 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def running_server(application: Application, host: str, port: int) -> Iterator[int]:
     server = _Server((host, port), application)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server.server_port

@@ -48,6 +48,7 @@ class RedcapSimulator:
         self.seconds_per_record_written = 0.0
         self.requests_per_minute: int | None = None  # REDCap's own default is 600
         self.refuse_overlapping = False  # identical requests at the same time get the "multiple tabs" page
+        self.most_records_named: int | None = None  # a proxy refused 847 ids and more (REDCapR issue 512)
         self.max_input_vars: int | None = 1000  # PHP's default: what comes after is silently dropped
         self.time_zone: tzinfo = UTC
         self.visibility_lag = timedelta()  # until a change shows in dateRange; PHPCap's tests wait a minute
@@ -132,6 +133,9 @@ class RedcapSimulator:
             self._running.add(key)
         if overlaps:
             return html_answer(*PAGES["tabs_page"])
+        named = len(exchange.params.names("records"))
+        if self.most_records_named is not None and named > self.most_records_named:
+            return html_answer(*PAGES["firewall_page"])
         try:
             return self._answer_with_faults(exchange)
         finally:

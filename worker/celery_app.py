@@ -1,0 +1,73 @@
+"""`celery -A worker.celery_app worker|beat|flower`: reads the environment, builds the rest on first use.
+
+Flower and beat load this module too, and neither gets a secret: Flower needs the broker's address only,
+beat the times in the configuration.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from celery.signals import setup_logging, worker_init, worker_ready
+from kombu import Queue
+
+from shared.config import broker_url, load_config, redis_url
+from shared.errors import ConfigError
+from shared.intake import publish_or_leave
+from shared.log import configure_logging
+from shared.queue import QUEUES, CeleryPublisher, TaskName, make_celery
+from shared.redis_connection import connect
+from worker.problems import check_again_soon
+from worker.services import Services
+from worker.tasks import register
+
+log = structlog.get_logger(__name__)
+
+app = make_celery(broker_url())
+app.set_default()
+app.conf.update(
+    # At least once: a task is acknowledged when it has ended, and goes back to the queue when its process
+    # was killed; every step can be repeated. Source: Celery docs, "Tasks", acks_late.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    # When the broker is lost, running tasks go on: their work is in the ledger, and a second run is harmless.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # Tasks wait for REDCap most of the time; one child each for lookup, update, e-mail and the nightly run.
+    worker_concurrency=4,
+    worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,
+    task_queues=[Queue(name) for name in QUEUES.values()],
+    beat_scheduler="worker.schedule:ConfiguredScheduler",
+)
+
+
+@lru_cache(maxsize=1)
+def services() -> Services:
+    """This process's services. Raises ConfigError."""
+    return Services(config=load_config(), redis=connect(redis_url()), publish=CeleryPublisher(app))
+
+
+register(app, services)
+
+
+@setup_logging.connect
+def _use_our_logging(**_: Any) -> None:
+    configure_logging()
+
+
+@worker_init.connect
+def _read_configuration(**_: Any) -> None:
+    """Refuse to start with a configuration that cannot be used, and say why."""
+    try:
+        services().hasher  # noqa: B018  resolves the hash key
+    except ConfigError as error:
+        log.critical("configuration_error", problems=error.problems)
+        raise SystemExit(str(error)) from None
+
+
+@worker_ready.connect
+def _look_at_projects(**_: Any) -> None:
+    """Have every project checked now: a field that cannot hold the opt-out shows before the first STOP."""
+    check_again_soon(services())
+    publish_or_leave(services().publish, TaskName.SWEEP)

@@ -1,0 +1,87 @@
+"""E-mail over SMTP."""
+
+import smtplib
+import ssl
+from email.message import EmailMessage
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from shared.errors import ConfigError, MailDeferred, MailRefused
+
+TIMEOUT_SECONDS = 30.0
+
+
+class Mailer:
+    """Sends through one mail server, given as `smtp://user:password@host:587?starttls=true` or `smtps://…`.
+
+    Raises ConfigError where the address is none; it is not repeated, as it holds a password.
+    """
+
+    def __init__(self, url: str, sender: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+            raise ConfigError(
+                "smtp.url",
+                ["smtp.url: must be smtp://host:port or smtps://host:port; mend what it refers to"],
+            )
+        self.sender = sender
+        self._tls = parts.scheme == "smtps"
+        self._starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
+        self._host = parts.hostname
+        self._port = parts.port or (465 if self._tls else 587 if self._starttls else 25)
+        self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
+
+    def __repr__(self) -> str:
+        return f"Mailer({self._host}:{self._port})"
+
+    def send(self, message: EmailMessage) -> list[str]:
+        """Send one message. Answers the addresses that the server refused while it took the others.
+
+        Raises MailDeferred where it took nothing for now, MailRefused where it never will.
+        """
+        try:
+            with self._connected() as server:
+                return list(server.send_message(message))
+        except smtplib.SMTPRecipientsRefused as error:
+            codes = {code for code, _ in error.recipients.values()}
+            raise _failure(max(codes) if min(codes) >= 500 else min(codes)) from None
+        except smtplib.SMTPResponseException as error:
+            raise _failure(error.smtp_code) from None
+        except smtplib.SMTPNotSupportedError:
+            raise MailRefused(
+                "smtp_not_supported", "the server lacks STARTTLS or AUTH; mend smtp.url"
+            ) from None
+        except (smtplib.SMTPException, OSError) as error:
+            raise MailDeferred("smtp_unreachable", type(error).__name__) from None
+
+    def _connected(self) -> smtplib.SMTP:
+        context = ssl.create_default_context()
+        server: smtplib.SMTP
+        if self._tls:
+            server = smtplib.SMTP_SSL(self._host, self._port, timeout=TIMEOUT_SECONDS, context=context)
+        else:
+            server = smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS)
+        try:
+            if self._starttls:
+                server.starttls(context=context)
+            if self._user:
+                server.login(self._user, self._password)
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def check(self) -> None:
+        """Connect and log in, without sending. Raises as `send` does."""
+        try:
+            self._connected().quit()
+        except smtplib.SMTPResponseException as error:
+            raise _failure(error.smtp_code) from None
+        except (smtplib.SMTPException, OSError) as error:
+            raise MailDeferred("smtp_unreachable", type(error).__name__) from None
+
+
+def _failure(code: int) -> MailDeferred | MailRefused:
+    """By SMTP's own rule: 4xx for now, 5xx for good (RFC 5321, 4.2.1). The server's text may repeat addresses."""
+    if code >= 500:
+        return MailRefused("smtp_refused", f"code {code}")
+    return MailDeferred("smtp_deferred", f"code {code}")

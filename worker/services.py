@@ -1,0 +1,113 @@
+"""What the steps work with, put together once per process: the composition root of the worker."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from urllib.parse import urlsplit
+
+import requests
+
+from shared.config import Config, Project
+from shared.errors import ConfigError, ProjectProblem
+from shared.intake import publish_or_leave
+from shared.ledger import Kind, Ledger
+from shared.phone import PhoneHasher
+from shared.queue import Publisher, TaskName
+from shared.redis_connection import RedisClient
+from worker.coalesce import Coalescer
+from worker.limiter import HostLimiter
+from worker.mailer import Mailer
+from worker.phone_index import PhoneIndex
+from worker.project import RedcapProject
+from worker.redcap import RedcapClient, new_session
+
+
+def utc_now() -> datetime:
+    """The time; passed in where a test sets it."""
+    return datetime.now(UTC)
+
+
+@dataclass(kw_only=True)
+class Services:
+    """Configuration, ledger, publisher and clock; secrets are resolved by what needs them, when it does."""
+
+    config: Config
+    redis: RedisClient
+    publish: Publisher
+    now: Callable[[], datetime] = utc_now
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The record of what happened."""
+        return Ledger(self.redis, retention_days=self.config.retention_days)
+
+    @cached_property
+    def hasher(self) -> PhoneHasher:
+        """Phone numbers to hashes. Raises ConfigError where the hash key is missing."""
+        return PhoneHasher(self.config.hash_key.resolve())
+
+    @cached_property
+    def coalescer(self) -> Coalescer:
+        """Keeps one message where many would say the same."""
+        return Coalescer(self.redis)
+
+    @cached_property
+    def mailer(self) -> Mailer | None:
+        """Sends mail, or None where no [smtp] is configured."""
+        smtp = self.config.smtp
+        return Mailer(smtp.url.resolve(), smtp.sender) if smtp else None
+
+    @cached_property
+    def _session(self) -> requests.Session:
+        return new_session()
+
+    def project_config(self, name: str) -> Project | None:
+        """A project's configuration, or None where it has been taken out of the file."""
+        return self.config.projects.get(name)
+
+    def project(self, name: str) -> RedcapProject:
+        """A project's gateway; made anew for each task, so that what it knows of REDCap is fresh.
+
+        Raises ProjectProblem where its token is missing: the other projects go on.
+        """
+        config = self.config.projects[name]
+        try:
+            token = config.redcap_token.resolve()
+        except ConfigError as error:
+            raise ProjectProblem("secret_missing", f"redcap_token: {error.problems[0]}") from None
+        client = RedcapClient(
+            config.redcap_url,
+            token,
+            limiter=self._limiter(config),
+            count=lambda content, outcome: self.ledger.count("redcap_requests", name, content, outcome),
+            session=self._session,
+        )
+        zone = self.config.zone(config)
+        return RedcapProject(name, config, zone, client=client, redis=self.redis, hasher=self.hasher)
+
+    def _limiter(self, config: Project) -> HostLimiter:
+        host = urlsplit(config.redcap_url).netloc
+        same_host = [p for p in self.config.projects.values() if urlsplit(p.redcap_url).netloc == host]
+        # Projects on one host share its budget: the most careful of them decides.
+        return HostLimiter(self.redis, host, min(p.redcap_requests_per_minute for p in same_host))
+
+    def index(self, name: str) -> PhoneIndex:
+        """A project's phone index."""
+        return PhoneIndex(name, self.redis)
+
+    def request_update(self, project: str) -> None:
+        """Ask for the project's pending statuses to be written; one message in the queue is enough."""
+        if self.coalescer.first(f"update:{project}", seconds=30):
+            publish_or_leave(self.publish, TaskName.UPDATE, project)
+
+    def request_mails(self, project: str, event_ids: Iterable[str]) -> None:
+        """Ask for the e-mails about events to be sent."""
+        for event_id in event_ids:
+            publish_or_leave(self.publish, TaskName.EMAIL, project, event_id)
+
+    def retry_soon(self, kind: Kind, project: str, event_id: str = "") -> None:
+        """Have failed work tried again within seconds, the first few times; then it is sweep's."""
+        pause = self.ledger.retry_soon(kind, project, event_id, now=self.now())
+        if pause is not None and self.coalescer.first("sweep", seconds=pause):
+            publish_or_leave(self.publish, TaskName.SWEEP, delay_seconds=pause + 0.2)

@@ -1,0 +1,106 @@
+"""Which records hold the phone of an event?"""
+
+from datetime import timedelta
+
+import structlog
+
+from shared import keys
+from shared.config import Project
+from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.events import UNFINISHED, Notice, State
+from shared.ledger import Entry, Outcome
+from worker.problems import note_problem
+from worker.services import Services
+
+# After this long an outage is no outage any more: the event ends as failed and the team is told. The
+# nightly run still mends the record when REDCap is back.
+GIVE_UP_AFTER = timedelta(days=1)
+
+log = structlog.get_logger(__name__)
+
+
+def lookup_records(project: str, event_id: str, services: Services) -> None:
+    """Find the event's records, and ask for their update; or end the event where no record holds its phone."""
+    ledger = services.ledger
+    entry, config = ledger.load(project, event_id), services.project_config(project)
+    if entry is None or entry.state not in UNFINISHED:
+        return
+    if config is None:
+        _end(
+            entry,
+            services,
+            State.FAILED,
+            reason="project_not_configured: it was taken out of the configuration",
+        )
+        return
+    status = ledger.status(project, entry.phone_hash)
+    if status is not None and status.event_id != event_id and not ledger.intents(project, [entry.phone_hash]):
+        _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {status.event_id}")
+        return
+    try:
+        records = _find(entry, services)
+    except RedcapUnavailable as error:
+        _put_off(entry, error, services)
+    except ProjectProblem as error:
+        note_problem(project, error, services)
+    except RedcapRefused as error:
+        note_problem(project, error, services)
+        _end(
+            entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED if config.notify else None
+        )
+    else:
+        _hand_on(entry, config, records, services)
+
+
+def _find(entry: Entry, services: Services) -> list[str]:
+    """The records by the index; a miss is believed only after a refresh that began after the event came."""
+    index = services.index(entry.project)
+    records = index.records([entry.phone_hash]).get(entry.phone_hash)
+    if records is None and not index.is_fresh(since=entry.received_at):
+        _refuse_while_broken(entry.project, services)
+        index.refresh(services.project(entry.project), since=entry.received_at)
+        records = index.records([entry.phone_hash]).get(entry.phone_hash)
+    return records or []
+
+
+def _refuse_while_broken(project: str, services: Services) -> None:
+    """A project with a known problem is asked once a minute by sweep, not once for every event."""
+    if services.redis.hexists(keys.PROBLEMS, project):
+        raise ProjectProblem("project_problem", "see /readyz")
+
+
+def _hand_on(entry: Entry, config: Project, records: list[str], services: Services) -> None:
+    if not records:
+        notice = Notice.UNMATCHED if config.notify_unmatched and config.notify else None
+        _end(entry, services, State.NO_MATCHING_RECORD, reason="no record holds this number", notice=notice)
+        return
+    services.index(entry.project).used(services.now())
+    if services.ledger.match(entry, records, now=services.now()):
+        log.info("records_found", project=entry.project, event_id=entry.event_id, records=len(records))
+        services.request_update(entry.project)
+
+
+def _put_off(entry: Entry, error: RedcapUnavailable, services: Services) -> None:
+    if services.now() - entry.received_at > GIVE_UP_AFTER:
+        config = services.config.projects[entry.project]
+        notice = Notice.UNSAVED if config.notify else None
+        _end(entry, services, State.FAILED, reason=f"{error}, for a day", notice=notice)
+        return
+    log.warning("lookup_put_off", project=entry.project, event_id=entry.event_id, error=str(error))
+    services.retry_soon("lookup", entry.project, entry.event_id)
+
+
+def _end(
+    entry: Entry, services: Services, state: State, *, reason: str, notice: Notice | None = None
+) -> None:
+    outcome = Outcome(
+        event_id=entry.event_id,
+        phone_hash=entry.phone_hash,
+        state=state,
+        reason=reason,
+        records=entry.records,
+        notice=notice,
+    )
+    due = services.ledger.settle(entry.project, [outcome], now=services.now())
+    log.info("event_ended", project=entry.project, event_id=entry.event_id, state=state, reason=reason)
+    services.request_mails(entry.project, due)

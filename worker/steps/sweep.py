@@ -1,0 +1,45 @@
+"""The safety net: whatever did not finish is published again, so that nothing waits unseen."""
+
+import structlog
+
+from shared.intake import publish_or_leave
+from shared.ledger import Due
+from shared.queue import TaskName
+from worker.locks import held
+from worker.problems import check_projects
+from worker.services import Services
+
+# Per sweep; what is left over is taken a minute later.
+MOST_AT_ONCE = 2_000
+
+log = structlog.get_logger(__name__)
+
+
+def sweep(services: Services) -> dict[str, int]:
+    """Publish overdue work, then look after projects with problems. Answers what was published by kind."""
+    services.coalescer.taken("sweep")
+    due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
+    published = {kind: sum(item.kind == kind for item in due) for kind in ("lookup", "update", "email")}
+    for item in due:
+        _publish(item, services)
+    for kind, number in published.items():
+        if number:
+            services.ledger.count("swept", kind, by=number)
+    if due:
+        log.info("swept", **published)
+    with held(services.redis, "check-projects") as mine:
+        if mine:
+            check_projects(services)
+    for project in services.config.projects:
+        services.ledger.trim(project, now=services.now())
+    return published
+
+
+def _publish(item: Due, services: Services) -> None:
+    match item.kind:
+        case "lookup":
+            publish_or_leave(services.publish, TaskName.LOOKUP, item.project, item.event_id)
+        case "update":
+            publish_or_leave(services.publish, TaskName.UPDATE, item.project)
+        case "email":
+            publish_or_leave(services.publish, TaskName.EMAIL, item.project, item.event_id)

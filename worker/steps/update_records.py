@@ -1,0 +1,329 @@
+"""Group commit: what is pending for a project goes to REDCap in few requests, read before written.
+
+One updater per project takes all that is pending, reads the records as they are now, writes what differs,
+and goes on until nothing is pending. While it waits for REDCap, further changes gather for the next round:
+a lone STOP is written at once, a storm of thousands costs a handful of requests.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+
+from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.events import Notice, State, Status, milliseconds
+from shared.ledger import Outcome
+from worker.locks import held
+from worker.problems import note_problem
+from worker.project import RecordState, RedcapProject
+from worker.redcap import MOST_RECORDS_PER_REQUEST, RowsRefused
+from worker.services import Services
+from worker.steps.lookup_records import GIVE_UP_AFTER
+
+# After a round, another record may hold the phone by now: look, but not more often than this in a storm.
+REFRESH_PAUSE = timedelta(seconds=10)
+# So many single rows refused, without a reason that names them and without one success: it is not the rows.
+MOST_NAMELESS_REFUSALS = 5
+
+log = structlog.get_logger(__name__)
+
+
+def update_records(project: str, services: Services) -> None:
+    """Write all that is pending for a project, unless another worker is at it."""
+    services.coalescer.taken(f"update:{project}")
+    if services.project_config(project) is None:
+        return
+    # Who does not get the lock has added its phone before the holder's last look, or after it: then the
+    # holder finds it here, after it has let go.
+    while services.ledger.drained(project):
+        with held(services.redis, f"update:{project}") as mine:
+            if not mine:
+                services.retry_soon("update", project)  # the holder may be dead
+                return
+            if not _drain(project, services):
+                return
+
+
+def _drain(project: str, services: Services) -> bool:
+    """Rounds until nothing is pending. False where REDCap is in the way and it has to be tried later."""
+    doubted: set[str] = set()
+    try:
+        gateway = services.project(project)
+        while phones := services.ledger.pending(project, MOST_RECORDS_PER_REQUEST):
+            _Round(gateway, services, doubted).run(phones)
+        _look_again(gateway, services)
+    except RedcapUnavailable as error:
+        log.warning("update_put_off", project=project, error=str(error))
+        _give_up_old(project, error, services)
+        services.retry_soon("update", project)
+        return False
+    except ProjectProblem as error:
+        note_problem(project, error, services)  # all stays pending until it is mended
+        return False
+    except RedcapRefused as error:
+        note_problem(project, error, services)
+        services.project(project).forget_target()
+        _fail(project, services.ledger.pending(project, -1), str(error), services)
+    return True
+
+
+def _look_again(gateway: RedcapProject, services: Services) -> None:
+    """The index was believed: a record that came since may hold one of the phones, too."""
+    index = services.index(gateway.name)
+    if index.wants_refresh() and not index.is_fresh(since=services.now() - REFRESH_PAUSE):
+        index.refresh(gateway, since=services.now(), wait_seconds=0)
+
+
+def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
+    """End what has waited for a day as failed, so that the team knows; the nightly run still mends it."""
+    oldest = services.now() - GIVE_UP_AFTER
+    statuses = services.ledger.statuses(project, services.ledger.pending(project, -1))
+    entries = {
+        phone: services.ledger.load(project, Status.decode(text).event_id) for phone, text in statuses.items()
+    }
+    old = [phone for phone, entry in entries.items() if entry is not None and entry.received_at < oldest]
+    _fail(project, old, f"{error}, for a day", services)
+
+
+def _fail(project: str, phones: Sequence[str], reason: str, services: Services) -> None:
+    """End the latest events of phones as failed."""
+    index = services.index(project)
+    statuses, records = services.ledger.statuses(project, phones), index.records(phones)
+    outcomes = [
+        Outcome(
+            event_id=Status.decode(text).event_id,
+            phone_hash=phone,
+            state=State.FAILED,
+            reason=reason,
+            records=records.get(phone, []),
+            notice=Notice.UNSAVED,
+            read_status=text,
+        )
+        for phone, text in statuses.items()
+    ]
+    settle(project, outcomes, services)
+
+
+def settle(project: str, outcomes: Sequence[Outcome], services: Services) -> None:
+    """End events, log each, and ask for the e-mails (where the project has somebody to tell)."""
+    config = services.config.projects[project]
+    if not config.notify:
+        outcomes = [_silent(outcome) for outcome in outcomes]
+    due = services.ledger.settle(project, outcomes, now=services.now())
+    for outcome in outcomes:
+        log.info(
+            "event_ended", project=project, event_id=outcome.event_id, state=outcome.state,
+            reason=outcome.reason, records=len(outcome.records),
+        )  # fmt: skip
+    services.request_mails(project, due)
+
+
+def _silent(outcome: Outcome) -> Outcome:
+    return Outcome(
+        event_id=outcome.event_id, phone_hash=outcome.phone_hash, state=outcome.state, reason=outcome.reason,
+        records=outcome.records, read_status=outcome.read_status,
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Written:
+    """What became of the records of one round."""
+
+    saved: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class _Round:
+    """One export and, where something differs, one import."""
+
+    def __init__(self, gateway: RedcapProject, services: Services, doubted: set[str]) -> None:
+        self._gateway = gateway
+        self._project = gateway.name
+        self._services = services
+        self._ledger = services.ledger
+        self._index = services.index(gateway.name)
+        self._doubted = doubted  # phones that the index and the records disagreed about once already
+
+    def run(self, phones: Sequence[str]) -> None:
+        """Settle phones: write their latest status to the records that hold them."""
+        began = self._services.now()
+        batch, ids = self._portion(phones)
+        texts = self._ledger.statuses(self._project, batch)
+        self._ledger.forget_pending(self._project, [phone for phone in batch if phone not in texts])
+        records = self._gateway.read(ids) if ids else {}
+        self._index.forget([record for record in ids if record not in records])
+        holders = {phone: _holders(phone, records, ids) for phone in texts}
+        nowhere = [phone for phone in texts if not holders[phone] and phone not in self._doubted]
+        if nowhere:
+            # The index was wrong, or is old: believe it only after a refresh, in the next round.
+            self._doubted.update(nowhere)
+            self._index.refresh(self._gateway, since=began)
+        self._write_and_settle(
+            {phone: text for phone, text in texts.items() if phone not in nowhere}, holders, records
+        )
+
+    def _portion(self, phones: Sequence[str]) -> tuple[list[str], list[str]]:
+        """As many phones as fit into one request by their records, with these records' ids."""
+        found = self._index.records(phones)
+        batch: list[str] = []
+        ids: dict[str, None] = {}
+        for phone in phones:
+            more = dict.fromkeys(found.get(phone, []))
+            if batch and len(ids | more) > MOST_RECORDS_PER_REQUEST:
+                break
+            batch.append(phone)
+            ids |= more
+        return batch, list(ids)
+
+    def _write_and_settle(
+        self, texts: dict[str, str], holders: dict[str, list[RecordState]], records: dict[str, RecordState]
+    ) -> None:
+        statuses = {phone: Status.decode(text) for phone, text in texts.items()}
+        intents = self._ledger.intents(self._project, list(texts))
+        self._resolve_overtaken(intents, statuses, holders)
+        deciding = self._deciding(statuses, holders)
+        written = self._write(records, deciding, statuses, holders)
+        outcomes = [
+            self._outcome(phone, status, texts[phone], holders[phone], written, deciding, intents)
+            for phone, status in statuses.items()
+        ]
+        settle(self._project, outcomes, self._services)
+
+    def _resolve_overtaken(
+        self, intents: dict[str, str], statuses: dict[str, Status], holders: dict[str, list[RecordState]]
+    ) -> None:
+        """Writes that began before a crash and were overtaken since: did they reach REDCap?"""
+        for phone, event_id in intents.items():
+            entry = self._ledger.load(self._project, event_id)
+            if entry is None or event_id == statuses[phone].event_id:
+                continue
+            status = Status(
+                change=entry.change,
+                occurred_ms=milliseconds(entry.occurred_at),
+                event_id=event_id,
+                last_start_ms=0,
+            )
+            reached = any(self._gateway.shows(state, status) for state in holders[phone])
+            outcome = Outcome(
+                event_id=event_id,
+                phone_hash=phone,
+                state=State.UPDATED if reached else State.SUPERSEDED,
+                reason="" if reached else f"overtaken by {statuses[phone].event_id}",
+                records=[state.record_id for state in holders[phone]],
+                notice=Notice.SAVED if reached else None,
+            )
+            settle(self._project, [outcome], self._services)
+
+    def _deciding(
+        self, statuses: dict[str, Status], holders: dict[str, list[RecordState]]
+    ) -> dict[str, Status]:
+        """The status that counts for each record: of all phones that it holds, the latest change."""
+        states = {state.record_id: state for group in holders.values() for state in group}
+        others = {phone for state in states.values() for phone in state.phones} - set(statuses)
+        known = statuses | {
+            phone: Status.decode(text)
+            for phone, text in self._ledger.statuses(self._project, sorted(others)).items()
+        }
+        return {
+            record: max(
+                (known[phone] for phone in state.phones if phone in known),
+                key=lambda status: (status.occurred_ms, status.event_id),
+            )
+            for record, state in states.items()
+        }
+
+    def _write(
+        self,
+        records: Mapping[str, RecordState],
+        deciding: dict[str, Status],
+        statuses: dict[str, Status],
+        holders: dict[str, list[RecordState]],
+    ) -> _Written:
+        groups = self._gateway.rows_to_write(
+            {record: (records[record], status) for record, status in deciding.items()}
+        )
+        written, id_field = _Written(), self._gateway.target.id_field
+        differing = {row[id_field] for rows in groups for row in rows}
+        # Noted before the write, so that after a crash the change that reached REDCap is still told.
+        self._ledger.intend(
+            self._project,
+            {
+                phone: status.event_id
+                for phone, status in statuses.items()
+                if any(
+                    state.record_id in differing and deciding[state.record_id] == status
+                    for state in holders[phone]
+                )
+            },
+        )
+        for rows in groups:
+            self._import(rows, id_field, written)
+        if written.refused:
+            # Is it these records, or has the field changed? Raises ProjectProblem if so: nothing is settled.
+            self._gateway.forget_target()
+            self._gateway.target  # noqa: B018  asks REDCap
+        return written
+
+    def _import(self, rows: list[dict[str, str]], id_field: str, written: _Written) -> None:
+        """One import; without the refused rows again, as REDCap takes all rows of an import or none."""
+        try:
+            self._gateway.write(rows)
+        except RowsRefused as error:
+            written.refused |= error.reasons
+            rest = [row for row in rows if row[id_field] not in error.reasons]
+            if rest:
+                self._import(rest, id_field, written)
+        except RedcapRefused as error:
+            hopeless = len(written.refused) >= MOST_NAMELESS_REFUSALS and not written.saved
+            if error.code != "redcap_refused" or hopeless:
+                raise
+            if len(rows) == 1:
+                written.refused[rows[0][id_field]] = error.detail
+            else:  # a refusal that names no row: halve until it is found
+                middle = len(rows) // 2
+                self._import(rows[:middle], id_field, written)
+                self._import(rows[middle:], id_field, written)
+        else:
+            written.saved.update(row[id_field] for row in rows)
+
+    def _outcome(
+        self,
+        phone: str,
+        status: Status,
+        text: str,
+        holders: list[RecordState],
+        written: _Written,
+        deciding: dict[str, Status],
+        intents: dict[str, str],
+    ) -> Outcome:
+        ids = [state.record_id for state in holders]
+        own = [record for record in ids if deciding[record] == status]
+        refused = {record: written.refused[record] for record in own if record in written.refused}
+        saved = [record for record in own if record in written.saved]
+        state, reason, notice = State.ALREADY_CURRENT, "", None
+        if not ids:
+            state, reason = State.NO_MATCHING_RECORD, "no record holds this number"
+            config = self._gateway.config
+            notice = Notice.UNMATCHED if config.notify_unmatched else None
+        elif refused:
+            state, notice = State.FAILED, Notice.UNSAVED
+            reason = "; ".join(f"record {record}: {why}" for record, why in refused.items())
+        elif saved or intents.get(phone) == status.event_id:
+            state, notice = State.UPDATED, Notice.SAVED
+        elif not own:
+            state, reason = State.SUPERSEDED, "a later change of another number of the same record"
+        return Outcome(
+            event_id=status.event_id,
+            phone_hash=phone,
+            state=state,
+            reason=reason,
+            records=ids,
+            notice=notice,
+            read_status=text,
+        )
+
+
+def _holders(phone: str, records: Mapping[str, RecordState], ids: Sequence[str]) -> list[RecordState]:
+    """The records that really hold a phone now, in the index's order."""
+    return [records[record] for record in ids if record in records and phone in records[record].phones]

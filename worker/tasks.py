@@ -1,0 +1,60 @@
+"""The Celery tasks, each a thin view over a step of the same name: load, call, and nothing else.
+
+Retries are not Celery's: a step that fails leaves its work among the due work of the ledger, and sweep
+publishes it again. So no message waits in the broker with a countdown that a crash could lose, and no
+countdown comes near the visibility timeout.
+"""
+
+from collections.abc import Callable
+
+from celery import Celery
+
+from shared.queue import QUEUES, TaskName
+from worker.services import Services
+from worker.steps.lookup_records import lookup_records
+from worker.steps.send_email import send_email
+from worker.steps.sweep import sweep
+from worker.steps.update_records import update_records
+
+# A lookup may build the index of a large project: two exports of five minutes each, at the worst.
+SOFT_LIMIT_SECONDS, HARD_LIMIT_SECONDS = 900, 960
+
+
+def register(app: Celery, services: Callable[[], Services]) -> None:
+    """Register the tasks with an application. `services()` is called in each worker process, on first use."""
+
+    @app.task(
+        name=TaskName.LOOKUP,
+        queue=QUEUES[TaskName.LOOKUP],
+        soft_time_limit=SOFT_LIMIT_SECONDS,
+        time_limit=HARD_LIMIT_SECONDS,
+    )
+    def _lookup(project: str, event: str) -> None:
+        lookup_records(project, event, services())
+
+    @app.task(
+        name=TaskName.UPDATE,
+        queue=QUEUES[TaskName.UPDATE],
+        soft_time_limit=SOFT_LIMIT_SECONDS,
+        time_limit=HARD_LIMIT_SECONDS,
+    )
+    def _update(project: str) -> None:
+        update_records(project, services())
+
+    @app.task(
+        name=TaskName.EMAIL,
+        queue=QUEUES[TaskName.EMAIL],
+        soft_time_limit=SOFT_LIMIT_SECONDS,
+        time_limit=HARD_LIMIT_SECONDS,
+    )
+    def _email(project: str, event: str) -> None:
+        send_email(project, event, services())
+
+    @app.task(
+        name=TaskName.SWEEP,
+        queue=QUEUES[TaskName.SWEEP],
+        soft_time_limit=SOFT_LIMIT_SECONDS,
+        time_limit=HARD_LIMIT_SECONDS,
+    )
+    def _sweep() -> dict[str, int]:
+        return sweep(services())
