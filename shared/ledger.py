@@ -254,6 +254,10 @@ class Ledger:
         """Phone hashes whose status has to reach REDCap, longest waiting first."""
         return list(self.redis.zrange(keys.pending(project), offset, offset + limit - 1))
 
+    def is_pending(self, project: str, phone: str) -> bool:
+        """Whether a phone's status has to reach REDCap."""
+        return self.redis.zscore(keys.pending(project), phone) is not None
+
     def statuses(self, project: str, phones: Sequence[str]) -> dict[str, str]:
         """Encoded latest status per phone hash, as `Status.decode` reads it."""
         if not phones:

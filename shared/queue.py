@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from celery import Celery
+from kombu import Exchange, Queue
 
 # A message that a dead worker held is delivered again after this long, so it is above the longest task
 # (reconcile) and every countdown; a countdown above it would be delivered twice. The shortest timeout of
@@ -49,8 +50,8 @@ def make_celery(broker_url: str) -> Celery:
     app = Celery("optout", broker=broker_url, set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUES[TaskName.SWEEP],
-        task_queues=None,
-        task_create_missing_queues=True,
+        # An exchange for each: queues that share exchange and routing key would all get each message.
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES.values()],
         task_serializer="json",
         accept_content=["json"],
         enable_utc=True,

@@ -9,13 +9,12 @@ from typing import Any
 
 import structlog
 from celery.signals import setup_logging, worker_init, worker_ready
-from kombu import Queue
 
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
 from shared.intake import publish_or_leave
 from shared.log import configure_logging
-from shared.queue import QUEUES, CeleryPublisher, TaskName, make_celery
+from shared.queue import CeleryPublisher, TaskName, make_celery
 from shared.redis_connection import connect
 from worker.problems import check_again_soon
 from worker.services import Services
@@ -37,7 +36,6 @@ app.conf.update(
     worker_concurrency=4,
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
-    task_queues=[Queue(name) for name in QUEUES.values()],
     beat_scheduler="worker.schedule:ConfiguredScheduler",
 )
 

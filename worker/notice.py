@@ -49,15 +49,13 @@ def compose(entry: Entry, notice: Notice, project: Project, *, zone: ZoneInfo, s
 
 
 def _subject(entry: Entry, notice: Notice) -> str:
-    change = "opt-out (STOP)" if entry.change is Change.STOP else "opt-in (START)"
-    records = ", ".join(entry.records[:5]) + (" …" if len(entry.records) > 5 else "")
-    of = f"record{'s' if len(entry.records) > 1 else ''} {records}"
+    change = "Opt-out (STOP)" if entry.change is Change.STOP else "Opt-in (START)"
+    listed = ", ".join(entry.records[:5]) + (" …" if len(entry.records) > 5 else "")
+    records = f": record{'s' if len(entry.records) > 1 else ''} {listed}" if entry.records else ""
     match notice:
         case Notice.SAVED:
-            return f"[{entry.project}] {change.capitalize()} saved: {of}"
+            return f"[{entry.project}] {change} saved{records}"
         case Notice.UNSAVED:
-            return f"[{entry.project}] {change.capitalize()} could NOT be saved" + (
-                f": {of}" if entry.records else ""
-            )
+            return f"[{entry.project}] {change} could NOT be saved{records}"
         case Notice.UNMATCHED:
-            return f"[{entry.project}] {change.capitalize()} of a number that no record holds"
+            return f"[{entry.project}] {change} of a number that no record holds"

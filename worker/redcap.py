@@ -189,6 +189,7 @@ class RedcapClient:
 
     def _rows(self, response: requests.Response) -> Iterator[Row]:
         response.raw.decode_content = True
+        response.raw.auto_close = False  # urllib3 would close at the end, under the buffer's feet
         try:
             body = io.BufferedReader(response.raw, 65_536)
             if not body.peek(64).lstrip().startswith(b"["):
@@ -301,9 +302,15 @@ def _row_reasons(message: str, sent: set[str]) -> dict[str, str]:
     """
     reasons: dict[str, str] = {}
     for cells in csv.reader(io.StringIO(message)):
-        if len(cells) == 4 and cells[0] in sent:
+        # Longitudinal projects have named the row "7 (enrolment_arm_1)" (sibispy reads both forms).
+        record = (
+            next((name for name in (cells[0], cells[0].rpartition(" (")[0]) if name in sent), None)
+            if cells
+            else None
+        )
+        if len(cells) == 4 and record is not None:
             _, field, value, text = cells
-            reasons[cells[0]] = scrubbed(f"{field}: {text.replace(value, '…') if value else text}")
+            reasons[record] = scrubbed(f"{field}: {text.replace(value, '…') if value else text}")
     return reasons
 
 

@@ -19,7 +19,6 @@ import email.policy
 import html
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -159,7 +158,9 @@ class SmtpSimulator:
             loop=asyncio.get_running_loop(),
         )
 
-    def _authenticate(self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, login: Any) -> AuthResult:
+    def _authenticate(
+        self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, login: Any
+    ) -> AuthResult:
         right = (
             isinstance(login, LoginPassword)
             and login.login.decode() == self.user
@@ -177,7 +178,7 @@ class SmtpSimulator:
 
     def keep(self, envelope: Envelope) -> None:
         content = cast(bytes, envelope.content)
-        message = cast(EmailMessage, email.message_from_bytes(content, policy=email.policy.default))
+        message = email.message_from_bytes(content, policy=email.policy.default)
         mail = Mail(str(envelope.mail_from), tuple(envelope.rcpt_tos), message, datetime.now(UTC))
         with self._changed:
             self.inbox.append(mail)
@@ -227,3 +228,128 @@ async def _close_connections() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _running_loop() -> Iterator[tuple[asyncio.AbstractEventLoop, Callable[[Any], Any]]]:
+    """An event loop in a thread of its own, and a function that runs a coroutine in it and waits."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="smtp-simulator", daemon=True)
+    thread.start()
+    try:
+        yield loop, lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+# ------------------------------------------------------------------ the inbox over HTTP
+
+
+class _InboxServer(ThreadingHTTPServer):
+    """GET /inbox and DELETE /inbox (JSON), POST /faults, and a page to read at /."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], simulator: SmtpSimulator) -> None:
+        super().__init__(address, _InboxRequest)
+        self.simulator = simulator
+
+
+class _InboxRequest(BaseHTTPRequestHandler):
+    @property
+    def simulator(self) -> SmtpSimulator:
+        return cast(_InboxServer, self.server).simulator
+
+    def do_GET(self) -> None:  # http.server finds methods by this name
+        if self.path == "/inbox":
+            mails = [mail.summary() for mail in list(self.simulator.inbox)]
+            self._answer(200, json.dumps(mails, ensure_ascii=False), "application/json")
+        elif self.path == "/":
+            self._answer(200, inbox_page(list(self.simulator.inbox)), "text/html")
+        else:
+            self._answer(404, "not found", "text/plain")
+
+    def do_DELETE(self) -> None:
+        known = self.path == "/inbox"
+        if known:
+            self.simulator.clear()
+        self._answer(204 if known else 404, "", "text/plain")
+
+    def do_POST(self) -> None:
+        """{"kind": "451", "recipient": …, "times": …}; {"kind": null} mends."""
+        given = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+        kind = given.pop("kind")
+        if kind is None:
+            self.simulator.mend()
+        else:
+            self.simulator.fail(kind, **given)
+        self._answer(204, "", "text/plain")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
+        """Say nothing."""
+
+    def _answer(self, status: int, body: str, kind: str) -> None:
+        content = body.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">
+<meta name="viewport" content="width=device-width"><title>Inbox ({count})</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}}
+article{{border:1px solid #ccc;border-radius:.5rem;padding:0 1rem;margin:1rem 0}}
+h2{{font-size:1.1rem}}pre{{white-space:pre-wrap;font:inherit}}small{{color:#595959}}</style>
+<h1>Inbox ({count})</h1>{mails}</html>"""
+
+
+def inbox_page(mails: Sequence[Mail]) -> str:
+    """The inbox for people: newest first, plain texts only."""
+    articles = [
+        f"<article><h2>{html.escape(mail.subject)}</h2><small>{html.escape(mail.sender)} to "
+        f"{html.escape(', '.join(mail.recipients))}, {mail.received_at:%H:%M:%S} UTC</small>"
+        f"<pre>{html.escape(mail.text)}</pre></article>"
+        for mail in reversed(mails)
+    ]
+    return PAGE.format(count=len(mails), mails="".join(articles) or "<p>No mail yet.</p>")
+
+
+@contextlib.contextmanager
+def serve_inbox(simulator: SmtpSimulator, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serve the inbox over HTTP until the block ends; yields its URL."""
+    with _InboxServer((host, port), simulator) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://{host}:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulators.smtp", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9025)
+    parser.add_argument("--http-port", type=int, default=9026)
+    parser.add_argument("--user", help="demand AUTH with this user")
+    parser.add_argument("--password")
+    chosen = parser.parse_args(arguments)
+    simulator = SmtpSimulator(chosen.user, chosen.password)
+    with (
+        simulator.serve(chosen.port, chosen.host),
+        serve_inbox(simulator, chosen.http_port, chosen.host) as inbox,
+    ):
+        print(f"SMTP simulator: {chosen.host}:{chosen.port}, inbox: {inbox}/", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -2075,6 +2075,10 @@ class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Say nothing: the simulator has its own request log."""
 
+    def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
+        """After a cut there is no next request on this connection."""
+        self.close_connection = True
+
     def finish(self) -> None:
         super().finish()
         if getattr(self, "environ", {}).get(CUT):

@@ -59,10 +59,10 @@ class _Export:
     # --- which records and rows --------------------------------------------------------------------
 
     def choose_records(self, time: ServerTime) -> list[str]:
-        project, wanted = self.project, set(self.params.names("records"))
+        project, wanted = self.project, set(self.params.names("records")) or None
         # An id list and a date range do not combine (id3c); here the id list wins.
-        if not wanted and (self.params.get("dateRangeBegin") or self.params.get("dateRangeEnd")):
-            wanted = changed_records(project, self.params, time) or {""}
+        if wanted is None and (self.params.get("dateRangeBegin") or self.params.get("dateRangeEnd")):
+            wanted = changed_records(project, self.params, time)
         record_ids = project.ordered_ids(wanted)
         dag = project.rights.dag
         if dag is not None:

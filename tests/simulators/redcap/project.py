@@ -311,10 +311,12 @@ class Project:
         # The first data on a form makes it Incomplete (PyCap issue 137).
         stored.setdefault(f"{self.columns[name].form}_complete", "0")
 
-    def ordered_ids(self, wanted: Set[str] = frozenset()) -> list[str]:
+    def ordered_ids(self, wanted: Set[str] | None = None) -> list[str]:
         """All ids, or those of the wanted ones that exist."""
         with self.lock:
-            if wanted:  # Unknown ids are left out without a word (PHPCap testExportRecordsWithNoResults).
+            if (
+                wanted is not None
+            ):  # Unknown ids are left out without a word (PHPCap testExportRecordsWithNoResults).
                 return sorted(wanted & self.records.keys(), key=natural_order)
             if self._ordered is None:
                 self._ordered = sorted(self.records, key=natural_order)

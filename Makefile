@@ -1,0 +1,62 @@
+# Python 3.11+, make and git suffice; everything else comes into .venv by itself.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+T ?=
+
+##@ Try it
+.PHONY: demo
+demo: $(VENV)/ready  ## The whole story with simulators of REDCap, Twilio and mail; Flower stays up on a terminal
+	@$(BIN)/python -m tests.demo
+
+.PHONY: run
+run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded Valkey that keeps its data in .state/
+	@$(BIN)/honcho start
+
+##@ Test it
+.PHONY: test
+test: $(VENV)/ready  ## Every test that needs no container engine (T=path or -k… narrows)
+	@$(BIN)/python -m pytest $(T)
+
+.PHONY: test-unit
+test-unit: $(VENV)/ready  ## Unit tests: seconds
+	@$(BIN)/python -m pytest tests/unit $(T)
+
+.PHONY: test-integration
+test-integration: $(VENV)/ready  ## Gateways against simulators, and live workers on a real Valkey
+	@$(BIN)/python -m pytest tests/contract tests/integration $(T)
+
+.PHONY: lint
+lint: $(VENV)/ready  ## Style, security rules and strict types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+##@ Keep it
+.PHONY: format
+format: $(VENV)/ready  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock:  ## Compile the hashed locks in requirements/ from pyproject.toml (needs uv)
+	@requirements/lock
+
+.PHONY: clean
+clean:  ## Remove .venv and caches; .state (the embedded Valkey's data) stays
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/ready: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@echo "preparing $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.PHONY: help
+help:  ## Show this
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-zA-Z_-]+:.*##/ {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

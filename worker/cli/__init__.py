@@ -1,0 +1,41 @@
+"""The `optout` command. One module per subcommand; each prints tables on a terminal, plain lines otherwise."""
+
+import sys
+
+import click
+from redis.exceptions import RedisError
+
+from shared.errors import OptOutError
+from shared.log import configure_logging
+from worker.cli.events import events
+from worker.cli.replay import replay
+from worker.cli.status import status
+
+
+class _Commands(click.Group):
+    """Turns the program's own errors into one clear line and exit code 2, without a stack trace."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except OptOutError as error:
+            click.echo(f"error: {error}", err=True)
+        except RedisError as error:
+            click.echo(
+                f"error: Redis does not answer ({type(error).__name__}); is OPTOUT_REDIS_URL right?", err=True
+            )
+        sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="opt-out-bridge")
+def main() -> None:
+    """Opt-Out Bridge: Twilio opt-outs, recorded in REDCap.
+
+    Reads the file that OPTOUT_CONFIG names (default config.toml) and the Redis at OPTOUT_REDIS_URL.
+    """
+    configure_logging("WARNING")
+
+
+for command in (events, status, replay):
+    main.add_command(command)

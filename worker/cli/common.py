@@ -1,0 +1,65 @@
+"""What the subcommands share: services, and how results are shown."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from shared.config import broker_url, load_config, redis_url
+from shared.ledger import Entry
+from shared.queue import CeleryPublisher, make_celery
+from shared.redis_connection import connect
+from worker.services import Services
+
+
+def make_services() -> Services:
+    """The services of one command. Raises ConfigError."""
+    publish = CeleryPublisher(make_celery(broker_url()))
+    return Services(config=load_config(), redis=connect(redis_url()), publish=publish)
+
+
+def chosen_projects(services: Services, name: str | None) -> list[str]:
+    """All projects, or the one that was named. Raises click.BadParameter for an unknown one."""
+    if name is None:
+        return list(services.config.projects)
+    if name not in services.config.projects:
+        known = ", ".join(services.config.projects)
+        raise click.BadParameter(f"no project {name!r}; configured are: {known}", param_hint="--project")
+    return [name]
+
+
+def print_json(value: Any) -> None:
+    """For machines."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on a terminal; elsewhere a line per row, fields separated by tabs, without headings."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """An event as `optout events --json` shows it; times are ISO 8601 in UTC."""
+    return {
+        "event_id": entry.event_id,
+        "project": entry.project,
+        "change": entry.change.value,
+        "state": entry.state.value,
+        "reason": entry.reason,
+        "source": entry.source.value,
+        "occurred_at": entry.occurred_at.isoformat(timespec="milliseconds"),
+        "received_at": entry.received_at.isoformat(timespec="milliseconds"),
+        "records": list(entry.records),
+        "mail": "due" if entry.notice else entry.mail,
+    }

@@ -1,0 +1,59 @@
+"""Twilio's REST API: a client with timeouts, and its answers sorted into our two kinds of failure."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+from twilio.base.exceptions import TwilioException, TwilioRestException
+from twilio.http.http_client import TwilioHttpClient
+from twilio.rest import Client
+
+from shared.config import TwilioAccount
+from shared.errors import TwilioRefused, TwilioUnavailable
+
+TIMEOUT_SECONDS = 30.0  # twilio-python has none by default
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+
+
+def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
+    """A client for an account, with the token of that place in the list. Raises ConfigError without a secret.
+
+    `OPTOUT_TWILIO_API_URL` points it at another base URL, for tests.
+    """
+    http = TwilioHttpClient(timeout=TIMEOUT_SECONDS)
+    client = Client(account.account_sid, account.auth_token[token].resolve(), http_client=http)
+    base_url = os.environ.get("OPTOUT_TWILIO_API_URL")
+    if base_url:
+        for domain in (client.api, client.messaging, client.events):
+            domain.base_url = base_url.rstrip("/")
+    return client
+
+
+@contextmanager
+def sorted_failures() -> Iterator[None]:
+    """Raise TwilioUnavailable or TwilioRefused in place of what twilio-python raises.
+
+    A failing list page raises a plain TwilioException whose second argument is the response, and whose text
+    repeats it; so nothing of either is passed on but status and code. Source: twilio-python 9.13, base/page.py.
+    """
+    try:
+        yield
+    except TwilioRestException as error:
+        raise _failure(error.status, error.code) from None
+    except TwilioException as error:
+        response = error.args[1] if len(error.args) > 1 else None
+        raise _failure(getattr(response, "status_code", 0), None) from None
+    except requests.RequestException as error:
+        raise TwilioUnavailable("twilio_unreachable", type(error).__name__) from None
+    except ValueError:  # a page that is no JSON
+        raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
+
+
+def _failure(status: int, code: int | None) -> TwilioUnavailable | TwilioRefused:
+    detail = f"status {status}" + (f", code {code}" if code else "")
+    if status in _TRANSIENT_STATUS or status == 0:
+        return TwilioUnavailable("twilio_server_error", detail)
+    if status == 401:
+        return TwilioRefused("twilio_token_refused", detail)
+    return TwilioRefused("twilio_refused", detail)
