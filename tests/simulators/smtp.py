@@ -18,6 +18,7 @@ import email
 import email.policy
 import html
 import json
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -341,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--user", help="demand AUTH with this user")
     parser.add_argument("--password")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     simulator = SmtpSimulator(chosen.user, chosen.password)
     with (
         simulator.serve(chosen.port, chosen.host),

@@ -22,6 +22,7 @@ import itertools
 import json
 import re
 import secrets
+import signal
 import socket
 import struct
 import threading
@@ -432,8 +433,7 @@ class MessageLog:
         with self._lock:
             for message in messages:
                 self._by_sid[message.sid] = message
-                self._rows.append(message)
-            self._rows.sort(key=Message.order)  # nearly sorted already: linear
+                bisect.insort(self._rows, message, key=Message.order)
 
     def find(self, sid: str) -> Message | None:
         return self._by_sid.get(sid)
@@ -1486,6 +1486,12 @@ def page_number(values: Mapping[str, str]) -> int:
     return int(value)
 
 
+def read_whole_number(name: str, value: object) -> int:
+    if not str(value).isdigit():
+        raise bad_request(f"{name} must be a whole number")
+    return int(str(value))
+
+
 def read_boolean(name: str, value: str) -> bool:
     if value.lower() not in {"true", "false"}:
         raise bad_request(f"{name} must be true or false")
@@ -1582,12 +1588,15 @@ def service_changes(values: Mapping[str, str]) -> JsonObject:
     for name in {"inbound_request_url", "fallback_url", "status_callback"} & changes.keys():
         changes[name] = changes[name] or None
     if "validity_period" in changes:
-        changes["validity_period"] = int(changes["validity_period"])
+        changes["validity_period"] = read_whole_number("ValidityPeriod", changes["validity_period"])
     return changes
 
 
 def check_hooks(values: Mapping[str, str]) -> None:
-    """URLs must be http(s) with valid connection overrides, methods GET or POST."""
+    """URLs must be http(s), methods GET or POST.
+
+    A wrong connection override is refused here; Twilio may show it (11243) only when it calls the URL.
+    """
     for name, value in values.items():
         if name.endswith("Method") and value not in {"GET", "POST"}:
             raise bad_request(f"{name} must be GET or POST")
@@ -1682,9 +1691,9 @@ class RestApi:
     # -- api v2010
 
     def list_accounts(self) -> ResponseReturnValue:
-        query("FriendlyName", "Status")
-        own = [a for a in self.sim.accounts.values() if g.account.sid in {a.sid, a.owner_sid}]
-        return self._old_page("accounts", [account.record() for account in own])
+        values = query("FriendlyName", "Status")
+        own = [a.record() for a in self.sim.accounts.values() if g.account.sid in {a.sid, a.owner_sid}]
+        return self._old_page("accounts", equal(own, values, "FriendlyName", "Status"))
 
     def fetch_account(self, account_sid: str) -> ResponseReturnValue:
         return jsonify(self._account(account_sid).record())
@@ -1734,13 +1743,11 @@ class RestApi:
     def list_numbers(self, account_sid: str) -> ResponseReturnValue:
         self._account(account_sid)
         values = query("PhoneNumber", "FriendlyName", "Beta", "Origin")
-        wanted = values.get("PhoneNumber", "").strip("*")
-        rows = [
-            number.as_incoming_number()
-            for number in self._numbers(account_sid)
-            if wanted in number.address
-            and values.get("FriendlyName", number.friendly_name) == number.friendly_name
-        ]
+        rows = [number.as_incoming_number() for number in self._numbers(account_sid)]
+        part = values.get("PhoneNumber", "").strip("*")  # a part of a number finds it too
+        rows = [row for row in equal(rows, values, "FriendlyName", "Origin") if part in row["phone_number"]]
+        if "Beta" in values:
+            rows = [row for row in rows if row["beta"] is read_boolean("Beta", values["Beta"])]
         return self._old_page("incoming_phone_numbers", rows)
 
     def _numbers(self, account_sid: str) -> list[Sender]:
@@ -1943,7 +1950,8 @@ class RestApi:
         types: dict[str, int] = {}
         for text in request.form.getlist("Types"):
             wanted = read_json_object("Types", text)
-            types[check_type(wanted.get("type"))] = int(wanted.get("schema_version", 1))
+            version = read_whole_number("schema_version", wanted.get("schema_version", 1))
+            types[check_type(wanted.get("type"))] = version
         subscription = Subscription(g.account.sid, values["Description"], sink.sid, types)
         self.sim.subscriptions[subscription.sid] = subscription
         return jsonify(subscription.record(self._base("Subscriptions"))), 201
@@ -1965,7 +1973,7 @@ class RestApi:
         values = form("Type", "SchemaVersion")
         required(values, "Type")
         kind = check_type(values["Type"])
-        subscription.types[kind] = int(values.get("SchemaVersion", "1"))
+        subscription.types[kind] = read_whole_number("SchemaVersion", values.get("SchemaVersion", "1"))
         return jsonify(subscription.event_record(kind, self._base("Subscriptions"))), 201
 
     def delete_event(self, sid: str, kind: str) -> ResponseReturnValue:
@@ -2019,6 +2027,14 @@ class RestApi:
             "next_page_url": host + page_link(number + 1, size, token) if token else None,
         }
         return jsonify({key: part, "meta": meta})
+
+
+def equal(rows: list[JsonObject], values: Mapping[str, str], *names: str) -> list[JsonObject]:
+    """The rows whose fields are what the filters of these names ask for."""
+    wanted = {
+        re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower(): values[name] for name in names if name in values
+    }
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
 def window(
@@ -2271,6 +2287,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     parser.add_argument("--service-sid", default=SERVICE_SID)
     parser.add_argument("--sender", action="append", help=f"may be repeated; default {SENDER}")
     chosen = parser.parse_args(arguments_given)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with simulator_from(chosen).serve(chosen.port, chosen.host) as server:
         print(f"Twilio simulator: {server.url}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """`optout status`: what is known of one phone number."""
 
+import sys
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ def status(number: str, project: str | None, as_json: bool) -> None:
     and the process list.
     """
     if number == "-":
-        number = click.get_text_stream("stdin").readline().strip()
+        number = sys.stdin.readline().strip()
     services = make_services()
     shown = [_status(services, name, number) for name in chosen_projects(services, project)]
     if as_json:
