@@ -177,6 +177,29 @@ class Ledger:
                     pipe.hgetall(keys.event(project, event_id))
                 yield from (Entry.decode(stored) for stored in pipe.execute() if stored)
 
+    def known(self, project: str, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose events are kept."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.exists(keys.event(project, event_id))
+            return {event_id for event_id, found in zip(event_ids, pipe.execute(), strict=True) if found}
+
+    def unfinished(self, project: str, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose events have not ended."""
+        if not event_ids:
+            return set()
+        scores = self.redis.zmscore(keys.unfinished(project), event_ids)
+        return {event_id for event_id, score in zip(event_ids, scores, strict=True) if score is not None}
+
+    def unfinished_entries(self, project: str) -> Iterator[list[Entry]]:
+        """The events that have not ended, a few hundred at a time."""
+        ids = self.redis.zrange(keys.unfinished(project), 0, -1)
+        for start in range(0, len(ids), 500):
+            with self.redis.pipeline(transaction=False) as pipe:
+                for event_id in ids[start : start + 500]:
+                    pipe.hgetall(keys.event(project, event_id))
+                yield [Entry.decode(stored) for stored in pipe.execute() if stored]
+
     def match(self, entry: Entry, records: Sequence[str], *, now: datetime) -> bool:
         """Note an event's records and ask for its phone's update. False where the event has ended meanwhile."""
         now_ms = milliseconds(now)

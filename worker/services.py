@@ -10,6 +10,7 @@ import requests
 
 from shared.config import Config, Project
 from shared.errors import ConfigError, ProjectProblem
+from shared.events import Notice
 from shared.intake import publish_or_leave
 from shared.ledger import Kind, Ledger
 from shared.phone import PhoneHasher
@@ -95,6 +96,11 @@ class Services:
     def index(self, name: str) -> PhoneIndex:
         """A project's phone index."""
         return PhoneIndex(name, self.redis)
+
+    def unmatched_notice(self, project: str) -> Notice | None:
+        """What to tell about a number that no record holds: nothing, unless the project asked for it."""
+        config = self.config.projects[project]
+        return Notice.UNMATCHED if config.notify_unmatched and config.notify else None
 
     def request_update(self, project: str) -> None:
         """Ask for the project's pending statuses to be written; one message in the queue is enough."""

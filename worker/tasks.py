@@ -6,12 +6,16 @@ countdown comes near the visibility timeout.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
 
 from celery import Celery
 
-from shared.queue import QUEUES, TaskName
+from shared.queue import LONGEST_TASK_SECONDS, QUEUES, TaskName
 from worker.services import Services
 from worker.steps.lookup_records import lookup_records
+from worker.steps.reconcile import reconcile
 from worker.steps.send_email import send_email
 from worker.steps.sweep import sweep
 from worker.steps.update_records import update_records
@@ -49,6 +53,16 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     )
     def _email(project: str, event: str) -> None:
         send_email(project, event, services())
+
+    @app.task(
+        name=TaskName.RECONCILE,
+        queue=QUEUES[TaskName.RECONCILE],
+        soft_time_limit=LONGEST_TASK_SECONDS - 60,
+        time_limit=LONGEST_TASK_SECONDS,
+    )
+    def _reconcile(project: str, since: str | None = None) -> dict[str, Any]:
+        begin = datetime.fromisoformat(since) if since else None
+        return asdict(reconcile(project, services(), since=begin, nightly=since is None))
 
     @app.task(
         name=TaskName.SWEEP,

@@ -40,7 +40,21 @@ local function supersede(old)
   end
 end
 
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'known' end
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  -- The message log knows when Twilio called; a webhook's time of receipt is later by its retries and by our
+  -- clock's error. Corrected, so that a change between the two times is put on the right side.
+  if ARGV[9] == 'oldest' and redis.call('HGET', KEYS[1], 'source') == 'webhook' and phone ~= '' then
+    local current = redis.call('HGET', KEYS[2], phone)
+    if current then
+      local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
+      if c_id == id and occurred < tonumber(c_occurred) then
+        if change == 'START' then c_start = ARGV[4] end
+        redis.call('HSET', KEYS[2], phone, table.concat({c_change, ARGV[4], id, c_start}, '|'))
+      end
+    end
+  end
+  return 'known'
+end
 if phone == '' then
   record('no_matching_record', 'the sender is no phone number')
   return 'unmatched'

@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from shared.errors import OptOutError
 from shared.log import configure_logging
 from worker.cli.events import events
+from worker.cli.reconcile import reconcile
 from worker.cli.replay import replay
 from worker.cli.status import status
 
@@ -37,5 +38,5 @@ def main() -> None:
     configure_logging("WARNING")
 
 
-for command in (events, status, replay):
+for command in (events, status, replay, reconcile):
     main.add_command(command)

@@ -2,6 +2,8 @@
 
 import structlog
 
+from shared import keys
+from shared.events import milliseconds
 from shared.intake import publish_or_leave
 from shared.ledger import Due
 from shared.queue import TaskName
@@ -11,6 +13,10 @@ from worker.services import Services
 
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000
+
+# A nightly run is a day apart from the last one, and 25 hours when the clocks go back.
+RECONCILE_OVERDUE_MS = int(25.5 * 3600 * 1000)
+RECONCILE_AGAIN_MS = 3600 * 1000
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +38,21 @@ def sweep(services: Services) -> dict[str, int]:
             check_projects(services)
     for project in services.config.projects:
         services.ledger.trim(project, now=services.now())
+        _catch_up(project, services)
     return published
+
+
+def _catch_up(project: str, services: Services) -> None:
+    """Start a reconciliation that was missed, because beat was down at its time or the last run failed."""
+    stored = services.redis.hgetall(keys.reconciled(project))
+    ended = {name: int(stored.get(f"{name}_ms", 0)) for name in ("success", "failure")}
+    now_ms = milliseconds(services.now())
+    overdue = any(ended.values()) and now_ms - ended["success"] > RECONCILE_OVERDUE_MS
+    again = overdue and now_ms - ended["failure"] > RECONCILE_AGAIN_MS
+    # Not twice while one waits or runs.
+    if again and services.coalescer.first(f"reconcile:{project}", seconds=RECONCILE_AGAIN_MS / 1000):
+        log.warning("reconciliation_overdue", project=project)
+        publish_or_leave(services.publish, TaskName.RECONCILE, project)
 
 
 def _publish(item: Due, services: Services) -> None:

@@ -1,0 +1,99 @@
+"""`optout reconcile`: the nightly comparison, in the foreground."""
+
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from worker.cli.common import chosen_projects, make_services, print_json, print_table
+from worker.services import Services
+from worker.steps.reconcile import TWILIO_KEEPS, Report
+from worker.steps.reconcile import reconcile as run
+
+
+@click.command()
+@click.option("--project", help="Only this project.")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Read Twilio's log from this day on, in the project's time zone (default: since the last run); "
+    "Twilio keeps 400 days.",
+)
+@click.option("--dry-run", is_flag=True, help="Change nothing, anywhere; say what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="An array of reports, one per project.")
+def reconcile(project: str | None, since: datetime | None, dry_run: bool, as_json: bool) -> None:
+    """Compare Twilio's message log and REDCap, and mend what differs.
+
+    Exit code 0 only when all is well afterwards: nothing failed, nothing waits, nothing was hidden.
+    """
+    services = make_services()
+    names = chosen_projects(services, project)
+    reports = [_run(name, services, _begin(since, name, services), dry_run) for name in names]
+    if as_json:
+        print_json([asdict(report) for report in reports])
+    else:
+        _show(reports)
+    if not all(report.is_well and report.outcome == "success" for report in reports):
+        sys.exit(1)
+
+
+def _begin(since: datetime | None, project: str, services: Services) -> datetime | None:
+    if since is None:
+        return None
+    zone: ZoneInfo = services.config.zone(services.config.projects[project])
+    begin = since.replace(tzinfo=zone).astimezone(UTC)
+    return max(begin, services.now() - TWILIO_KEEPS)
+
+
+def _run(project: str, services: Services, since: datetime | None, dry_run: bool) -> Report:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.fields[project]}: {task.description}"),
+        BarColumn(pulse_style="cyan"),
+        TextColumn("{task.completed:,.0f}"),
+        TimeElapsedColumn(),
+    )
+    # Neither side tells beforehand how much it holds, so that the bar pulses beside a growing number.
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("starting", total=None, project=project)
+        return run(
+            project,
+            services,
+            since=since,
+            dry_run=dry_run,
+            progress=lambda stage, number: bars.update(bar, description=stage, completed=number),
+        )
+
+
+def _show(reports: list[Report]) -> None:
+    print_table(
+        (
+            "Project",
+            "Outcome",
+            "Messages",
+            "Recovered",
+            "Records",
+            "Corrected",
+            "Without record",
+            "Waiting",
+            "Wrong",
+        ),
+        (
+            (
+                report.project,
+                f"{report.outcome}{' (dry run)' if report.dry_run else ''}",
+                str(report.messages_read),
+                str(report.changes_recovered),
+                str(report.records_read),
+                str(report.records_corrected),
+                str(report.statuses_without_record),
+                str(report.still_pending),
+                "; ".join([*report.errors, *report.refused]),
+            )
+            for report in reports
+        ),
+    )

@@ -1,0 +1,164 @@
+"""Twilio's message log, as opt-out events: read by sender, newest first, a page at a time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import structlog
+import tenacity
+from twilio.rest import Client
+
+from shared.config import Project, TwilioAccount
+from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+from shared.events import Change, OptOutEvent, Source
+from shared.phone import PhoneHasher, channel_and_address, sender_number
+from worker.twilio import rest_client, sorted_failures
+
+PAGE_SIZE = 1000  # Twilio's largest
+UNSUBSCRIBED = 21610  # "attempt to send to unsubscribed recipient"
+# Number redaction turns the last four digits into XXXX. Source: Twilio docs, message redaction.
+REDACTED_DIGITS = "XXXX"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class LogCounts:
+    """What was read, and what could not be."""
+
+    messages: int = 0
+    redacted_numbers: int = 0
+    redacted_bodies: int = 0
+    pages: int = 0
+
+
+@dataclass(slots=True)
+class MessageLog:
+    """The log of one project's senders. Methods may raise TwilioUnavailable, TwilioRefused or ConfigError."""
+
+    project: str
+    config: Project
+    client: Client
+    hasher: PhoneHasher
+    counts: LogCounts = field(default_factory=LogCounts)
+
+    def senders(self) -> list[str]:
+        """Every address that the project's participants write to."""
+        found = dict.fromkeys(self.config.senders)
+        if self.config.messaging_service_sid:
+            found |= dict.fromkeys(self._service_senders(self.config.messaging_service_sid))
+        return list(found)
+
+    def _service_senders(self, service_sid: str) -> Iterator[str]:
+        service = self.client.messaging.v1.services(service_sid)
+        yield from (number.phone_number for number in _all(service.phone_numbers.list))
+        yield from (code.short_code for code in _all(service.short_codes.list))
+        if {"rcs", "whatsapp"} & set(self.config.channels):
+            try:
+                yield from (str(channel.sender) for channel in _all(service.channel_senders.list))
+            except TwilioRefused as error:
+                log.warning("channel_senders_not_listed", project=self.project, error=str(error))
+
+    def pages(self, sender: str, since: datetime) -> Iterator[list[OptOutEvent]]:
+        """The changes that came to one sender, page by page, newest first.
+
+        Twilio filters by the time at which it called the webhook, inclusive, and has no filter for the
+        direction. Source: twilio-oai, api_v2010, ListMessage.
+        """
+        for page in self._raw_pages(to=sender, date_sent_after=since.astimezone(UTC)):
+            yield [event for message in page if (event := self._opt_out(message)) is not None]
+
+    def blocked_pages(self, sender: str, since: datetime) -> Iterator[list[OptOutEvent]]:
+        """Texts of ours that Twilio refused because their recipient had opted out, page by page."""
+        for page in self._raw_pages(from_=sender, date_sent_after=since.astimezone(UTC)):
+            yield [event for message in page if (event := self._blocked(message)) is not None]
+
+    def _raw_pages(self, **filters: Any) -> Iterator[list[Any]]:
+        page = _patiently(partial(self.client.messages.page, page_size=PAGE_SIZE, **filters))
+        while True:
+            with sorted_failures():
+                messages = list(page)
+            self.counts.pages += 1
+            self.counts.messages += len(messages)
+            yield messages
+            url = page.next_page_url
+            if not url:
+                return
+            page = _patiently(partial(self.client.messages.get_page, url))
+
+    def _opt_out(self, message: Any) -> OptOutEvent | None:
+        if message.direction != "inbound":
+            return None
+        channel, address = channel_and_address(message.from_ or "")
+        change = self.config.keywords.change(message.body or "")
+        if not message.body and str(message.num_media or "0") == "0":
+            self.counts.redacted_bodies += 1
+        if change is None or channel not in self.config.channels:
+            return None
+        if REDACTED_DIGITS in address:
+            self.counts.redacted_numbers += 1  # reported, not guessed
+            return None
+        return self._event(message, address, change, Source.MESSAGE_LOG)
+
+    def _blocked(self, message: Any) -> OptOutEvent | None:
+        if message.error_code is None or int(message.error_code) != UNSUBSCRIBED:
+            return None
+        _, address = channel_and_address(message.to or "")
+        if REDACTED_DIGITS in address:
+            self.counts.redacted_numbers += 1
+            return None
+        return self._event(message, address, Change.STOP, Source.BLOCKED_MESSAGE)
+
+    def _event(self, message: Any, address: str, change: Change, source: Source) -> OptOutEvent:
+        number = sender_number(address)
+        return OptOutEvent(
+            project=self.project,
+            event_id=message.sid,
+            change=change,
+            # For an inbound message, the time at which Twilio called the webhook: what we compare with.
+            occurred_at=message.date_sent or message.date_created,
+            source=source,
+            phone_hash=self.hasher(number) if number else "",
+        )
+
+
+def open_message_log(
+    project: str, config: Project, account: TwilioAccount, hasher: PhoneHasher
+) -> MessageLog:
+    """The log, with the first of the account's tokens that Twilio takes: one of two is old during a rotation.
+
+    Raises TwilioRefused where none is taken.
+    """
+    refusal: TwilioRefused | ConfigError | None = None
+    for place in range(len(account.auth_token)):
+        try:
+            client = rest_client(account, token=place)
+            if len(account.auth_token) > 1:
+                _patiently(partial(client.messages.page, page_size=1))
+        except (TwilioRefused, ConfigError) as error:
+            refusal = error
+        else:
+            return MessageLog(project, config, client, hasher)
+    assert refusal is not None
+    raise refusal
+
+
+def _all(listing: Callable[..., list[Any]]) -> list[Any]:
+    return list(_patiently(partial(listing, page_size=PAGE_SIZE)))
+
+
+def _patiently(request: Callable[[], Any]) -> Any:
+    """A few tries: 429 means that nothing was done and asks to come again. Source: Twilio error 20429."""
+
+    def attempt() -> Any:
+        with sorted_failures():
+            return request()
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TwilioUnavailable),
+        wait=tenacity.wait_exponential_jitter(initial=0.5, max=20),
+        stop=tenacity.stop_after_attempt(5),
+        reraise=True,
+    )(attempt)
