@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
-from celery.signals import setup_logging, worker_init, worker_ready
+from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready
 
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
@@ -16,6 +16,7 @@ from shared.intake import publish_or_leave
 from shared.log import configure_logging
 from shared.queue import CeleryPublisher, TaskName, make_celery
 from shared.redis_connection import connect
+from worker import heartbeat
 from worker.problems import check_again_soon
 from worker.services import Services
 from worker.tasks import register
@@ -69,3 +70,9 @@ def _look_at_projects(**_: Any) -> None:
     """Have every project checked now: a field that cannot hold the opt-out shows before the first STOP."""
     check_again_soon(services())
     publish_or_leave(services().publish, TaskName.SWEEP)
+
+
+@heartbeat_sent.connect
+def _show_life(**_: Any) -> None:
+    """Every two seconds while the event loop turns and the broker is connected."""
+    heartbeat.beat()

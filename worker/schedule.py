@@ -9,6 +9,7 @@ from celery.schedules import crontab, schedule
 
 from shared.config import Config, load_config
 from shared.queue import QUEUES, TaskName
+from worker import heartbeat
 
 SWEEP_EVERY_SECONDS = 60.0
 
@@ -65,3 +66,9 @@ class ConfiguredScheduler(Scheduler):
         """Read the configuration. Raises ConfigError, which ends beat with a clear message."""
         self.app.conf.beat_schedule = beat_entries(load_config())
         super().setup_schedule()
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Start what is due; at least once a minute, as sweep is due that often."""
+        heartbeat.beat()
+        seconds: float = super().tick(*args, **kwargs)
+        return seconds
