@@ -21,7 +21,8 @@ end
 redis.call('HSET', KEYS[1], 'state', state, 'reason', ARGV[5], 'records', ARGV[6], 'finished_ms', ARGV[8])
 redis.call('EXPIRE', KEYS[1], ARGV[10])
 -- Each kind of notice is given once per event: a later correction by the nightly run is no second change.
-if notice == '' or string.find(before[3] or '', notice .. ' ', 1, true) then return '' end
+-- Whole words are compared: "saved" is also the end of "unsaved".
+if notice == '' or string.find(' ' .. (before[3] or ''), ' ' .. notice .. ' ', 1, true) then return '' end
 redis.call('HSET', KEYS[1], 'notice', notice)
 redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[8], ARGV[8], id)
