@@ -273,9 +273,10 @@ class Ledger:
 
     # --- status and pending set -----------------------------------------------------------------
 
-    def pending(self, project: str, limit: int, offset: int = 0) -> list[str]:
-        """Phone hashes whose status has to reach REDCap, longest waiting first."""
-        return list(self.redis.zrange(keys.pending(project), offset, offset + limit - 1))
+    def pending(self, project: str, limit: int | None = None, offset: int = 0) -> list[str]:
+        """Phone hashes whose status has to reach REDCap, longest waiting first; all of them without a limit."""
+        last = -1 if limit is None else offset + limit - 1
+        return list(self.redis.zrange(keys.pending(project), offset, last))
 
     def is_pending(self, project: str, phone: str) -> bool:
         """Whether a phone's status has to reach REDCap."""

@@ -64,7 +64,7 @@ def _drain(project: str, services: Services) -> bool:
     except RedcapRefused as error:
         note_problem(project, error, services)
         services.project(project).forget_target()
-        _fail(project, services.ledger.pending(project, -1), str(error), services)
+        _fail(project, services.ledger.pending(project), str(error), services)
     return True
 
 
@@ -78,7 +78,7 @@ def _look_again(gateway: RedcapProject, services: Services) -> None:
 def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
     """End what has waited for a day as failed, so that the team knows; the nightly run still mends it."""
     oldest = services.now() - GIVE_UP_AFTER
-    statuses = services.ledger.statuses(project, services.ledger.pending(project, -1))
+    statuses = services.ledger.statuses(project, services.ledger.pending(project))
     entries = {
         phone: services.ledger.load(project, Status.decode(text).event_id) for phone, text in statuses.items()
     }
