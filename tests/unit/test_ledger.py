@@ -1,0 +1,491 @@
+"""The ledger: one atomic step after the other."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.events import Change, Notice, OptOutEvent, Source, State
+from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, Due, Ledger, Outcome
+from tests.builders import at, hashed, opt_out_event, sid
+
+PHONE = hashed("+16505550100")
+NOON = at("2026-05-04T12:00:00")
+DAY = timedelta(days=1)
+
+
+def minutes(number: float) -> datetime:
+    """So many minutes after noon."""
+    return NOON + timedelta(minutes=number)
+
+
+def stop(minute: float = 0, **more: Any) -> OptOutEvent:
+    return opt_out_event(change="STOP", when=minutes(minute), **more)
+
+
+def start(minute: float = 0, **more: Any) -> OptOutEvent:
+    return opt_out_event(change="START", when=minutes(minute), **more)
+
+
+@pytest.fixture
+def ledger(redis: Any) -> Ledger:
+    return Ledger(redis, retention_days=400)
+
+
+def accept(ledger: Ledger, *events: OptOutEvent, now: datetime = NOON) -> list[str]:
+    return [answer.value for answer in ledger.accept(events, now=now)]
+
+
+def states(ledger: Ledger, *events: OptOutEvent) -> list[str]:
+    entries = [ledger.load(event.project, event.event_id) for event in events]
+    return [entry.state.value if entry else "none" for entry in entries]
+
+
+def latest(ledger: Ledger) -> tuple[str, str]:
+    status = ledger.status("asthma", PHONE)
+    assert status is not None
+    return status.change.value, status.event_id
+
+
+def due_members(ledger: Ledger) -> set[str]:
+    return set(ledger.redis.zrange(keys.DUE, 0, -1))
+
+
+def outcome(event: OptOutEvent, state: State = State.UPDATED, **more: Any) -> Outcome:
+    return Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=state, **more)
+
+
+def settle(ledger: Ledger, *outcomes: Outcome, now: datetime = NOON) -> list[str]:
+    return ledger.settle("asthma", outcomes, now=now)
+
+
+def matched(ledger: Ledger, event: OptOutEvent, *records: str) -> None:
+    """Take an event as far as 'pending'."""
+    entry = ledger.load(event.project, event.event_id)
+    assert entry is not None
+    ledger.match(entry, records or ["1"], now=NOON)
+
+
+class TestAccept:
+    def test_an_event_is_stored_whole(self, ledger: Ledger) -> None:
+        event = stop(source=Source.EVENT_STREAM)
+        assert accept(ledger, event, now=minutes(1)) == ["new"]
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        assert (entry.change, entry.state, entry.source) == (Change.STOP, State.RECEIVED, Source.EVENT_STREAM)
+        assert (entry.occurred_at, entry.received_at) == (NOON, minutes(1))
+        assert (entry.phone_hash, entry.records, entry.finished_at) == (PHONE, (), None)
+
+    def test_a_redelivered_event_is_known_and_changes_nothing(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        before = {key: ledger.redis.dump(key) for key in ledger.redis.keys("*")}
+        assert accept(ledger, event, now=minutes(5)) == ["known"]
+        assert {key: ledger.redis.dump(key) for key in ledger.redis.keys("*")} == before
+
+    def test_the_same_event_twice_in_one_batch_is_stored_once(self, ledger: Ledger) -> None:
+        event = stop()
+        assert accept(ledger, event, event) == ["new", "known"]
+        assert [entry.event_id for entry in ledger.entries("asthma")] == [event.event_id]
+
+    def test_one_message_counts_for_each_of_two_projects(self, ledger: Ledger) -> None:
+        one = stop(event_id=sid(7))
+        other = stop(event_id=sid(7), project="sleep")
+        assert accept(ledger, one, other) == ["new", "new"]
+        assert states(ledger, one, other) == ["received", "received"]
+
+    def test_a_newer_change_supersedes_the_unfinished_one(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(1)
+        accept(ledger, first)
+        assert accept(ledger, second) == ["new"]
+        assert states(ledger, first, second) == ["superseded", "received"]
+        assert latest(ledger) == ("START", second.event_id)
+        assert due_members(ledger) == {f"lookup|asthma|{second.event_id}"}
+        assert ledger.redis.zrange(keys.unfinished("asthma"), 0, -1) == [second.event_id]
+
+    def test_a_pending_change_is_superseded_too(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(1)
+        accept(ledger, first)
+        matched(ledger, first)
+        accept(ledger, second)
+        assert states(ledger, first, second) == ["superseded", "received"]
+
+    def test_a_finished_change_keeps_its_end_when_a_newer_one_comes(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(1)
+        accept(ledger, first)
+        settle(ledger, outcome(first))
+        accept(ledger, second)
+        assert states(ledger, first, second) == ["updated", "received"]
+
+    def test_an_older_change_is_stale_and_replaces_nothing(self, ledger: Ledger) -> None:
+        newer, older = start(5), stop(1)
+        accept(ledger, newer)
+        assert accept(ledger, older) == ["stale"]
+        assert states(ledger, newer, older) == ["received", "superseded"]
+        assert latest(ledger) == ("START", newer.event_id)
+
+    def test_of_two_changes_in_one_millisecond_the_later_delivery_wins(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(0)
+        assert accept(ledger, first, second) == ["new", "new"]
+        assert latest(ledger) == ("START", second.event_id)
+
+    def test_of_two_changes_in_one_second_of_the_message_log_the_first_read_wins(
+        self, ledger: Ledger
+    ) -> None:
+        newest = start(0, source=Source.MESSAGE_LOG)
+        oldest = stop(0, source=Source.MESSAGE_LOG)
+        assert accept(ledger, newest, oldest) == ["new", "stale"]
+        assert latest(ledger) == ("START", newest.event_id)
+
+    def test_a_sender_without_phone_number_ends_at_once(self, ledger: Ledger) -> None:
+        event = stop(phone_hash="")
+        assert accept(ledger, event) == ["unmatched"]
+        assert states(ledger, event) == ["no_matching_record"]
+        assert due_members(ledger) == set()
+        assert ledger.redis.hgetall(keys.COUNTS) == {"asthma|webhook|no_matching_record": "1"}
+
+    def test_a_change_whose_write_has_begun_is_left_for_the_updater_to_judge(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(1)
+        accept(ledger, first)
+        matched(ledger, first)
+        ledger.intend("asthma", {PHONE: first.event_id})
+        accept(ledger, second)
+        assert states(ledger, first, second) == ["pending", "received"]
+
+    def test_a_start_that_was_missed_between_two_stops_is_remembered(self, ledger: Ledger) -> None:
+        first, second, missed = stop(0), stop(10), start(5)
+        accept(ledger, first)
+        settle(ledger, outcome(first))
+        accept(ledger, second)
+        settle(ledger, outcome(second, State.ALREADY_CURRENT))
+        assert accept(ledger, missed) == ["stale"]
+        status = ledger.status("asthma", PHONE)
+        assert status is not None
+        assert (status.event_id, status.last_start_ms) == (
+            second.event_id,
+            at("2026-05-04T12:05").timestamp() * 1000,
+        )
+        assert ledger.pending("asthma", 10) == [PHONE]
+        assert "update|asthma|" in due_members(ledger)
+
+    def test_a_start_before_the_latest_known_start_asks_for_nothing(self, ledger: Ledger) -> None:
+        accept(ledger, start(3), stop(10))
+        assert accept(ledger, start(1)) == ["stale"]
+        assert ledger.pending("asthma", 10) == []
+
+    def test_an_older_start_than_a_start_asks_for_nothing(self, ledger: Ledger) -> None:
+        accept(ledger, start(10))
+        assert accept(ledger, start(5)) == ["stale"]
+        assert ledger.pending("asthma", 10) == []
+
+    def test_the_latest_start_is_carried_over_to_later_changes(self, ledger: Ledger) -> None:
+        accept(ledger, start(3), stop(10), stop(20))
+        status = ledger.status("asthma", PHONE)
+        assert status is not None
+        assert status.last_start_ms == int(minutes(3).timestamp() * 1000)
+
+    def test_each_end_is_counted_by_project_source_and_state(self, ledger: Ledger) -> None:
+        accept(ledger, stop(0), start(1), stop(-5, source=Source.MESSAGE_LOG))
+        assert ledger.redis.hgetall(keys.COUNTS) == {
+            "asthma|webhook|superseded": "1",
+            "asthma|message_log|superseded": "1",
+        }
+
+    def test_an_event_expires_only_once_it_has_ended(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        assert ledger.redis.ttl(keys.event("asthma", event.event_id)) == -1
+        settle(ledger, outcome(event))
+        assert 399 * 86400 < ledger.redis.ttl(keys.event("asthma", event.event_id)) <= 400 * 86400
+
+    def test_an_event_whose_retention_is_over_is_still_known_by_its_status(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event))
+        ledger.redis.delete(keys.event("asthma", event.event_id))
+        assert accept(ledger, event) == ["known"]
+
+
+class TestMatch:
+    def test_a_match_makes_the_phone_pending_and_the_update_due(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        matched(ledger, event, "7", "12")
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        assert (entry.state, entry.records) == (State.PENDING, ("7", "12"))
+        assert ledger.is_pending("asthma", PHONE)
+        assert due_members(ledger) == {"update|asthma|"}
+
+    def test_a_match_of_an_event_that_has_ended_meanwhile_does_nothing(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        settle(ledger, outcome(event, State.SUPERSEDED))
+        assert not ledger.match(entry, ["1"], now=NOON)
+        assert states(ledger, event) == ["superseded"]
+        assert not ledger.is_pending("asthma", PHONE)
+
+    def test_a_second_match_does_not_move_the_phone_to_the_end_of_the_line(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        ledger.match(entry, ["1"], now=NOON)
+        ledger.match(entry, ["1"], now=minutes(9))
+        assert ledger.redis.zscore(keys.pending("asthma"), PHONE) == NOON.timestamp() * 1000
+
+
+class TestSettle:
+    def test_the_phone_leaves_the_pending_set_only_if_its_status_is_the_one_that_was_written(
+        self, ledger: Ledger
+    ) -> None:
+        first = stop(0)
+        accept(ledger, first)
+        matched(ledger, first)
+        read = ledger.statuses("asthma", [PHONE])[PHONE]
+        accept(ledger, start(1))
+        settle(ledger, outcome(first, read_status=read))
+        assert ledger.pending("asthma", 10) == [PHONE]
+
+    def test_a_phone_whose_status_was_written_leaves_the_pending_set(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        matched(ledger, event)
+        settle(ledger, outcome(event, read_status=ledger.statuses("asthma", [PHONE])[PHONE]))
+        assert ledger.pending("asthma", 10) == []
+        assert states(ledger, event) == ["updated"]
+        assert ledger.redis.zcard(keys.unfinished("asthma")) == 0
+
+    def test_each_kind_of_notice_is_given_once(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        saved = outcome(event, notice=Notice.SAVED)
+        assert settle(ledger, saved) == [event.event_id]
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        ledger.notified(entry, Notice.SAVED, "sent")
+        assert settle(ledger, saved) == []
+
+    def test_another_kind_of_notice_is_given_beside_the_first(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event, State.FAILED, notice=Notice.UNSAVED))
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        ledger.notified(entry, Notice.UNSAVED, "sent")
+        assert settle(ledger, outcome(event, notice=Notice.SAVED)) == [event.event_id]
+
+    def test_a_notice_that_changed_while_it_was_sent_is_still_due(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event, State.FAILED, notice=Notice.UNSAVED))
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        settle(ledger, outcome(event, notice=Notice.SAVED))
+        ledger.notified(entry, Notice.UNSAVED, "sent")
+        again = ledger.load("asthma", event.event_id)
+        assert again is not None
+        assert (again.notice, again.noticed) == (Notice.SAVED, "unsaved")
+        assert f"email|asthma|{event.event_id}" in due_members(ledger)
+
+    def test_a_due_mail_keeps_the_event_from_expiring(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event, notice=Notice.SAVED))
+        assert ledger.redis.ttl(keys.event("asthma", event.event_id)) == -1
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        ledger.notified(entry, Notice.SAVED, "sent")
+        assert ledger.redis.ttl(keys.event("asthma", event.event_id)) > 0
+        assert due_members(ledger) == set()
+
+    def test_finding_redcap_as_it_was_left_does_not_unsay_the_write(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event, State.UPDATED, records=["1"]))
+        settle(ledger, outcome(event, State.ALREADY_CURRENT))
+        assert states(ledger, event) == ["updated"]
+        assert ledger.redis.hgetall(keys.COUNTS) == {"asthma|webhook|updated": "1"}
+
+    def test_settling_an_event_whose_retention_is_over_still_frees_its_phone(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        ledger.require_update("asthma", [PHONE], now=NOON)
+        ledger.redis.delete(keys.event("asthma", event.event_id))
+        read = ledger.statuses("asthma", [PHONE])[PHONE]
+        assert settle(ledger, outcome(event, notice=Notice.SAVED, read_status=read)) == []
+        assert ledger.pending("asthma", 10) == []
+        assert not ledger.redis.exists(keys.event("asthma", event.event_id))
+
+    def test_the_open_intent_of_the_event_ends_with_it(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        ledger.intend("asthma", {PHONE: event.event_id})
+        settle(ledger, outcome(event))
+        assert ledger.intents("asthma", [PHONE]) == {}
+
+    def test_the_intent_of_another_event_stays(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(1)
+        accept(ledger, first, second)
+        ledger.intend("asthma", {PHONE: second.event_id})
+        settle(ledger, outcome(first, State.SUPERSEDED))
+        assert ledger.intents("asthma", [PHONE]) == {PHONE: second.event_id}
+
+
+class TestReopen:
+    def test_an_ended_event_starts_again(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event, State.FAILED, reason="redcap_refused: no"))
+        assert ledger.reopen("asthma", event.event_id, now=minutes(3))
+        entry = ledger.load("asthma", event.event_id)
+        assert entry is not None
+        assert (entry.state, entry.reason, entry.finished_at) == (State.RECEIVED, "", None)
+        assert entry.occurred_at == NOON
+        assert due_members(ledger) == {f"lookup|asthma|{event.event_id}"}
+        assert ledger.redis.ttl(keys.event("asthma", event.event_id)) == -1
+
+    def test_an_unknown_event_is_not_reopened(self, ledger: Ledger) -> None:
+        assert not ledger.reopen("asthma", sid(), now=NOON)
+        assert ledger.redis.keys("*") == []
+
+    def test_an_event_without_phone_number_is_not_reopened(self, ledger: Ledger) -> None:
+        event = stop(phone_hash="")
+        accept(ledger, event)
+        assert not ledger.reopen("asthma", event.event_id, now=NOON)
+        assert states(ledger, event) == ["no_matching_record"]
+
+
+class TestPending:
+    def test_the_longest_waiting_phones_come_first(self, ledger: Ledger) -> None:
+        for number, minute in ((1, 3), (2, 1), (3, 2)):
+            ledger.require_update("asthma", [f"phone-{number}"], now=minutes(minute))
+        assert ledger.pending("asthma", 2) == ["phone-2", "phone-3"]
+        assert ledger.pending("asthma", 2, 2) == ["phone-1"]
+
+    def test_without_a_limit_all_pending_phones_are_answered(self, ledger: Ledger) -> None:
+        ledger.require_update("asthma", ["a", "b", "c"], now=NOON)
+        assert ledger.pending("asthma") == ["a", "b", "c"]
+
+    def test_requiring_an_update_twice_keeps_the_place_in_the_line(self, ledger: Ledger) -> None:
+        ledger.require_update("asthma", ["a"], now=NOON)
+        ledger.require_update("asthma", ["b"], now=minutes(1))
+        ledger.require_update("asthma", ["a"], now=minutes(2))
+        assert ledger.pending("asthma") == ["a", "b"]
+
+    def test_the_due_update_is_forgotten_only_when_nothing_is_pending(self, ledger: Ledger) -> None:
+        ledger.require_update("asthma", ["a"], now=NOON)
+        assert ledger.drained("asthma") == 1
+        assert due_members(ledger) == {"update|asthma|"}
+        ledger.forget_pending("asthma", ["a"])
+        assert ledger.drained("asthma") == 0
+        assert due_members(ledger) == set()
+
+
+class TestDueWork:
+    def test_work_is_not_due_before_its_time(self, ledger: Ledger) -> None:
+        accept(ledger, stop())
+        assert ledger.claim_due(now=minutes(0.9), limit=10) == []
+
+    def test_claimed_work_comes_again_at_doubling_pauses_up_to_five_minutes(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        claimed, now = [], NOON
+        for _ in range(7 * 60):  # seven quarters of an hour in steps of 15 s
+            now += timedelta(seconds=15)
+            claimed += [now for _ in ledger.claim_due(now=now, limit=10)]
+        gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(claimed)]
+        assert (claimed[0] - NOON).total_seconds() == 60
+        assert gaps[:4] == [60, 120, 240, 300]
+        assert set(gaps[4:]) == {300}
+
+    def test_claimed_work_names_kind_project_and_event(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        ledger.require_update("sleep", ["a"], now=NOON)
+        assert set(ledger.claim_due(now=minutes(2), limit=10)) == {
+            Due("lookup", "asthma", event.event_id),
+            Due("update", "sleep", ""),
+        }
+
+    def test_no_more_than_the_limit_is_claimed_and_the_rest_stays_due(self, ledger: Ledger) -> None:
+        accept(ledger, *(opt_out_event(f"+1650555{n:04d}", when=NOON) for n in range(5)))
+        first = ledger.claim_due(now=minutes(1), limit=3)
+        second = ledger.claim_due(now=minutes(1), limit=3)
+        assert (len(first), len(second)) == (3, 2)
+        assert set(first).isdisjoint(second)
+
+    def test_the_first_few_retries_come_sooner(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        pauses = []
+        for _ in range(len(QUICK_PAUSES_SECONDS) + 1):
+            pauses.append(ledger.retry_soon("lookup", "asthma", event.event_id, now=NOON))
+            ledger.claim_due(now=NOON + DAY, limit=10)
+        assert pauses == [*QUICK_PAUSES_SECONDS, None]
+
+    def test_a_retry_of_work_that_is_done_does_not_bring_it_back(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        settle(ledger, outcome(event))
+        ledger.retry_soon("lookup", "asthma", event.event_id, now=NOON)
+        assert due_members(ledger) == set()
+
+    def test_a_mended_project_has_all_its_work_due_now(self, ledger: Ledger) -> None:
+        mine, other = stop(), stop(project="sleep")
+        accept(ledger, mine, other)
+        ledger.require_update("asthma", ["a"], now=NOON)
+        ledger.claim_due(now=minutes(1), limit=10)
+        ledger.hasten("asthma", now=minutes(1.5))
+        assert set(ledger.claim_due(now=minutes(1.5), limit=10)) == {
+            Due("lookup", "asthma", mine.event_id),
+            Due("update", "asthma", ""),
+        }
+
+    def test_hastening_does_not_bring_back_what_is_done(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        matched(ledger, event)  # its lookup is done
+        ledger.hasten("asthma", now=NOON)
+        assert due_members(ledger) == {"update|asthma|"}
+
+
+class TestKeeping:
+    def test_events_are_listed_newest_first_or_oldest_first(self, ledger: Ledger) -> None:
+        events = [stop(minute) for minute in range(3)]
+        for minute, event in enumerate(events):
+            accept(ledger, event, now=minutes(minute))
+        ids = [event.event_id for event in events]
+        assert [entry.event_id for entry in ledger.entries("asthma")] == ids[::-1]
+        assert [entry.event_id for entry in ledger.entries("asthma", newest_first=False)] == ids
+
+    def test_ids_of_events_whose_retention_is_over_are_trimmed(self, redis: Any) -> None:
+        ledger = Ledger(redis, retention_days=30)
+        old, new = stop(0), stop(1)
+        accept(ledger, old, now=NOON - 32 * DAY)
+        accept(ledger, new, now=NOON - 29 * DAY)
+        assert ledger.trim("asthma", now=NOON) == 1
+        assert redis.zrange(keys.events("asthma"), 0, -1) == [new.event_id]
+
+    def test_events_that_have_expired_are_left_out_of_the_list(self, ledger: Ledger) -> None:
+        gone, kept = stop(0), stop(1)
+        accept(ledger, gone, kept)
+        ledger.redis.delete(keys.event("asthma", gone.event_id))
+        assert [entry.event_id for entry in ledger.entries("asthma")] == [kept.event_id]
+
+    def test_all_statuses_are_listed(self, ledger: Ledger) -> None:
+        accept(ledger, *(opt_out_event(f"+1650555{n:04d}") for n in range(50)))
+        assert len(dict(ledger.all_statuses("asthma"))) == 50
+
+    def test_an_unknown_event_loads_as_none(self, ledger: Ledger) -> None:
+        assert ledger.load("asthma", sid()) is None
+        assert ledger.status("asthma", PHONE) is None
+
+    def test_the_answers_are_those_of_the_script(self) -> None:
+        assert {answer.value for answer in Accepted} == {"new", "known", "stale", "unmatched"}
