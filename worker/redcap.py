@@ -151,7 +151,7 @@ class RedcapClient:
         """A few quick tries for what passes in a moment; longer outages are sweep's."""
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(_passes_in_a_moment),
-            wait=tenacity.wait_exponential_jitter(initial=0.3, max=2.0),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=2.0),
             stop=tenacity.stop_after_attempt(3),
             reraise=True,
         )(attempt)
