@@ -1,0 +1,292 @@
+"""`make demo`: the main job as a story, on real processes and simulators; exits 1 if a step goes wrong.
+
+On a terminal it stays up afterwards, with Flower's address; elsewhere it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import requests
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tests.processes import Platform, wait_until
+from tests.simulators.redcap import Project, RedcapSimulator, classic_study, longitudinal_study
+from tests.simulators.smtp import SmtpSimulator
+from tests.simulators.twilio import (
+    ACCOUNT_SID,
+    AUTH_TOKEN,
+    SENDER,
+    SERVICE_SID,
+    Account,
+    TwilioSimulator,
+    utc_now,
+)
+
+ASTHMA_TOKEN = "FAKEASTHMATOKEN00000000000000000"
+SLEEP_TOKEN = "FAKESLEEPTOKEN000000000000000000"
+PUBLIC_URL = "https://optout.example.edu"
+SLEEP_SENDER = "+16505550177"
+EVENT = "enrolment_arm_1"
+
+CONFIG = """\
+public_url = "{public_url}"
+time_zone = "America/Los_Angeles"
+
+[smtp]
+sender = "optout-bridge@example.edu"
+
+[twilio.main]
+account_sid = "{account_sid}"
+auth_token = "env:DEMO_TWILIO_TOKEN"
+
+[projects.asthma]
+redcap_url = "{redcap_url}"
+redcap_token = "env:DEMO_ASTHMA_TOKEN"
+twilio = "main"
+messaging_service_sid = "{service_sid}"
+phone_field = "mobile"
+opt_out_field = "sms_opt_out_at"
+opt_out_checkbox = "sms_opt_out"
+notify = ["asthma-coordinator@example.edu"]
+
+[projects.sleep]
+redcap_url = "{redcap_url}"
+redcap_token = "env:DEMO_SLEEP_TOKEN"
+twilio = "main"
+senders = ["{sleep_sender}"]
+phone_field = "mobile"
+phone_event = "enrolment_arm_1"
+opt_out_field = "sms_opt_out_at"
+opt_out_event = "enrolment_arm_1"
+notify = ["sleep-coordinator@example.edu"]
+time_zone = "America/Chicago"
+keyword_fallback = true
+opt_out_keywords = ["ALTO"]
+"""
+
+
+class StoryError(Exception):
+    """A step that did not end as it should."""
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that the story touches."""
+
+    platform: Platform
+    twilio: TwilioSimulator
+    smtp: SmtpSimulator
+    asthma: Project
+    sleep: Project
+
+    def expect(self, what: str, condition: Callable[[], object]) -> None:
+        """Wait for something to be true. Raises StoryError after 20 s."""
+        try:
+            wait_until(condition, seconds=20, what=what)
+        except TimeoutError as error:
+            raise StoryError(str(error)) from None
+
+    def opted_out(self, project: Project, *records: str) -> bool:
+        """Whether all the records show an opt-out."""
+        event = EVENT if project is self.sleep else None
+        return all(project.value(record, "sms_opt_out_at", event=event) for record in records)
+
+    def state(self, message_sid: str) -> list[str]:
+        """The states of an event, one per project that it concerns."""
+        return [event["state"] for event in self.events() if event["event_id"] == message_sid]
+
+    def events(self) -> list[dict[str, str]]:
+        """The ledger, as `optout events --json` tells it."""
+        found: list[dict[str, str]] = json.loads(self.platform.run("events", "--json").stdout)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One scene: what happens, and what must be true afterwards."""
+
+    title: str
+    play: Callable[[World], None]
+
+
+def stop(world: World) -> None:
+    """A STOP, told to REDCap and to the team."""
+    texted = world.twilio.text(from_="+16505550101", service=SERVICE_SID, body="STOP", advanced_opt_out=True)
+    _answered(texted.status, 200)
+    world.expect("record 1 shows the opt-out", lambda: world.opted_out(world.asthma, "1"))
+    world.expect("one mail", lambda: len(world.smtp.inbox) == 1)
+    world.expect("the event is updated", lambda: world.state(texted.message.sid) == ["updated"])
+
+
+def duplicate(world: World) -> None:
+    """The same webhook twice: as Twilio sends it again after a lost answer."""
+    first = next(message for message in world.twilio.messages() if message.body == "STOP")
+    hook = world.twilio.hook_for(first)
+    assert hook is not None
+    again = world.twilio.call_webhook(first, hook)
+    _answered(again.status, 200)
+    if len(world.smtp.inbox) != 1 or len(world.events()) != 1:
+        raise StoryError("the duplicate was taken for a new event")
+
+
+def shared_number(world: World) -> None:
+    """One number in two records, spelt differently; one mail about both."""
+    world.twilio.text(from_="+16505550102", service=SERVICE_SID, body="Stop", advanced_opt_out=True)
+    world.expect("records 2 and 3 show the opt-out", lambda: world.opted_out(world.asthma, "2", "3"))
+    world.expect("one mail about both", lambda: "records 2, 3" in world.smtp.inbox[-1].subject)
+
+
+def start(world: World) -> None:
+    """START clears what STOP had set."""
+    world.twilio.text(from_="+16505550101", service=SERVICE_SID, body="START", advanced_opt_out=True)
+    world.expect("record 1 is cleared", lambda: not world.opted_out(world.asthma, "1"))
+    world.expect("a mail about it", lambda: "START" in world.smtp.inbox[-1].subject)
+
+
+def other_study(world: World) -> None:
+    """A longitudinal study on a plain number, with a word of its own, through Event Streams."""
+    world.twilio.add_sink()
+    world.twilio.text(from_="+16505550111", to=SLEEP_SENDER, body="alto", via="events")
+    world.expect("record S-1 shows the opt-out", lambda: world.opted_out(world.sleep, "S-1"))
+    world.expect("its team hears of it", lambda: "[sleep]" in world.smtp.inbox[-1].subject)
+
+
+def missed(world: World) -> None:
+    """A webhook that never came: the reconciliation with Twilio's log finds it."""
+    at = utc_now() - timedelta(minutes=5)
+    world.twilio.text(from_="+16505550104", service=SERVICE_SID, body="UNSUBSCRIBE", deliver=False, at=at)
+    report = json.loads(world.platform.run("reconcile", "--project", "asthma", "--json").stdout)[0]
+    if report["changes_recovered"] != 1:
+        raise StoryError(f"{report['changes_recovered']} changes recovered instead of 1")
+    world.expect("record 4 shows the opt-out", lambda: world.opted_out(world.asthma, "4"))
+    world.expect(
+        "mails about change and run", lambda: "record 4" in "".join(m.subject for m in world.smtp.inbox)
+    )
+
+
+def forged(world: World) -> None:
+    """A request that Twilio did not sign."""
+    before = len(world.events())
+    form = {
+        "MessageSid": "SM" + "f" * 32, "AccountSid": ACCOUNT_SID, "MessagingServiceSid": SERVICE_SID,
+        "From": "+16505550105", "To": SENDER, "Body": "STOP", "OptOutType": "STOP",
+    }  # fmt: skip
+    headers = {"X-Twilio-Signature": "Zm9yZ2VkIGZvcmdlZCBmb3JnZWQ="}
+    answer = requests.post(f"{world.platform.web_url}/twilio/inbound", data=form, headers=headers, timeout=5)
+    _answered(answer.status_code, 403)
+    if len(world.events()) != before:
+        raise StoryError("a forged request was stored")
+
+
+STORY = [
+    Step("A participant texts STOP", stop),
+    Step("Twilio delivers the same webhook again: nothing changes, nobody is told twice", duplicate),
+    Step("STOP from a number that two records hold, spelt differently", shared_number),
+    Step("The first participant texts START", start),
+    Step("Another study: longitudinal, its own word (ALTO), through Event Streams", other_study),
+    Step("A webhook is lost; `optout reconcile` recovers it from Twilio's message log", missed),
+    Step("A forged signature is refused", forged),
+]
+
+
+def _answered(status: int, expected: int) -> None:
+    if status != expected:
+        raise StoryError(f"answered {status} instead of {expected}")
+
+
+def show(world: World, console: Console) -> None:
+    """What REDCap, the mailbox and the ledger hold."""
+    redcap = Table(
+        "Project", "Record", "Mobile (in REDCap only)", "sms_opt_out_at", title="REDCap", title_justify="left"
+    )
+    for name, project, event in (("asthma", world.asthma, None), ("sleep", world.sleep, EVENT)):
+        for record in project.ordered_ids():
+            values = (project.value(record, field, event=event) for field in ("mobile", "sms_opt_out_at"))
+            redcap.add_row(name, record, *values)
+    ledger = Table("Message", "Project", "Change", "State", "Source", title="Ledger", title_justify="left")
+    for event in world.events():
+        sid = f"{event['event_id'][:6]}…{event['event_id'][-4:]}"
+        ledger.add_row(sid, event["project"], event["change"], event["state"], event["source"])
+    console.print(
+        redcap, ledger, "Mailbox:", *[escape(f"  ✉ {mail.subject}") for mail in world.smtp.inbox], sep="\n"
+    )
+
+
+@contextlib.contextmanager
+def the_world(folder: Path) -> Iterator[World]:
+    """Simulators and processes, running."""
+    asthma, sleep = classic_study(), longitudinal_study()
+    for record, mobile in (("1", "(650) 555-0101"), ("2", "650.555.0102"), ("3", "+1 650 555 0102"),
+                           ("4", "650-555-0104"), ("5", "6505550105")):  # fmt: skip
+        asthma.add_record(record, mobile=mobile)
+    sleep.add_record("S-1", event=EVENT, mobile="(650) 555-0111")
+    twilio = TwilioSimulator([Account(sid=ACCOUNT_SID, auth_token=AUTH_TOKEN)], public_url=PUBLIC_URL)
+    twilio.add_service(sid=SERVICE_SID, senders=[SENDER])
+    twilio.add_sender(SLEEP_SENDER, sms_url="https://redcap.example.edu/surveys/")
+    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
+    with redcap.serve(), SmtpSimulator().serve() as smtp, twilio.serve() as api:
+        config = CONFIG.format(
+            public_url=PUBLIC_URL, account_sid=ACCOUNT_SID, service_sid=SERVICE_SID,
+            redcap_url=redcap.url, sleep_sender=SLEEP_SENDER,
+        )  # fmt: skip
+        secrets = {
+            "OPTOUT_HASH_KEY": "insecure-hash-key-of-the-demo-only",
+            "OPTOUT_SMTP_URL": smtp.url,
+            "OPTOUT_TWILIO_API_URL": api.url,
+            "DEMO_TWILIO_TOKEN": AUTH_TOKEN,
+            "DEMO_ASTHMA_TOKEN": ASTHMA_TOKEN,
+            "DEMO_SLEEP_TOKEN": SLEEP_TOKEN,
+        }
+        with Platform(folder, config, secrets) as platform:
+            twilio.deliver_to(platform.web_url)
+            platform.start()
+            yield World(platform, twilio, smtp, asthma, sleep)
+
+
+def main() -> int:
+    """Play the story. Answers the exit code."""
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with tempfile.TemporaryDirectory(prefix="opt-out-bridge-demo-") as folder:
+        console.print(
+            "Starting Valkey, web, worker, beat and Flower, and stand-ins for REDCap, Twilio and mail …"
+        )
+        with the_world(Path(folder)) as world:
+            for number, step in enumerate(STORY, 1):
+                console.rule(f"{number}. {step.title}", align="left")
+                try:
+                    step.play(world)
+                except StoryError as error:
+                    console.print(f"✗ {error}", style="bold red")
+                    console.print(world.platform.logs()[-4000:], markup=False)
+                    return 1
+                show(world, console)
+                console.print("✓ as it should be", style="green")
+            stay_up(world, console)
+    return 0
+
+
+def stay_up(world: World, console: Console) -> None:
+    """On a terminal, leave everything running for a look around."""
+    console.rule("The whole story went as it should", align="left")
+    if not sys.stdout.isatty():
+        return
+    console.print(f"Flower (what the tasks did):  {world.platform.flower_url}/tasks")
+    console.print(f"Figures for Prometheus:       {world.platform.web_url}/metrics")
+    console.print("Press Ctrl+C to end.")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
