@@ -162,6 +162,10 @@ class Project(Table):
     redcap_token: SecretReference = Field(
         description="Reference to the API token of a REDCap user with API export and import rights."
     )
+    redcap_project_id: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="REDCap's project id (pid); a token of another project is then refused.",
+    )
     twilio: str = Field(description="Which [twilio.NAME] table the study's texts belong to.")
     messaging_service_sid: Annotated[str, StringConstraints(pattern=r"^MG[0-9A-Za-z]{32}$")] | None = Field(
         None, description="The study's Messaging Service; this or senders is needed."
@@ -182,6 +186,10 @@ class Project(Table):
         None, description="A checkbox field whose code 1 is ticked while the participant is opted out."
     )
     notify: list[MailAddress] = Field([], description="Who gets the e-mails about this project's changes.")
+    templates: str | None = Field(
+        None,
+        description="A folder with e-mail texts of the study's own: notice.subject, notice.txt, notice.html.",
+    )
     notify_unmatched: bool = Field(
         False, description="Also e-mail about a STOP or START of a number that no record holds."
     )

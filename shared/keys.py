@@ -70,6 +70,11 @@ def reconciled(project: str) -> str:
     return f"{PREFIX}:reconciled:{project}"
 
 
+def twilio_setup(account_sid: str) -> str:
+    """Hash: SID of a Twilio resource -> JSON of its settings before `optout setup` changed them."""
+    return f"{PREFIX}:twilio-setup:{account_sid}"
+
+
 def lock(name: str) -> str:
     """String: held by one process at a time; expires."""
     return f"{PREFIX}:lock:{name}"

@@ -51,6 +51,10 @@ class HostLimiter:
         rest = float(self._redis.hget(self._circuit, "until") or 0) - time.time()
         if rest > 0:
             raise RedcapUnavailable("redcap_resting", f"left alone for another {rest:.0f} s after failures")
+        self.take_turn()
+
+    def take_turn(self) -> None:
+        """Return when the budget has room, whether or not the host is being left alone."""
         member = uuid.uuid4().hex
         while wait_ms := int(self._take(keys=[self._window], args=[self._limit, member])):
             self._sleep(min(wait_ms / 1000, 5.0))

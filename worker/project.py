@@ -7,6 +7,7 @@ validation types.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -16,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from shared import keys
 from shared.config import Project
-from shared.errors import ProjectProblem, RedcapRefused
+from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import Change, Status
 from shared.phone import PhoneHasher, numbers_in
 from shared.redis_connection import RedisClient
@@ -36,6 +37,8 @@ class Target:
     longitudinal: bool
     time_format: str
     checkbox_column: str = ""
+    project_id: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,53 @@ class RecordState:
     phones: frozenset[str]
     opt_out_value: str
     ticked: bool
+
+
+def time_format(field: Row) -> str:
+    """How a time is written into a field, for strftime. Raises ProjectProblem where it holds none."""
+    name, kind = field["field_name"], field["field_type"]
+    if kind != "text":
+        raise ProjectProblem(
+            "opt_out_field_is_no_text",
+            f"opt_out_field: {name} is a {kind} field and cannot hold a time; name a text field "
+            "with validation datetime_seconds_ymd",
+        )
+    validation = field.get("text_validation_type_or_show_slider_number") or ""
+    if validation == "" or validation.startswith("datetime_seconds_"):
+        return _SECONDS
+    if validation.startswith("datetime_"):
+        return _MINUTES  # REDCap takes no seconds there
+    raise ProjectProblem(
+        "opt_out_field_holds_no_time",
+        f"opt_out_field: {name} has validation {validation}, which cannot hold date and time; "
+        "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
+    )
+
+
+def checkbox_column(fields: dict[str, Row], name: str | None) -> str:
+    """The import column of a checkbox' choice 1, or "" without a name. Raises ProjectProblem where it has none."""
+    if name is None:
+        return ""
+    choices = str(fields[name].get("select_choices_or_calculations") or "")
+    codes = {choice.split(",", 1)[0].strip() for choice in choices.split("|")}
+    if fields[name]["field_type"] != "checkbox" or "1" not in codes:
+        raise ProjectProblem(
+            "opt_out_checkbox_unfit",
+            f"opt_out_checkbox: {name} is no checkbox field with a choice coded 1; add that choice",
+        )
+    return f"{name}___1"
+
+
+def is_a_time(value: str) -> bool:
+    """Whether a field's value is written as date and time, as REDCap exports it."""
+    return _read_time(value) is not None
+
+
+def _read_time(value: str) -> tuple[datetime, str] | None:
+    for form in (_SECONDS, _MINUTES):
+        with suppress(ValueError):
+            return datetime.strptime(value, form), form
+    return None
 
 
 class RedcapProject:
@@ -87,6 +137,7 @@ class RedcapProject:
 
     def _read_target(self) -> Target:
         project = self._client.structure("project")
+        self._check_project_id(str(project.get("project_id", "")))
         metadata = self._client.structure("metadata")
         fields = {row["field_name"]: row for row in metadata}
         for key in ("phone_field", "opt_out_field", "opt_out_checkbox"):
@@ -105,41 +156,26 @@ class RedcapProject:
             # The record id is the first field of the data dictionary (REDCap API help, "Export Metadata").
             id_field=metadata[0]["field_name"],
             longitudinal=longitudinal,
-            time_format=self._time_format(fields[self.config.opt_out_field]),
-            checkbox_column=self._checkbox_column(fields),
+            time_format=time_format(fields[self.config.opt_out_field]),
+            checkbox_column=checkbox_column(fields, self.config.opt_out_checkbox),
+            project_id=str(project.get("project_id", "")),
+            version=self._version(),
         )
 
-    def _time_format(self, field: Row) -> str:
-        name, kind = field["field_name"], field["field_type"]
-        if kind != "text":
-            raise ProjectProblem(
-                "opt_out_field_is_no_text",
-                f"opt_out_field: {name} is a {kind} field and cannot hold a time; name a text field "
-                "with validation datetime_seconds_ymd",
-            )
-        validation = field.get("text_validation_type_or_show_slider_number") or ""
-        if validation == "" or validation.startswith("datetime_seconds_"):
-            return _SECONDS
-        if validation.startswith("datetime_"):
-            return _MINUTES  # REDCap takes no seconds there
-        raise ProjectProblem(
-            "opt_out_field_holds_no_time",
-            f"opt_out_field: {name} has validation {validation}, which cannot hold date and time; "
-            "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
-        )
-
-    def _checkbox_column(self, fields: dict[str, Row]) -> str:
-        name = self.config.opt_out_checkbox
-        if name is None:
+    def _version(self) -> str:
+        """REDCap's version, for links in e-mails; empty where none is sent, or REDCap does not say."""
+        try:
+            return self._client.version() if self.config.notify else ""
+        except (RedcapUnavailable, RedcapRefused):
             return ""
-        choices = str(fields[name].get("select_choices_or_calculations") or "")
-        codes = {choice.split(",", 1)[0].strip() for choice in choices.split("|")}
-        if fields[name]["field_type"] != "checkbox" or "1" not in codes:
+
+    def _check_project_id(self, seen: str) -> None:
+        wanted = self.config.redcap_project_id
+        if wanted is not None and seen != str(wanted):
             raise ProjectProblem(
-                "opt_out_checkbox_unfit",
-                f"opt_out_checkbox: {name} is no checkbox field with a choice coded 1; add that choice",
+                "redcap_wrong_project",
+                f"redcap_project_id: {wanted}, but redcap_token opens project {seen}; put the right token there",
             )
-        return f"{name}___1"
 
     def _check_events(self) -> None:
         known = {event["unique_event_name"] for event in self._client.structure("event")}
@@ -298,13 +334,12 @@ class RedcapProject:
         return value != self.time_text(status) and self._is_before(value, status.last_start_ms)
 
     def _is_before(self, value: str, moment_ms: int) -> bool:
-        for form in (_SECONDS, _MINUTES):
-            try:
-                shown = datetime.strptime(value, form).replace(tzinfo=self._zone)
-            except ValueError:
-                continue
-            return shown.timestamp() * 1000 < moment_ms - (60_000 if form == _MINUTES else 1000)
-        return False  # in a form of the study's own: it is theirs
+        read = _read_time(value)
+        if read is None:
+            return False  # in a form of the study's own: it is theirs
+        shown, form = read
+        since_ms = shown.replace(tzinfo=self._zone).timestamp() * 1000
+        return since_ms < moment_ms - (60_000 if form == _MINUTES else 1000)
 
     def rows_to_write(self, wanted: dict[str, tuple[RecordState, Status]]) -> list[list[dict[str, str]]]:
         """Import rows for what differs, in groups whose rows have the same columns."""

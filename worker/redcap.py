@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import ijson
@@ -20,7 +20,6 @@ import tenacity
 from urllib3.exceptions import HTTPError as StreamError
 
 from shared.errors import RedcapRefused, RedcapUnavailable
-from worker.limiter import HostLimiter
 
 Row = dict[str, Any]
 
@@ -47,6 +46,14 @@ class TooMuch(RedcapUnavailable):
     """The export was too large for the server: ask for less at a time."""
 
 
+class Limiter(Protocol):
+    """Whose turn it is; see `worker.limiter.HostLimiter`."""
+
+    def wait_for_turn(self) -> None: ...
+    def failed(self, *, banned: bool = False) -> None: ...
+    def succeeded(self) -> None: ...
+
+
 class RedcapClient:
     """One project's API. Every method may raise RedcapUnavailable (try later) or RedcapRefused."""
 
@@ -55,7 +62,7 @@ class RedcapClient:
         url: str,
         token: str,
         *,
-        limiter: HostLimiter,
+        limiter: Limiter,
         count: Callable[[str, str], None] = lambda _content, _outcome: None,
         session: requests.Session | None = None,
     ) -> None:
@@ -73,8 +80,12 @@ class RedcapClient:
         return self._json(self._ask({"content": content}))
 
     def version(self) -> str:
-        """REDCap's version, such as "14.5.10"; the one answer that is plain text."""
-        return self._ask({"content": "version"}).text.strip()
+        """REDCap's version, such as "14.5.10"."""
+        return self.text("version")
+
+    def text(self, content: str) -> str:
+        """The answer of one of the calls that give plain text: version, generateNextRecordName."""
+        return self._ask({"content": content}).text.strip()
 
     def export(
         self, fields: Sequence[str], *, records: Sequence[str] = (), events: Sequence[str] = ()
@@ -117,6 +128,13 @@ class RedcapClient:
             import_ids=sent,
         )
         self._check_written(self._json(response), sent)
+
+    def import_nothing(self) -> None:
+        """An import without rows, which changes nothing: raises RedcapRefused where the token may not import."""
+        self._ask(
+            {"content": "record", "type": "flat", "overwriteBehavior": "normal", "data": "[]"},
+            import_ids=set(),
+        )
 
     def _check_written(self, answer: Any, sent: set[str]) -> None:
         """An import that REDCap did not understand answers 200 and a count of 0 (PyCap #103)."""
