@@ -215,9 +215,9 @@ def show(world: World, console: Console) -> None:
             values = (project.value(record, field, event=event) for field in ("mobile", "sms_opt_out_at"))
             redcap.add_row(name, record, *values)
     ledger = Table("Message", "Project", "Change", "State", "Source", title="Ledger", title_justify="left")
-    for event in world.events():
-        sid = f"{event['event_id'][:6]}…{event['event_id'][-4:]}"
-        ledger.add_row(sid, event["project"], event["change"], event["state"], event["source"])
+    for entry in world.events():
+        sid = f"{entry['event_id'][:6]}…{entry['event_id'][-4:]}"
+        ledger.add_row(sid, entry["project"], entry["change"], entry["state"], entry["source"])
     console.print(
         redcap, ledger, "Mailbox:", *[escape(f"  ✉ {mail.subject}") for mail in world.smtp.inbox], sep="\n"
     )
