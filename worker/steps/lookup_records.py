@@ -1,5 +1,6 @@
 """Which records hold the phone of an event?"""
 
+import json
 from datetime import timedelta
 
 import structlog
@@ -65,8 +66,10 @@ def _find(entry: Entry, services: Services) -> list[str]:
 
 def _refuse_while_broken(project: str, services: Services) -> None:
     """A project with a known problem is asked once a minute by sweep, not once for every event."""
-    if services.redis.hexists(keys.PROBLEMS, project):
-        raise ProjectProblem("project_problem", "see /readyz")
+    known = services.redis.hget(keys.PROBLEMS, project)
+    if known:
+        stored = json.loads(known)
+        raise ProjectProblem(stored["problem"], stored["detail"])
 
 
 def _hand_on(entry: Entry, config: Project, records: list[str], services: Services) -> None:
