@@ -13,7 +13,9 @@ import structlog
 
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import Notice, State, Status, milliseconds
+from shared.intake import publish_or_leave
 from shared.ledger import Outcome
+from shared.queue import TaskName
 from worker.locks import held
 from worker.problems import note_problem
 from worker.project import RecordState, RedcapProject
@@ -36,7 +38,9 @@ def update_records(project: str, services: Services) -> None:
         return
     # Who does not get the lock has added its phone before the holder's last look, or after it: then the
     # holder finds it here, after it has let go.
-    while services.ledger.drained(project):
+    look = _look_is_due(project, services)
+    while services.ledger.drained(project) or look:
+        look = False
         with held(services.redis, f"update:{project}") as mine:
             if not mine:
                 services.retry_soon("update", project)  # the holder may be dead
@@ -70,9 +74,19 @@ def _drain(project: str, services: Services) -> bool:
 
 def _look_again(gateway: RedcapProject, services: Services) -> None:
     """The index was believed: a record that came since may hold one of the phones, too."""
-    index = services.index(gateway.name)
-    if index.wants_refresh() and not index.is_fresh(since=services.now() - REFRESH_PAUSE):
+    index, project = services.index(gateway.name), gateway.name
+    if _look_is_due(project, services):
         index.refresh(gateway, since=services.now(), wait_seconds=0)
+    elif index.wants_refresh() and services.coalescer.first(
+        f"look:{project}", seconds=REFRESH_PAUSE.total_seconds()
+    ):
+        pause = REFRESH_PAUSE.total_seconds() + 0.5
+        publish_or_leave(services.publish, TaskName.UPDATE, project, delay_seconds=pause)
+
+
+def _look_is_due(project: str, services: Services) -> bool:
+    index = services.index(project)
+    return index.wants_refresh() and not index.is_fresh(since=services.now() - REFRESH_PAUSE)
 
 
 def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
