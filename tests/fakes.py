@@ -137,6 +137,7 @@ class Study:
     published: RecordingPublisher = field(default_factory=RecordingPublisher)
     mailer: FakeMailer = field(default_factory=FakeMailer)
     clock: Clock = field(default_factory=Clock)
+    later: list[Message] = field(default_factory=list)  # published with a delay; tests do them when they like
 
     def __post_init__(self) -> None:
         self.redcap = RedcapSimulator(self.projects)
@@ -171,10 +172,12 @@ class Study:
         return accept(list(events), ledger=self.ledger, publish=self.published, now=now or self.clock())
 
     def work(self) -> None:
-        """Do the published tasks, and those that these publish, until none is left. Delayed ones are dropped."""
+        """Do the published tasks, and those that these publish, until none is left but those in `later`."""
         while self.published.messages:
             message = self.published.messages.popleft()
-            if not message.delay_seconds:
+            if message.delay_seconds:
+                self.later.append(message)
+            else:
                 self.run(message)
 
     def run(self, message: Message) -> None:
