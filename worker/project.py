@@ -51,6 +51,17 @@ class RecordState:
     ticked: bool
 
 
+def _is_set(flag: object) -> bool:
+    """Flags come as 0 and 1; other clients have met them as text."""
+    return str(flag).lower() in {"1", "true"}
+
+
+def known_target(redis: RedisClient, project: str) -> Target | None:
+    """What REDCap last said about a project, without asking it."""
+    stored = redis.get(keys.structure(project))
+    return Target(**json.loads(stored)) if stored else None
+
+
 def time_format(field: Row) -> str:
     """How a time is written into a field, for strftime. Raises ProjectProblem where it holds none."""
     name, kind = field["field_name"], field["field_type"]
@@ -123,9 +134,9 @@ class RedcapProject:
     @cached_property
     def target(self) -> Target:
         """Where the opt-out is written; asked of REDCap at most once an hour by all workers together."""
-        stored = self._redis.get(keys.structure(self.name))
-        if stored:
-            return Target(**json.loads(stored))
+        known = known_target(self._redis, self.name)
+        if known is not None:
+            return known
         target = self._read_target()
         self._redis.set(keys.structure(self.name), json.dumps(asdict(target)), ex=STRUCTURE_SECONDS)
         return target
@@ -136,9 +147,9 @@ class RedcapProject:
         self.__dict__.pop("target", None)
 
     def _read_target(self) -> Target:
-        project = self._client.structure("project")
+        project = self._client.structure_object("project")
         self._check_project_id(str(project.get("project_id", "")))
-        metadata = self._client.structure("metadata")
+        metadata = self._client.structure_list("metadata", "field_name", "field_type", "form_name")
         fields = {row["field_name"]: row for row in metadata}
         for key in ("phone_field", "opt_out_field", "opt_out_checkbox"):
             name = getattr(self.config, key)
@@ -147,10 +158,10 @@ class RedcapProject:
                     "redcap_no_such_field",
                     f"{key}: the project has no field {name}; mend the name in the configuration or add the field",
                 )
-        longitudinal = str(project.get("is_longitudinal", 0)) == "1"
+        longitudinal = _is_set(project.get("is_longitudinal"))
         if longitudinal:
             self._check_events()
-        if str(project.get("has_repeating_instruments_or_events", 0)) == "1":
+        if _is_set(project.get("has_repeating_instruments_or_events")):
             self._check_not_repeating(fields[self.config.opt_out_field]["form_name"])
         return Target(
             # The record id is the first field of the data dictionary (REDCap API help, "Export Metadata").
@@ -178,7 +189,9 @@ class RedcapProject:
             )
 
     def _check_events(self) -> None:
-        known = {event["unique_event_name"] for event in self._client.structure("event")}
+        known = {
+            event["unique_event_name"] for event in self._client.structure_list("event", "unique_event_name")
+        }
         listed = ", ".join(sorted(known))
         if self.config.opt_out_event is None:
             raise ProjectProblem(
@@ -193,7 +206,7 @@ class RedcapProject:
                 )
 
     def _check_not_repeating(self, form: str) -> None:
-        for row in self._client.structure("repeatingFormsEvents"):
+        for row in self._client.structure_list("repeatingFormsEvents"):
             same_event = row.get("event_name", self.config.opt_out_event) == self.config.opt_out_event
             if same_event and row.get("form_name", "") in {form, ""}:
                 raise ProjectProblem(

@@ -75,9 +75,20 @@ class RedcapClient:
     def __repr__(self) -> str:
         return f"RedcapClient({urlsplit(self._url).hostname!r})"
 
-    def structure(self, content: str) -> Any:
-        """The parsed answer of one of the structure calls: project, metadata, event, repeatingFormsEvents."""
-        return self._json(self._ask({"content": content}))
+    def structure_object(self, content: str) -> Row:
+        """The answer of a structure call that is one object: project."""
+        answer = self._json(self._ask({"content": content}))
+        if not isinstance(answer, dict):
+            raise RedcapUnavailable("redcap_strange_answer", f"{content} is no object")
+        return answer
+
+    def structure_list(self, content: str, *names: str) -> list[Row]:
+        """The answer of a structure call that is a list of objects, each with these names, and not empty."""
+        answer = self._json(self._ask({"content": content}))
+        rows = answer if isinstance(answer, list) else []
+        if not rows or not all(isinstance(row, dict) and row.keys() >= set(names) for row in rows):
+            raise RedcapUnavailable("redcap_strange_answer", f"{content} is no list of what it should be")
+        return rows
 
     def version(self) -> str:
         """REDCap's version, such as "14.5.10"."""
@@ -195,7 +206,7 @@ class RedcapClient:
         except requests.RequestException as error:
             # Without its text: urllib3 repeats addresses, and a proxy's may hold a password.
             raise RedcapUnavailable("redcap_unreachable", type(error).__name__) from None
-        _classify(response, import_ids)
+        _classify(response, import_ids, unread=stream and not _claims_html(response))
         return response
 
     def _json(self, response: requests.Response) -> Any:
@@ -206,10 +217,8 @@ class RedcapClient:
             raise RedcapUnavailable("redcap_strange_answer", "not JSON") from None
 
     def _rows(self, response: requests.Response) -> Iterator[Row]:
-        response.raw.decode_content = True
-        response.raw.auto_close = False  # urllib3 would close at the end, under the buffer's feet
         try:
-            body = io.BufferedReader(response.raw, 65_536)
+            body = _body(response)
             if not body.peek(64).lstrip().startswith(b"["):
                 _look_for_error_text(body.read(4096).decode(errors="replace"))
                 raise RedcapUnavailable("redcap_strange_answer", "an export that is no list of rows")
@@ -248,15 +257,32 @@ def _passes_in_a_moment(error: BaseException) -> bool:
     }
 
 
-def _classify(response: requests.Response, import_ids: set[str] | None) -> None:
-    """Return if this is an answer; else raise what it is. Status first, then what the body looks like."""
+def _body(response: requests.Response) -> io.BufferedReader:
+    """The body as a stream, whether or not it has been looked at already."""
+    if _claims_html(response):
+        return io.BufferedReader(io.BytesIO(response.content))
+    response.raw.decode_content = True
+    response.raw.auto_close = False  # urllib3 would close at the end, under the buffer's feet
+    return io.BufferedReader(response.raw, 65_536)
+
+
+def _claims_html(response: requests.Response) -> bool:
+    return "html" in response.headers.get("Content-Type", "").lower()
+
+
+def _classify(response: requests.Response, import_ids: set[str] | None, *, unread: bool) -> None:
+    """Return if this is an answer; else raise what it is. Status first, then what the body looks like.
+
+    A good answer of a stream is left unread. No answer that we ask for begins with "<", and every page does.
+    """
     status = response.status_code
-    html = "html" in response.headers.get("Content-Type", "").lower()
-    if status == 200 and not html:
+    if status == 200 and unread:
         return
     text = response.text
-    if html or text.lstrip()[:1] == "<":
+    if text.lstrip()[:1] == "<":
         raise _page(status, text)
+    if status == 200:
+        return
     if status in _TRANSIENT_STATUS:
         _look_for_error_text(text)
         raise RedcapUnavailable("redcap_server_error", f"status {status}")
