@@ -40,19 +40,32 @@ local function supersede(old)
   end
 end
 
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  -- The message log knows when Twilio called; a webhook's time of receipt is later by its retries and by our
-  -- clock's error. Corrected, so that a change between the two times is put on the right side.
-  if ARGV[9] == 'oldest' and redis.call('HGET', KEYS[1], 'source') == 'webhook' and phone ~= '' then
-    local current = redis.call('HGET', KEYS[2], phone)
-    if current then
-      local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
-      if c_id == id and occurred < tonumber(c_occurred) then
-        if change == 'START' then c_start = ARGV[4] end
-        redis.call('HSET', KEYS[2], phone, table.concat({c_change, ARGV[4], id, c_start}, '|'))
-      end
+-- The message log, and it alone ('oldest'), knows when Twilio called a webhook: the time of receipt is off by
+-- Twilio's retries and our clock's error. So it corrects the time, and what was received in the wrong order.
+local function corrected()
+  local known_as = redis.call('HGET', KEYS[1], 'source')
+  local current = redis.call('HGET', KEYS[2], phone)
+  if not current or (known_as ~= 'webhook' and known_as ~= 'message_log') then return 'known' end
+  local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
+  if c_id == id then
+    if known_as == 'webhook' then
+      if change == 'START' then c_start = ARGV[4] end
+      redis.call('HSET', KEYS[2], phone, table.concat({c_change, ARGV[4], id, c_start}, '|'))
     end
+    return 'known'
   end
+  if occurred <= tonumber(c_occurred) then return 'known' end
+  supersede(c_id)
+  if change == 'START' then c_start = ARGV[4] end
+  redis.call('HSET', KEYS[2], phone, table.concat({change, ARGV[4], id, c_start}, '|'))
+  redis.call('PERSIST', KEYS[1])
+  redis.call('HDEL', KEYS[1], 'finished_ms')
+  record('received', '')
+  return 'new'
+end
+
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  if ARGV[9] == 'oldest' and phone ~= '' then return corrected() end
   return 'known'
 end
 if phone == '' then
