@@ -4,8 +4,15 @@
 --       8 now ms, 9 due ms, 10 retention in seconds, 11 the status as it was read ('' = leave pending alone)
 -- Answers: the notice that is now due, or ''.
 local project, id, phone, state, notice = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
-if ARGV[11] ~= '' and redis.call('HGET', KEYS[2], phone) == ARGV[11] then
-  redis.call('ZREM', KEYS[3], phone)
+if ARGV[11] ~= '' then
+  if redis.call('HGET', KEYS[2], phone) == ARGV[11] then
+    redis.call('ZREM', KEYS[3], phone)
+  elseif redis.call('HEXISTS', KEYS[2], phone) == 1 then
+    -- Something newer came. Should another updater have written that before this one's write went out (a lost
+    -- lock), REDCap now shows the older: look again.
+    redis.call('ZADD', KEYS[3], 'NX', ARGV[8], phone)
+    redis.call('ZADD', KEYS[5], 'NX', ARGV[9], 'update|' .. project .. '|')
+  end
 end
 if redis.call('HGET', KEYS[7], phone) == id then redis.call('HDEL', KEYS[7], phone) end
 redis.call('ZREM', KEYS[4], id)
