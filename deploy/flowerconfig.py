@@ -3,8 +3,13 @@
 Flower shows project names and message SIDs, never a phone number: tasks carry nothing else.
 """
 
+from shared.config import setting
+
 # Look, do not touch: no revoking, no pool sizes, no shutdown from a web page.
 read_only = True
 tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
 max_tasks = 10_000
 natural_time = False
+# "user:password", of pages and API alike; without it the API is closed, the pages are open: loopback only.
+if login := setting("OPTOUT_FLOWER_LOGIN"):
+    basic_auth = [login]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol
 
 import requests
 from rich.console import Console
@@ -80,11 +82,22 @@ class StoryError(Exception):
     """A step that did not end as it should."""
 
 
+class Stage(Protocol):
+    """Where the platform runs: as processes (`make demo`) or in containers (`docker compose --profile demo up`)."""
+
+    web_url: str
+    flower_url: str
+
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]: ...
+
+    def logs(self) -> str: ...
+
+
 @dataclass(slots=True)
 class World:
     """Everything that the story touches."""
 
-    platform: Platform
+    platform: Stage
     twilio: TwilioSimulator
     smtp: SmtpSimulator
     asthma: Project
@@ -223,17 +236,28 @@ def show(world: World, console: Console) -> None:
     )
 
 
-@contextlib.contextmanager
-def the_world(folder: Path) -> Iterator[World]:
-    """Simulators and processes, running."""
+def the_studies() -> tuple[Project, Project]:
+    """Asthma and sleep, with their participants."""
     asthma, sleep = classic_study(), longitudinal_study()
     for record, mobile in (("1", "(650) 555-0101"), ("2", "650.555.0102"), ("3", "+1 650 555 0102"),
                            ("4", "650-555-0104"), ("5", "6505550105")):  # fmt: skip
         asthma.add_record(record, mobile=mobile)
     sleep.add_record("S-1", event=EVENT, mobile="(650) 555-0111")
+    return asthma, sleep
+
+
+def the_account() -> TwilioSimulator:
+    """An account with a Messaging Service for asthma, and a plain number for sleep."""
     twilio = TwilioSimulator([Account(sid=ACCOUNT_SID, auth_token=AUTH_TOKEN)], public_url=PUBLIC_URL)
     twilio.add_service(sid=SERVICE_SID, senders=[SENDER])
     twilio.add_sender(SLEEP_SENDER, sms_url="https://redcap.example.edu/surveys/")
+    return twilio
+
+
+@contextlib.contextmanager
+def the_world(folder: Path) -> Iterator[World]:
+    """Simulators and processes, running."""
+    (asthma, sleep), twilio = the_studies(), the_account()
     redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
     with redcap.serve(), SmtpSimulator().serve() as smtp, twilio.serve() as api:
         config = CONFIG.format(
@@ -254,6 +278,22 @@ def the_world(folder: Path) -> Iterator[World]:
             yield World(platform, twilio, smtp, asthma, sleep)
 
 
+def play(world: World, console: Console) -> bool:
+    """Play the story, and show what is so after each step. Answers whether all went as it should."""
+    for number, step in enumerate(STORY, 1):
+        console.rule(f"{number}. {step.title}", align="left")
+        try:
+            step.play(world)
+        except StoryError as error:
+            console.print(f"✗ {error}", style="bold red")
+            console.print(world.platform.logs()[-4000:], markup=False)
+            return False
+        show(world, console)
+        console.print("✓ as it should be", style="green")
+    console.rule("The whole story went as it should", align="left")
+    return True
+
+
 def main() -> int:
     """Play the story. Answers the exit code."""
     console = Console(width=None if sys.stdout.isatty() else 110)
@@ -262,23 +302,14 @@ def main() -> int:
             "Starting Valkey, web, worker, beat and Flower, and stand-ins for REDCap, Twilio and mail …"
         )
         with the_world(Path(folder)) as world:
-            for number, step in enumerate(STORY, 1):
-                console.rule(f"{number}. {step.title}", align="left")
-                try:
-                    step.play(world)
-                except StoryError as error:
-                    console.print(f"✗ {error}", style="bold red")
-                    console.print(world.platform.logs()[-4000:], markup=False)
-                    return 1
-                show(world, console)
-                console.print("✓ as it should be", style="green")
+            if not play(world, console):
+                return 1
             stay_up(world, console)
     return 0
 
 
 def stay_up(world: World, console: Console) -> None:
     """On a terminal, leave everything running for a look around."""
-    console.rule("The whole story went as it should", align="left")
     if not sys.stdout.isatty():
         return
     console.print(f"Flower (what the tasks did):  {world.platform.flower_url}/tasks")

@@ -1,0 +1,78 @@
+# Three images from one file: `web` and `worker` (which also runs beat and Flower), each with its own code and
+# packages only, and `demo`, which alone holds the simulators. No compiler, no pip, no root in any of them.
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS packages
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python -m venv --without-pip /opt/venv
+ENV PIP_PYTHON=/opt/venv/bin/python
+WORKDIR /build
+
+FROM packages AS web-packages
+COPY requirements/web.txt .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --quiet --compile --only-binary :all: --require-hashes -r web.txt
+
+FROM packages AS worker-packages
+COPY requirements/worker.txt .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --quiet --compile --only-binary :all: --require-hashes -r worker.txt
+
+# What `optout --version` reads: the program is a folder in the image, not an installed package.
+COPY pyproject.toml .
+RUN /opt/venv/bin/python -c "import pathlib, sysconfig, tomllib; \
+    project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    folder = pathlib.Path(sysconfig.get_path('purelib'), 'opt_out_bridge.dist-info'); \
+    folder.mkdir(); \
+    (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'.format(**project))"
+
+FROM worker-packages AS demo-packages
+COPY requirements/web.txt requirements/dev.txt ./
+# The demo's simulators need one package more than web and worker: its lines are cut from the lock.
+RUN awk '/^[^ ]/ {wanted = /^(aiosmtpd|atpublic|attrs)==/} wanted' dev.txt > demo.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --quiet --compile --only-binary :all: --require-hashes -r web.txt -r demo.txt
+
+FROM ${PYTHON_IMAGE} AS runtime
+RUN pip uninstall --quiet --yes --root-user-action ignore pip && \
+    groupadd --system --gid 10001 optout && \
+    useradd --system --uid 10001 --gid optout --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin optout
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    OPTOUT_CONFIG=/etc/optout/config.toml
+WORKDIR /app
+COPY shared shared
+LABEL org.opencontainers.image.title="Opt-Out Bridge" \
+      org.opencontainers.image.description="Records Twilio opt-outs in REDCap"
+
+FROM runtime AS web
+COPY --from=web-packages /opt/venv /opt/venv
+COPY web web
+RUN python -m compileall -q .
+USER 10001:10001
+EXPOSE 8000
+CMD ["granian", "--interface", "wsgi", "--host", "0.0.0.0", "--port", "8000", "--no-ws", \
+     "--blocking-threads", "8", "web.wsgi:app"]
+
+FROM runtime AS worker
+COPY --from=worker-packages /opt/venv /opt/venv
+COPY --chmod=755 deploy/optout /usr/local/bin/optout
+COPY deploy/flowerconfig.py deploy/
+COPY worker worker
+RUN python -m compileall -q .
+ENV OPTOUT_HEARTBEAT_FILE=/tmp/heartbeat
+USER 10001:10001
+CMD ["celery", "-A", "worker.celery_app", "worker"]
+
+# Never part of a deployment: fictional studies, a fake Twilio and a mailbox, and the story that they play.
+FROM worker AS demo
+USER root
+COPY --from=demo-packages /opt/venv /opt/venv
+COPY web web
+COPY tests tests
+RUN python -m compileall -q .
+USER 10001:10001
+CMD ["python", "-m", "tests.compose.story"]
