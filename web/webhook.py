@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 import structlog
 from flask import Blueprint, Response, current_app, request
 from redis.exceptions import RedisError
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from shared.errors import Malformed, Rejected
 from shared.events import OptOutEvent
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 # today, but is documented as an array.
 INBOUND_LIMIT_BYTES = 64 * 1024
 EVENTS_LIMIT_BYTES = 1024 * 1024
+
+# Never text/plain: Twilio would send it to the participant. Source: Twilio docs, "TwiML for Programmable
+# Messaging".
+XML = "text/xml; charset=utf-8"
 
 log = structlog.get_logger(__name__)
 webhook = Blueprint("webhook", __name__)
@@ -86,7 +91,7 @@ def _store(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
         if not projects:
             log.warning("message_of_no_project", message_sid=message.message_sid)
     answers = accept(changes, ledger=services.ledger, publish=services.publish, now=now) if changes else []
-    services.ledger.count("webhooks", endpoint, "accepted" if changes else "ignored")
+    _count(endpoint, "accepted" if changes else "ignored")
     for event, answer in zip(changes, answers, strict=True):
         log.info(
             "opt_out_event", project=event.project, event_id=event.event_id, change=event.change,
@@ -96,15 +101,22 @@ def _store(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
 
 
 def _twiml(document: str, status: int = 200) -> Response:
-    # Never text/plain: Twilio would send it to the participant. Source: Twilio docs, "TwiML for Programmable
-    # Messaging".
-    return Response(document, status=status, content_type="text/xml; charset=utf-8")
+    return Response(document, status=status, content_type=XML)
 
 
 @webhook.app_errorhandler(Rejected)
 def turned_away(error: Rejected) -> Response:
     """Forged or malformed: nothing is stored."""
     return _refusal(error.status, error.reason)
+
+
+@webhook.app_errorhandler(HTTPException)
+def no_page(error: HTTPException) -> WerkzeugResponse:
+    """Wrong method, unknown path or a mistake of ours: an empty document, never werkzeug's HTML page."""
+    response = error.get_response()
+    response.set_data(SILENCE)
+    response.content_type = XML
+    return response
 
 
 @webhook.app_errorhandler(RequestEntityTooLarge)
@@ -122,8 +134,13 @@ def not_stored(error: RedisError) -> Response:
 
 def _refusal(status: int, reason: str) -> Response:
     log.warning("request_refused", path=request.path, status=status, reason=reason)
+    _count(request.path.rstrip("/").rpartition("/")[2], reason)
+    return _twiml(SILENCE, status)
+
+
+def _count(endpoint: str, outcome: str) -> None:
+    """Count a request; what was stored stays stored where the figure is lost."""
     try:
-        _services().ledger.count("webhooks", request.path.rpartition("/")[2], reason)
+        _services().ledger.count("webhooks", endpoint, outcome)
     except RedisError:
         log.error("not_counted")
-    return _twiml(SILENCE, status)
