@@ -7,7 +7,7 @@ from shared.config import setting
 
 # Look, do not touch: no revoking, no pool sizes, no shutdown from a web page.
 read_only = True
-tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
+tasks_columns = "name,args,state,received,runtime,result,worker,uuid"
 max_tasks = 10_000
 natural_time = False
 # "user:password", of pages and API alike; without it the API is closed, the pages are open: loopback only.
