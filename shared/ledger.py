@@ -177,6 +177,13 @@ class Ledger:
                     pipe.hgetall(keys.event(project, event_id))
                 yield from (Entry.decode(stored) for stored in pipe.execute() if stored)
 
+    def entries_of(self, project: str, event_ids: Sequence[str]) -> list[Entry]:
+        """Those of the events that are kept; a few hundred ids at a time."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.hgetall(keys.event(project, event_id))
+            return [Entry.decode(stored) for stored in pipe.execute() if stored]
+
     def known(self, project: str, event_ids: Sequence[str]) -> set[str]:
         """Those of the ids whose events are kept."""
         with self.redis.pipeline(transaction=False) as pipe:
@@ -293,6 +300,10 @@ class Ledger:
         """The latest change of a phone, or None."""
         stored = self.statuses(project, [phone]).get(phone)
         return Status.decode(stored) if stored else None
+
+    def count_statuses(self, project: str) -> int:
+        """How many phones have a status."""
+        return int(self.redis.hlen(keys.status(project)))
 
     def all_statuses(self, project: str) -> Iterator[tuple[str, str]]:
         """Every phone hash of a project with its encoded status; one may come twice while others are added."""

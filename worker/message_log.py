@@ -13,6 +13,7 @@ from twilio.rest import Client
 from shared.config import Project, TwilioAccount
 from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
 from shared.events import Change, OptOutEvent, Source
+from shared.keywords import Keywords
 from shared.phone import PhoneHasher, channel_and_address, sender_number
 from worker.twilio import rest_client, sorted_failures
 
@@ -29,9 +30,10 @@ class LogCounts:
     """What was read, and what could not be."""
 
     messages: int = 0
+    pages: int = 0
+    inbound_texts: int = 0  # without media, which needs no body
     redacted_numbers: int = 0
     redacted_bodies: int = 0
-    pages: int = 0
 
 
 @dataclass(slots=True)
@@ -43,13 +45,19 @@ class MessageLog:
     client: Client
     hasher: PhoneHasher
     counts: LogCounts = field(default_factory=LogCounts)
+    _keywords: Keywords = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keywords = self.config.keywords
 
     def senders(self) -> list[str]:
-        """Every address that the project's participants write to."""
+        """Every address that the project's participants write to, on the channels that count."""
         found = dict.fromkeys(self.config.senders)
         if self.config.messaging_service_sid:
             found |= dict.fromkeys(self._service_senders(self.config.messaging_service_sid))
-        return list(found)
+        return [
+            sender for sender in found if channel_and_address(sender)[0] in {"sms", *self.config.channels}
+        ]
 
     def _service_senders(self, service_sid: str) -> Iterator[str]:
         service = self.client.messaging.v1.services(service_sid)
@@ -91,10 +99,11 @@ class MessageLog:
     def _opt_out(self, message: Any) -> OptOutEvent | None:
         if message.direction != "inbound":
             return None
+        if str(message.num_media or "0") == "0":
+            self.counts.inbound_texts += 1
+            self.counts.redacted_bodies += not message.body
         channel, address = channel_and_address(message.from_ or "")
-        change = self.config.keywords.change(message.body or "")
-        if not message.body and str(message.num_media or "0") == "0":
-            self.counts.redacted_bodies += 1
+        change = self._keywords.change(message.body or "")
         if change is None or channel not in self.config.channels:
             return None
         if REDACTED_DIGITS in address:
@@ -105,7 +114,9 @@ class MessageLog:
     def _blocked(self, message: Any) -> OptOutEvent | None:
         if message.error_code is None or int(message.error_code) != UNSUBSCRIBED:
             return None
-        _, address = channel_and_address(message.to or "")
+        channel, address = channel_and_address(message.to or "")
+        if channel not in self.config.channels:
+            return None
         if REDACTED_DIGITS in address:
             self.counts.redacted_numbers += 1
             return None

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from worker.cli.common import chosen_projects, make_services, print_json, print_table
+from worker.report import Report
 from worker.services import Services
-from worker.steps.reconcile import TWILIO_KEEPS, Report
+from worker.steps.reconcile import TWILIO_KEEPS
 from worker.steps.reconcile import reconcile as run
 
 
@@ -28,7 +29,8 @@ from worker.steps.reconcile import reconcile as run
 def reconcile(project: str | None, since: datetime | None, dry_run: bool, as_json: bool) -> None:
     """Compare Twilio's message log and REDCap, and mend what differs.
 
-    Exit code 0 only when all is well afterwards: nothing failed, nothing waits, nothing was hidden.
+    Exit code 0 only when all is well afterwards: nothing failed, nothing waits, nothing was hidden, and no
+    other run was under way; so a dry run that finds something to mend ends with 1.
     """
     services = make_services()
     names = chosen_projects(services, project)
@@ -37,7 +39,7 @@ def reconcile(project: str | None, since: datetime | None, dry_run: bool, as_jso
         print_json([asdict(report) for report in reports])
     else:
         _show(reports)
-    if not all(report.is_well and report.outcome == "success" for report in reports):
+    if not all(report.is_well and not (report.dry_run and report.has_corrections) for report in reports):
         sys.exit(1)
 
 
@@ -45,8 +47,10 @@ def _begin(since: datetime | None, project: str, services: Services) -> datetime
     if since is None:
         return None
     zone: ZoneInfo = services.config.zone(services.config.projects[project])
-    begin = since.replace(tzinfo=zone).astimezone(UTC)
-    return max(begin, services.now() - TWILIO_KEEPS)
+    begin, now = since.replace(tzinfo=zone).astimezone(UTC), services.now()
+    if begin > now:
+        raise click.BadParameter(f"{since:%Y-%m-%d} has not begun yet", param_hint="--since")
+    return max(begin, now - TWILIO_KEEPS)
 
 
 def _run(project: str, services: Services, since: datetime | None, dry_run: bool) -> Report:
@@ -58,7 +62,8 @@ def _run(project: str, services: Services, since: datetime | None, dry_run: bool
         TimeElapsedColumn(),
     )
     # Neither side tells beforehand how much it holds, so that the bar pulses beside a growing number.
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("starting", total=None, project=project)
         return run(
             project,
@@ -92,8 +97,15 @@ def _show(reports: list[Report]) -> None:
                 str(report.records_corrected),
                 str(report.statuses_without_record),
                 str(report.still_pending),
-                "; ".join([*report.errors, *report.refused]),
+                "; ".join(_wrong(report)),
             )
             for report in reports
         ),
     )
+
+
+def _wrong(report: Report) -> list[str]:
+    hidden = [f"{report.redacted_numbers} redacted numbers"] if report.redacted_numbers else []
+    hidden += [f"all {report.redacted_bodies} texts without body"] if report.hides_bodies else []
+    skipped = ["another run is under way"] if report.outcome == "skipped" else []
+    return [*skipped, *report.errors, *report.refused, *hidden]

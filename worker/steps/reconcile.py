@@ -9,24 +9,25 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 
 import structlog
+from redis.exceptions import RedisError
 
 from shared import keys
 from shared.errors import ConfigError, Failure, RedcapRefused
-from shared.events import OptOutEvent, Source, State, Status, from_milliseconds, milliseconds
-from shared.intake import accept
-from shared.ledger import Accepted, Outcome
-from shared.queue import TaskName
+from shared.events import State, Status, from_milliseconds, milliseconds
+from shared.ledger import Entry, Outcome
 from worker.locks import held
 from worker.message_log import MessageLog, open_message_log
 from worker.problems import note_problem
 from worker.project import RecordState, RedcapProject
-from worker.report import send_report
+from worker.recovery import Doorway, Rehearsal, recover, recover_blocked
+from worker.report import MOST_RECORDS_NAMED, Report, send_report
 from worker.services import Services
 from worker.steps.update_records import settle, update_records
 
@@ -39,46 +40,10 @@ JUST_RAN = timedelta(minutes=10)
 # How long to wait for another worker that is updating the project.
 UPDATE_PATIENCE_SECONDS = 600.0
 
-# The e-mail names so many records; the report counts them all.
-MOST_RECORDS_NAMED = 50
-
 _CHUNK = 500
 Progress = Callable[[str, int], None]
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class Report:
-    """What a run saw and did. Holds counts, record ids and reasons, nothing personal."""
-
-    project: str
-    since: str = ""
-    dry_run: bool = False
-    outcome: str = "success"
-    messages_read: int = 0
-    pages_read: int = 0
-    changes_recovered: int = 0
-    records_read: int = 0
-    records_corrected: int = 0
-    corrected: list[str] = field(default_factory=list)  # the first record ids, for the e-mail
-    statuses: int = 0
-    statuses_without_record: int = 0
-    redacted_numbers: int = 0
-    redacted_bodies: int = 0
-    still_pending: int = 0
-    refused: list[str] = field(default_factory=list)  # records that REDCap would not change, with its reason
-    errors: list[str] = field(default_factory=list)  # what kept the run from its end
-
-    @property
-    def is_well(self) -> bool:
-        """Nothing is wrong: nothing failed, nothing waits, nothing was hidden."""
-        return not (self.errors or self.refused or self.still_pending or self.redacted_numbers)
-
-    @property
-    def is_worth_a_mail(self) -> bool:
-        """Something was corrected or is wrong."""
-        return bool(self.changes_recovered or self.records_corrected or not self.is_well)
 
 
 def reconcile(
@@ -96,14 +61,27 @@ def reconcile(
         if not mine or (nightly and _just_ran(project, services)):
             report.outcome = "skipped"
             return report
-        began = services.now()
-        since = since or _watermark(project, services)
-        report.since = since.isoformat(timespec="seconds")
-        _run(_Run(project, services, report, progress), since)
-        if not dry_run:
-            _conclude(report, began, services)
+        _run_noted(_Run(project, services, report, progress), since)
     log.info("reconciled", **{name: value for name, value in asdict(report).items() if name != "corrected"})
     return report
+
+
+def _run_noted(run: "_Run", since: datetime | None) -> None:
+    """Run, and note how it ended, also where it broke off for a reason that nobody foresaw."""
+    report, services = run.report, run.services
+    needed, began = _needed(run.project, services), services.now()
+    since = since or needed
+    report.since = since.isoformat(timespec="seconds")
+    watermark = began if since <= needed else None  # a run that left a gap moves nothing
+    try:
+        _run(run, since)
+    except Exception as error:
+        # Such as Celery's time limit. Without its text, which may hold anything.
+        report.fail(f"the run broke off: {type(error).__name__}")
+        with suppress(RedisError):
+            _conclude(report, watermark, services)
+        raise
+    _conclude(report, watermark, services)
 
 
 def _run(run: "_Run", since: datetime) -> None:
@@ -113,11 +91,9 @@ def _run(run: "_Run", since: datetime) -> None:
         try:
             stage()
         except (Failure, ConfigError) as error:
-            if isinstance(error, RedcapRefused):
+            if isinstance(error, RedcapRefused) and not run.report.dry_run:
                 note_problem(run.project, error, run.services)
-            run.report.errors.append(str(error))
-    if run.report.errors:
-        run.report.outcome = "failure"
+            run.report.fail(str(error))
 
 
 def _just_ran(project: str, services: Services) -> bool:
@@ -125,7 +101,7 @@ def _just_ran(project: str, services: Services) -> bool:
     return ended is not None and services.now() - from_milliseconds(int(ended)) < JUST_RAN
 
 
-def _watermark(project: str, services: Services) -> datetime:
+def _needed(project: str, services: Services) -> datetime:
     """From when the log has to be read: the beginning of the last run that succeeded, and some before."""
     stored = services.redis.hget(keys.reconciled(project), "watermark_ms")
     if stored is None:
@@ -133,12 +109,14 @@ def _watermark(project: str, services: Services) -> datetime:
     return from_milliseconds(int(stored)) - OVERLAP
 
 
-def _conclude(report: Report, began: datetime, services: Services) -> None:
+def _conclude(report: Report, watermark: datetime | None, services: Services) -> None:
     """Note outcome and report; the watermark moves only after a success."""
+    if report.dry_run:
+        return
     key = keys.reconciled(report.project)
     noted = {f"{report.outcome}_ms": milliseconds(services.now()), "report": json.dumps(asdict(report))}
-    if report.outcome == "success":
-        noted["watermark_ms"] = milliseconds(began)
+    if report.outcome == "success" and watermark is not None:
+        noted["watermark_ms"] = milliseconds(watermark)
     services.redis.hset(key, mapping=noted)
     send_report(report, services)
 
@@ -150,12 +128,14 @@ class _Run:
         self.project = project
         self.services = services
         self.report = report
+        self._doorway = Rehearsal(project, services) if report.dry_run else Doorway(project, services)
         self._ledger = services.ledger
         self._progress = progress
         self._index = services.index(project)
-        self._imagined: dict[str, Status] = {}  # a dry run's statuses that would be
-        self._imagined_ids: set[str] = set()
-        self._differing: dict[str, list[str]] = {}  # record id -> its phones, of statuses that had ended
+        self._differing: dict[
+            str, tuple[str, ...]
+        ] = {}  # record id -> its phones, of statuses that had ended
+        self._held: set[str] = set()  # a dry run's phones with a status and a record
 
     # --- 1. the log ---------------------------------------------------------------------------------
 
@@ -165,132 +145,107 @@ class _Run:
         account = self.services.config.twilio[config.twilio]
         message_log = open_message_log(self.project, config, account, self.services.hasher)
         try:
-            for sender in message_log.senders():
-                pages: Iterator[list[OptOutEvent]] = message_log.pages(sender, since)
-                if config.blocked_messages:
-                    pages = chain(pages, message_log.blocked_pages(sender, since))
-                for events in pages:
-                    self._take(events)
-                    self._progress("messages", message_log.counts.messages)
+            senders = message_log.senders()
+            for sender in senders:
+                for events in message_log.pages(sender, since):
+                    self.report.changes_recovered += recover(events, self._doorway)
+                    self._count_messages(message_log)
+            # What was refused is judged after all STARTs are known.
+            for sender in senders if config.blocked_messages else []:
+                for events in message_log.blocked_pages(sender, since):
+                    self.report.changes_recovered += recover_blocked(events, self._doorway)
+                    self._count_messages(message_log)
         finally:
             self._count_messages(message_log)
 
     def _count_messages(self, message_log: MessageLog) -> None:
-        counts = message_log.counts
-        self.report.messages_read = counts.messages
-        self.report.pages_read = counts.pages
-        self.report.redacted_numbers = counts.redacted_numbers
-        self.report.redacted_bodies = counts.redacted_bodies
-
-    def _take(self, events: Sequence[OptOutEvent]) -> None:
-        """Accept a page's events: known ones first, which corrects their times (see accept.lua), then the
-        others newest first, so that what was overtaken is never written nor told."""
-        known = self._ledger.known(self.project, [event.event_id for event in events])
-        missing = [event for event in events if event.event_id not in known]
-        blocked = [event for event in missing if event.source is Source.BLOCKED_MESSAGE]
-        answers = self._accept([event for event in events if event.event_id in known])
-        answers += self._accept([event for event in missing if event.source is not Source.BLOCKED_MESSAGE])
-        for event in blocked:
-            # Every refused text says the same; only the first that tells something new is an event.
-            status = self._statuses([event.phone_hash]).get(event.phone_hash)
-            if event.phone_hash and (status is None or status.change != event.change):
-                answers += self._accept([event])
-        self.report.changes_recovered += answers.count(Accepted.NEW)
-
-    def _accept(self, events: Sequence[OptOutEvent]) -> list[Accepted]:
-        if self.report.dry_run:
-            return [self._imagine(event) for event in events]
-        if not events:
-            return []
-        # Not published one by one: compare() finds their records from the export that is made anyway.
-        return accept(events, ledger=self._ledger, publish=_publish_nothing, now=self.services.now())
-
-    def _imagine(self, event: OptOutEvent) -> Accepted:
-        if self._ledger.known(self.project, [event.event_id]):
-            return Accepted.KNOWN
-        if not event.phone_hash:
-            return Accepted.UNMATCHED
-        status = self._statuses([event.phone_hash]).get(event.phone_hash)
-        occurred_ms = milliseconds(event.occurred_at)
-        if status is not None and occurred_ms <= status.occurred_ms:
-            return Accepted.STALE
-        self._imagined_ids.add(event.event_id)
-        self._imagined[event.phone_hash] = Status(
-            change=event.change, occurred_ms=occurred_ms, event_id=event.event_id, last_start_ms=0
-        )
-        return Accepted.NEW
-
-    def _statuses(self, phones: Sequence[str]) -> dict[str, Status]:
-        stored = self._ledger.statuses(self.project, phones)
-        found = {phone: Status.decode(text) for phone, text in stored.items()}
-        return found | {phone: self._imagined[phone] for phone in phones if phone in self._imagined}
+        counts, report = message_log.counts, self.report
+        report.messages_read, report.pages_read = counts.messages, counts.pages
+        report.inbound_texts = counts.inbound_texts
+        report.redacted_numbers, report.redacted_bodies = counts.redacted_numbers, counts.redacted_bodies
+        self._progress("messages", counts.messages)
 
     # --- 2. REDCap ----------------------------------------------------------------------------------
 
     def compare_and_write(self) -> None:
         """Bring REDCap to what the ledger says."""
         self.compare()
-        self.write()
+        if not self.report.dry_run:
+            self._drain()
+            self._take_out_unwritten()
+        self.report.corrected = sorted(self._differing)[:MOST_RECORDS_NAMED]
+        self.report.records_corrected = len(self._differing)
 
     def compare(self) -> None:
         """Compare every record with the statuses of its phones, and rebuild the index by the same export."""
         gateway = self.services.project(self.project)
         gateway.forget_target()
-        states = self._compared(gateway)
+        states, began = self._compared(gateway), self.services.now()
         if self.report.dry_run:
             for _ in states:
                 pass
         else:
-            self._index.rebuild(states, now=self.services.now())
-            self._require_unfinished()
+            self._index.rebuild(states, now=began)
+            for entries in self._ledger.unfinished_entries(self.project):
+                self._take_up([entry for entry in entries if entry.received_at <= began])
         self._count_statuses()
 
     def _compared(self, gateway: RedcapProject) -> Iterator[RecordState]:
         """Pass the records through, and note what differs on the way."""
         rest = gateway.read_all()
         while chunk := list(islice(rest, _CHUNK)):
-            statuses = self._statuses(sorted({phone for state in chunk for phone in state.phones}))
-            differing = [state for state in chunk if _differs(state, statuses, gateway)]
-            self._note_differing(differing, statuses)
+            statuses = self._doorway.statuses(sorted({phone for state in chunk for phone in state.phones}))
+            self._note_differing([state for state in chunk if _differs(state, statuses, gateway)], statuses)
+            if self.report.dry_run:
+                self._held |= statuses.keys()
             self.report.records_read += len(chunk)
             self._progress("records", self.report.records_read)
             yield from chunk
 
     def _note_differing(self, states: Sequence[RecordState], statuses: dict[str, Status]) -> None:
         """Put what differs into the pending set; a change that is on its way already is no correction."""
-        on_its_way = self._ledger.unfinished(self.project, [status.event_id for status in statuses.values()])
-        phones = [phone for state in states for phone in state.phones if phone in statuses]
+        phones = {
+            state.record_id: tuple(phone for phone in state.phones if phone in statuses) for state in states
+        }
         if not self.report.dry_run:
-            self._ledger.require_update(self.project, phones, now=self.services.now())
-        for state in states:
-            deciding = _deciding(state, statuses)
-            if deciding.event_id not in on_its_way and deciding.event_id not in self._imagined_ids:
-                self._differing[state.record_id] = [phone for phone in state.phones if phone in statuses]
-
-    def _require_unfinished(self) -> None:
-        """Settle what is under way: the index is fresh, so a phone without record has none."""
-        for entries in self._ledger.unfinished_entries(self.project):
-            held_phones = self._index.records([entry.phone_hash for entry in entries])
             self._ledger.require_update(
                 self.project,
-                [entry.phone_hash for entry in entries if entry.phone_hash in held_phones],
+                sorted({phone for some in phones.values() for phone in some}),
                 now=self.services.now(),
             )
-            notice = self.services.unmatched_notice(self.project)
-            outcomes = [
-                Outcome(
-                    event_id=entry.event_id,
-                    phone_hash=entry.phone_hash,
-                    state=State.NO_MATCHING_RECORD,
-                    reason="no record holds this number",
-                    notice=notice,
-                )
-                for entry in entries
-                if entry.phone_hash not in held_phones
-            ]
-            settle(self.project, outcomes, self.services)
+        deciding = {state.record_id: _deciding(state, statuses).event_id for state in states}
+        on_their_way = self._doorway.on_their_way(sorted(set(deciding.values())))
+        self._differing |= {
+            record: some for record, some in phones.items() if deciding[record] not in on_their_way
+        }
+
+    def _take_up(self, entries: Sequence[Entry]) -> None:
+        """Settle what was under way when the export began: a phone that it did not show has no record."""
+        held_phones = self._index.records([entry.phone_hash for entry in entries])
+        self._ledger.require_update(
+            self.project,
+            [entry.phone_hash for entry in entries if entry.phone_hash in held_phones],
+            now=self.services.now(),
+        )
+        notice = self.services.unmatched_notice(self.project)
+        outcomes = [
+            Outcome(
+                event_id=entry.event_id,
+                phone_hash=entry.phone_hash,
+                state=State.NO_MATCHING_RECORD,
+                reason="no record holds this number",
+                notice=notice,
+            )
+            for entry in entries
+            if entry.phone_hash not in held_phones
+        ]
+        settle(self.project, outcomes, self.services)
 
     def _count_statuses(self) -> None:
+        if isinstance(self._doorway, Rehearsal):
+            self.report.statuses = self._ledger.count_statuses(self.project) + self._doorway.unseen()
+            self.report.statuses_without_record = self.report.statuses - len(self._held)
+            return
         rest = iter(self._ledger.all_statuses(self.project))
         while chunk := dict(islice(rest, _CHUNK)):
             self.report.statuses += len(chunk)
@@ -298,15 +253,8 @@ class _Run:
 
     # --- 3. writing ---------------------------------------------------------------------------------
 
-    def write(self) -> None:
-        """Have the updater write what is pending, here, and see what became of it."""
-        if not self.report.dry_run:
-            self._drain()
-            self._take_out_unwritten()
-        self.report.corrected = sorted(self._differing)[:MOST_RECORDS_NAMED]
-        self.report.records_corrected = len(self._differing)
-
     def _drain(self) -> None:
+        """Have the updater write what is pending, here."""
         deadline = time.monotonic() + UPDATE_PATIENCE_SECONDS
         while self._ledger.drained(self.project) and time.monotonic() < deadline:
             update_records(self.project, self.services)
@@ -315,25 +263,37 @@ class _Run:
             time.sleep(0.5)
         self.report.still_pending = self._ledger.drained(self.project)
         if self.report.still_pending:
-            self.report.errors.append(f"{self.report.still_pending} changes could not be written yet")
+            self.report.fail(f"{self.report.still_pending} changes could not be written yet")
 
     def _take_out_unwritten(self) -> None:
         """Of the records that differed, those that REDCap refused, and those that still wait, are not corrected."""
-        for record, phones in list(self._differing.items()):
-            entries = [
-                self._ledger.load(self.project, status.event_id) for status in self._statuses(phones).values()
-            ]
-            reasons = [entry.reason for entry in entries if entry is not None and entry.state is State.FAILED]
-            self.report.refused += [f"record {record}: {reason}" for reason in reasons]
-            if reasons or (
-                self.report.still_pending and any(self._ledger.is_pending(self.project, p) for p in phones)
-            ):
-                del self._differing[record]
+        waiting = set(self._ledger.pending(self.project)) if self.report.still_pending else set()
+        rest = iter(list(self._differing.items()))
+        while chunk := dict(islice(rest, _CHUNK)):
+            statuses = self._doorway.statuses(
+                sorted({phone for phones in chunk.values() for phone in phones})
+            )
+            failed = self._failed([status.event_id for status in statuses.values()])
+            for record, phones in chunk.items():
+                ids = [statuses[phone].event_id for phone in phones if phone in statuses]
+                reasons = [reason for id_ in ids for reason in _reasons_of(record, failed.get(id_, ""))]
+                self.report.refused += [f"record {record}: {reason}" for reason in reasons]
+                if reasons or not waiting.isdisjoint(phones):
+                    del self._differing[record]
+
+    def _failed(self, event_ids: Sequence[str]) -> dict[str, str]:
+        """The reasons of those of the events that failed."""
+        entries = self._ledger.entries_of(self.project, event_ids)
+        return {entry.event_id: entry.reason for entry in entries if entry.state is State.FAILED}
 
 
-def _publish_nothing(task: TaskName, *args: str, delay_seconds: float = 0) -> None:
-    """A publisher that leaves the work to the run itself (and, should it die, to sweep)."""
-    del task, args, delay_seconds
+def _reasons_of(record: str, reason: str) -> Iterator[str]:
+    """What a failed event's reason says of one of its records; one that names no record is about all."""
+    for part in reason.split("; ") if reason.startswith("record ") else []:
+        if part.startswith(f"record {record}: "):
+            yield part.removeprefix(f"record {record}: ")
+    if reason and not reason.startswith("record "):
+        yield reason
 
 
 def _deciding(state: RecordState, statuses: dict[str, Status]) -> Status:
