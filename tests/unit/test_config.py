@@ -1,0 +1,235 @@
+"""The configuration: every mistake is named with its key and its mend, and no secret is ever shown."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.config import Secret, broker_url, load_config, parse_config, redis_url
+from shared.errors import ConfigError
+from tests.builders import config, document, project_table
+from tests.processes import ROOT
+
+
+def problems(projects: dict[str, dict[str, Any]] | None = None, **changes: Any) -> list[str]:
+    """What is wrong with a configuration."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(document(projects, **changes))
+    return caught.value.problems
+
+
+def project_problems(**changes: Any) -> list[str]:
+    return problems({"asthma": project_table(**changes)})
+
+
+class TestGoodFiles:
+    def test_the_example_is_valid(self) -> None:
+        example = load_config(ROOT / "config.example.toml")
+        assert list(example.projects) == ["asthma", "sleep"]
+        assert example.projects["sleep"].phone_event == "enrolment_arm_1"
+
+    def test_the_smallest_file_has_the_documented_defaults(self) -> None:
+        table = project_table(notify=None, redcap_requests_per_minute=None)
+        smallest = parse_config(document({"asthma": table}, smtp=None, time_zone=None))
+        project = smallest.projects["asthma"]
+        assert (smallest.reconcile.at, smallest.time_zone, smallest.retention_days) == ("02:30", "UTC", 400)
+        assert (project.channels, project.default_region) == (["sms", "rcs"], "US")
+        assert (project.redcap_requests_per_minute, project.keyword_fallback) == (300, False)
+        assert repr(smallest.hash_key) == "Secret('env:OPTOUT_HASH_KEY')"
+
+    def test_an_api_address_without_its_slash_gets_it(self) -> None:
+        table = project_table(redcap_url="https://redcap.example.edu/api")
+        assert config({"a": table}).projects["a"].redcap_url == "https://redcap.example.edu/api/"
+
+    def test_a_project_s_time_zone_is_its_own_or_the_deployment_s(self) -> None:
+        both = config({"a": project_table(time_zone="America/Chicago"), "b": project_table()})
+        assert [both.zone(project).key for project in both.projects.values()] == [
+            "America/Chicago", "America/Los_Angeles",
+        ]  # fmt: skip
+
+    def test_two_auth_tokens_may_be_listed_during_a_rotation(self) -> None:
+        account = {"account_sid": "AC" + "1" * 32, "auth_token": ["env:NEW", "file:/run/secrets/old"]}
+        tokens = config(twilio={"main": account}).twilio["main"].auth_token
+        assert [token.reference for token in tokens] == ["env:NEW", "file:/run/secrets/old"]
+
+    def test_the_configuration_cannot_be_changed_by_accident(self) -> None:
+        with pytest.raises(ValueError, match="frozen"):
+            config().time_zone = "UTC"  # type: ignore[misc]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"public_url": None}, "public_url: missing. The address that Twilio calls"),
+            ({"public_url": "optout.example.edu"}, "public_url: must be an address such as"),
+            ({"public_url": "https://user:pass@example.edu"}, "public_url: must be an address such as"),
+            ({"time_zone": "Pacific"}, 'time_zone: must be an IANA time zone such as "America/Chicago"'),
+            ({"retention_days": 0}, "retention_days: input should be greater than or equal to 1. How long"),
+            ({"reconcile": {"at": "25:00"}}, "reconcile.at: does not have the right form. Time of day"),
+            ({"reconcile": {"att": "02:30"}}, 'reconcile.att: unknown key. Did you mean "at"?'),
+            ({"smtp": {}}, "smtp.sender: missing. The address that notifications come from."),
+            ({"smtp": None}, "smtp: missing, but projects.asthma has notify; add an [smtp] table"),
+            ({"twilio": None}, "twilio: missing. At least one [twilio.NAME] table."),
+            ({"twilio": {"main": {"account_sid": "AC1", "auth_token": "env:X"}}},
+             "twilio.main.account_sid: does not have the right form. The account's SID"),
+            ({"twilio": {"main": {"account_sid": "AC" + "1" * 32}}}, "twilio.main.auth_token: missing."),
+            ({"twilio": {"main": {"account_sid": "AC" + "1" * 32, "auth_token": []}}},
+             "twilio.main.auth_token: value should have at least 1 item"),
+            ({"hash_keys": "env:X"}, 'hash_keys: unknown key. Did you mean "hash_key"?'),
+        ],
+    )  # fmt: skip
+    def test_the_key_and_the_mend_are_named(self, changes: dict[str, Any], expected: str) -> None:
+        assert any(problem.startswith(expected) for problem in problems(**changes)), problems(**changes)
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"redcap_url": None}, "projects.asthma.redcap_url: missing. The address of REDCap's API"),
+            ({"redcap_token": None}, "projects.asthma.redcap_token: missing. Reference to the API token"),
+            ({"twilio": "other"}, "projects.asthma.twilio: there is no [twilio.other] table; name one of: main"),
+            ({"messaging_service_sid": None}, "projects.asthma: needs messaging_service_sid or senders"),
+            ({"messaging_service_sid": "SM1"}, "projects.asthma.messaging_service_sid: does not have the right"),
+            ({"senders": ["call me"]}, "projects.asthma.senders: does not have the right form"),
+            ({"phone_field": "Mobile Phone"}, "projects.asthma.phone_field: does not have the right form."),
+            ({"phone_field": None}, "projects.asthma.phone_field: missing."),
+            ({"opt_out_field": "mobile"}, "projects.asthma: phone_field, opt_out_field and opt_out_checkbox must"),
+            ({"opt_out_fields": "x"}, 'projects.asthma.opt_out_fields: unknown key. Did you mean "opt_out_field"?'),
+            ({"notify": ["coordinator"]}, "projects.asthma.notify: does not have the right form. Who gets"),
+            ({"notify": "coordinator@example.edu"}, "projects.asthma.notify: input should be a valid list"),
+            ({"default_region": "USA"}, "projects.asthma.default_region: must be a two-letter country code"),
+            ({"time_zone": "CST6"}, "projects.asthma.time_zone: must be an IANA time zone"),
+            ({"channels": ["email"]}, "projects.asthma.channels: does not have the right form. Channels whose"),
+            ({"opt_out_keywords": ["NO MORE"]}, "projects.asthma.opt_out_keywords: does not have the right form"),
+            ({"redcap_requests_per_minute": 0}, "projects.asthma.redcap_requests_per_minute: input should be"),
+            ({"keyword_fallback": "sometimes"}, "projects.asthma.keyword_fallback: input should be a valid boolean"),
+            ({"forward_url": "redcap"}, "projects.asthma.forward_url: must be an address"),
+        ],
+    )  # fmt: skip
+    def test_a_project_s_key_and_the_mend_are_named(self, changes: dict[str, Any], expected: str) -> None:
+        found = project_problems(**changes)
+        assert any(problem.startswith(expected) for problem in found), found
+
+    def test_all_mistakes_are_listed_at_once(self) -> None:
+        found = problems({"a": project_table(phone_field=None), "b": project_table(channels=["fax"])},
+                         time_zone="nowhere")  # fmt: skip
+        assert [problem.partition(":")[0] for problem in found] == [
+            "time_zone", "projects.a.phone_field", "projects.b.channels",
+        ]  # fmt: skip
+
+    def test_a_project_name_that_could_not_stand_in_a_key_is_refused(self) -> None:
+        for name in ("asthma|2", "", "a b", "x" * 65, "-a"):
+            found = problems({name: project_table()})
+            assert found, name
+            assert all("projects" in problem for problem in found)
+
+    def test_no_project_at_all_is_refused(self) -> None:
+        assert [problem.partition(":")[0] for problem in problems({})] == ["projects"]
+
+    def test_two_projects_on_one_service_cannot_forward_to_two_addresses(self) -> None:
+        url = "https://redcap.example.edu/surveys/?s="
+        found = problems(
+            {"a": project_table(forward_url=url + "A"), "b": project_table(forward_url=url + "B")}
+        )
+        assert found[0].startswith("projects.b.forward_url: differs from that of projects.a, which shares MG")
+        assert config({"a": project_table(forward_url=url), "b": project_table(forward_url=url)})
+        assert config({"a": project_table(forward_url=url), "b": project_table()})
+
+    def test_a_missing_file_says_what_to_do(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"copy config\.example\.toml"):
+            load_config(tmp_path / "config.toml")
+
+    def test_a_file_that_is_no_toml_says_where(self, tmp_path: Path) -> None:
+        path = tmp_path / "config.toml"
+        path.write_text('public_url = "x"\ntime_zone = \n')
+        with pytest.raises(ConfigError, match="line 2"):
+            load_config(path)
+
+    def test_the_file_that_the_environment_names_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_bytes((ROOT / "config.example.toml").read_bytes())
+        monkeypatch.setenv("OPTOUT_CONFIG", str(path))
+        assert list(load_config().projects) == ["asthma", "sleep"]
+
+
+class TestSecrets:
+    PLAIN = "0123456789ABCDEF0123456789ABCDEF"
+
+    @pytest.mark.parametrize("place", ["hash_key", "smtp", "token", "auth"])
+    def test_a_secret_in_the_file_is_refused_and_never_repeated(self, place: str) -> None:
+        account = {"account_sid": "AC" + "1" * 32, "auth_token": self.PLAIN if place == "auth" else "env:X"}
+        found = problems(
+            {"asthma": project_table(redcap_token=self.PLAIN if place == "token" else "env:X")},
+            hash_key=self.PLAIN if place == "hash_key" else "env:X",
+            smtp={"sender": "a@example.edu", "url": self.PLAIN if place == "smtp" else "env:X"},
+            twilio={"main": account},
+        )
+        assert len(found) == 1
+        assert 'must be a reference, "env:NAME" or "file:/path", never the secret itself' in found[0]
+        assert self.PLAIN not in "".join(found)
+
+    @pytest.mark.parametrize("value", [7, {"a": 1}, True, "smtp://user:pass@host", "env:", "vault:x"])
+    def test_what_is_no_reference_is_refused_without_being_repeated(self, value: object) -> None:
+        found = problems(hash_key=value)
+        assert found[0].startswith("hash_key: ")
+        assert "pass" not in found[0]
+
+    def test_a_reference_is_resolved_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("A_SECRET", " s3cret\n")
+        assert Secret("env:A_SECRET").resolve() == "s3cret"
+
+    def test_a_reference_is_resolved_from_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "secret"
+        path.write_text("s3cret\n")
+        assert Secret(f"file:{path}").resolve() == "s3cret"
+
+    def test_a_missing_or_empty_secret_is_named_by_its_reference(self, tmp_path: Path) -> None:
+        empty = tmp_path / "empty"
+        empty.write_text("\n")
+        for reference in ("env:NOT_SET", f"file:{empty}", f"file:{tmp_path / 'missing'}"):
+            with pytest.raises(ConfigError) as caught:
+                Secret(reference).resolve()
+            assert caught.value.problems[0].startswith(reference)
+
+    def test_reading_the_file_reads_no_secret(self, tmp_path: Path) -> None:
+        text = (ROOT / "config.example.toml").read_text().replace("env:", "file:/nowhere/")
+        path = tmp_path / "config.toml"
+        path.write_text(text)
+        assert load_config(path).projects
+
+    def test_a_secret_never_shows_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("A_SECRET", "s3cret")
+        secret = Secret("env:A_SECRET")
+        secret.resolve()
+        assert "s3cret" not in f"{secret!r}{secret}{vars(secret)}"
+
+
+class TestEnvironment:
+    def test_redis_and_broker_have_their_defaults(self) -> None:
+        assert redis_url() == broker_url() == "redis://127.0.0.1:6379/0"
+
+    def test_the_broker_is_the_ledger_s_redis_unless_it_is_given(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_REDIS_URL", "redis://elsewhere/1")
+        assert broker_url() == "redis://elsewhere/1"
+        monkeypatch.setenv("OPTOUT_BROKER_URL", "amqp://rabbit")
+        assert (broker_url(), redis_url()) == ("amqp://rabbit", "redis://elsewhere/1")
+
+    def test_an_address_may_come_from_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "url"
+        path.write_text("redis://:password@elsewhere/0\n")
+        monkeypatch.setenv("OPTOUT_REDIS_URL_FILE", str(path))
+        assert redis_url() == "redis://:password@elsewhere/0"
+
+
+def test_the_example_is_toml_that_names_no_secret() -> None:
+    example = tomllib.loads((ROOT / "config.example.toml").read_text())
+    references = [example["hash_key"], example["smtp"]["url"], example["twilio"]["main"]["auth_token"]]
+    references += [project["redcap_token"] for project in example["projects"].values()]
+    assert all(reference.startswith("env:") for reference in references)

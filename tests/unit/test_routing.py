@@ -1,0 +1,141 @@
+"""Which projects a message concerns, and what it changes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from shared.events import OptOutEvent, Source
+from tests.builders import at, config, hashed, project_table
+from tests.simulators.twilio import ACCOUNT_SID, SENDER, SERVICE_SID
+from web.parsing import InboundMessage
+from web.routing import SILENCE, Router
+
+NOW = at("2026-05-04T12:00:00")
+OTHER_SERVICE = "MG" + "9" * 32
+
+
+def router(**projects: dict[str, Any]) -> Router:
+    return Router(config(projects or {"asthma": project_table()}), hashed)
+
+
+def message(**changes: Any) -> InboundMessage:
+    whole: dict[str, Any] = {
+        "message_sid": "SM" + "0" * 32, "account_sid": ACCOUNT_SID, "messaging_service_sid": SERVICE_SID,
+        "sender": "+16505550100", "recipient": SENDER, "body": "STOP", "opt_out_type": "STOP",
+        "source": Source.WEBHOOK, "occurred_at": None,
+    }  # fmt: skip
+    return InboundMessage(**(whole | changes))
+
+
+def events(some: Router, sent: InboundMessage) -> list[OptOutEvent]:
+    return list(some.events(sent, some.projects(sent), NOW))
+
+
+def changes(some: Router, **of_message: Any) -> list[str]:
+    return [event.change.value for event in events(some, message(**of_message))]
+
+
+class TestProjects:
+    def test_a_messaging_service_names_its_project(self) -> None:
+        some = router(asthma=project_table(), sleep=project_table(messaging_service_sid=OTHER_SERVICE))
+        assert some.projects(message()) == ["asthma"]
+        assert some.projects(message(messaging_service_sid=OTHER_SERVICE)) == ["sleep"]
+
+    def test_a_number_names_its_project_where_there_is_no_service(self) -> None:
+        some = router(asthma=project_table(messaging_service_sid=None, senders=[SENDER, "266739"]))
+        assert some.projects(message(messaging_service_sid="")) == ["asthma"]
+        assert some.projects(message(messaging_service_sid="", recipient="266739")) == ["asthma"]
+        assert some.projects(message(messaging_service_sid="", recipient="+16505550111")) == []
+
+    def test_projects_that_share_a_service_all_get_the_change(self) -> None:
+        some = router(asthma=project_table(), sleep=project_table())
+        assert [event.project for event in events(some, message())] == ["asthma", "sleep"]
+
+    def test_a_project_that_lists_the_number_of_a_service_is_concerned_too_and_none_twice(self) -> None:
+        some = router(
+            asthma=project_table(senders=[SENDER]),
+            sleep=project_table(messaging_service_sid=None, senders=[SENDER]),
+        )
+        assert some.projects(message()) == ["asthma", "sleep"]
+
+    def test_the_same_service_in_another_account_is_another_service(self) -> None:
+        assert router().projects(message(account_sid="AC" + "9" * 32)) == []
+
+
+class TestChanges:
+    @pytest.mark.parametrize(
+        ("opt_out_type", "expected"),
+        [("STOP", ["STOP"]), ("START", ["START"]), ("HELP", []), ("OTHER", []), ("", [])],
+    )
+    def test_twilio_s_judgement_counts(self, opt_out_type: str, expected: list[str]) -> None:
+        assert changes(router(), opt_out_type=opt_out_type, body="whatever") == expected
+
+    def test_twilio_s_judgement_counts_before_the_words(self) -> None:
+        some = router(asthma=project_table(keyword_fallback=True))
+        assert changes(some, opt_out_type="START", body="STOP") == ["START"]
+        assert changes(some, opt_out_type="HELP", body="STOP") == []
+
+    def test_the_words_count_only_where_the_project_asks_for_it(self) -> None:
+        asking = router(asthma=project_table(keyword_fallback=True))
+        assert changes(router(), opt_out_type="", body="STOP") == []
+        assert changes(asking, opt_out_type="", body=" stop ") == ["STOP"]
+        assert changes(asking, opt_out_type="", body="Start") == ["START"]
+        assert changes(asking, opt_out_type="", body="stop it") == []
+
+    def test_each_project_has_words_of_its_own(self) -> None:
+        some = router(
+            asthma=project_table(keyword_fallback=True, opt_out_keywords=["ALTO"]),
+            sleep=project_table(keyword_fallback=True, opt_in_keywords=["ALTA"]),
+        )
+        for body, expected in (("alto", ["asthma"]), ("ALTA", ["sleep"]), ("stop", ["asthma", "sleep"])):
+            found = events(some, message(opt_out_type="", body=body))
+            assert [event.project for event in found] == expected
+
+    def test_in_event_streams_the_words_always_count(self) -> None:
+        assert changes(router(), opt_out_type="", body="stop", source=Source.EVENT_STREAM) == ["STOP"]
+
+
+class TestChannels:
+    @pytest.mark.parametrize("sender", ["+16505550100", "rcs:+16505550100"])
+    def test_sms_and_rcs_share_one_opt_out(self, sender: str) -> None:
+        [event] = events(router(), message(sender=sender))
+        assert event.phone_hash == hashed("+16505550100")
+
+    def test_whatsapp_counts_only_where_the_project_lists_it(self) -> None:
+        listing = router(asthma=project_table(channels=["sms", "whatsapp"]))
+        assert changes(router(), sender="whatsapp:+16505550100", opt_out_type="START") == []
+        assert changes(listing, sender="whatsapp:+16505550100", opt_out_type="START") == ["START"]
+        assert changes(listing, sender="rcs:+16505550100") == []
+
+    @pytest.mark.parametrize("sender", ["266739", "16505550100", "Anonymous"])
+    def test_a_sender_that_is_no_number_has_no_hash(self, sender: str) -> None:
+        assert [event.phone_hash for event in events(router(), message(sender=sender))] == [""]
+
+
+class TestTimes:
+    def test_a_webhook_s_change_happened_when_it_came(self) -> None:
+        assert [event.occurred_at for event in events(router(), message())] == [NOW]
+
+    def test_an_event_s_change_happened_when_twilio_says(self) -> None:
+        earlier = NOW - timedelta(hours=3)
+        assert [event.occurred_at for event in events(router(), message(occurred_at=earlier))] == [earlier]
+
+
+class TestAnswer:
+    URL = "https://redcap.example.edu/surveys/?s=A&b=<1>"
+
+    def test_silence_is_an_empty_document(self) -> None:
+        assert router().answer(["asthma"]) == SILENCE == '<?xml version="1.0" encoding="UTF-8"?><Response />'
+
+    def test_the_first_project_with_an_address_hands_the_message_on(self) -> None:
+        some = router(asthma=project_table(), sleep=project_table(forward_url=self.URL))
+        assert some.answer(["asthma", "sleep"]).endswith(
+            '<Response><Redirect method="POST">https://redcap.example.edu/surveys/?s=A&amp;b=&lt;1&gt;'
+            "</Redirect></Response>"
+        )
+
+    def test_a_message_of_no_project_is_met_with_silence(self) -> None:
+        assert router().answer([]) == SILENCE
