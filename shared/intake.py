@@ -14,14 +14,19 @@ log = structlog.get_logger(__name__)
 
 
 def accept(
-    events: Sequence[OptOutEvent], *, ledger: Ledger, publish: Publisher, now: datetime | None = None
+    events: Sequence[OptOutEvent],
+    *,
+    ledger: Ledger,
+    publish: Publisher,
+    now: datetime | None = None,
+    counted: Sequence[str] = (),
 ) -> list[Accepted]:
-    """Record events, all or none, then publish the new ones' ids.
+    """Record events, all or none, then publish the new ones' ids. `counted`: see `Ledger.accept`.
 
     Raises redis.RedisError where they could not be recorded. A failed publish is no failure: what is
     recorded is found by sweep.
     """
-    answers = ledger.accept(events, now=now or datetime.now(UTC))
+    answers = ledger.accept(events, now=now or datetime.now(UTC), counted=counted)
     for event, answer in zip(events, answers, strict=True):
         if answer is Accepted.NEW:
             publish_or_leave(publish, TaskName.LOOKUP, event.project, event.event_id)

@@ -58,8 +58,10 @@ def make_celery(broker_url: str) -> Celery:
         timezone="UTC",
         # There is no result backend to fill or to leak: the ledger holds what happened.
         task_ignore_result=True,
-        # Flower's list is fed by these events; "sent" lets it show what waits.
-        task_send_sent_event=True,
+        # Flower's list is fed by these events. "sent" is left out: it would show what waits in the list, too, but
+        # costs more than the publish itself, one at a time per process (docs/benchmarks.md); what waits is in
+        # `/metrics` and among the queues of Flower's broker page.
+        task_send_sent_event=False,
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -90,8 +90,16 @@ def _store(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
         changes += services.router.events(message, projects, now)
         if not projects:
             log.warning("message_of_no_project", message_sid=message.message_sid)
-    answers = accept(changes, ledger=services.ledger, publish=services.publish, now=now) if changes else []
-    _count(endpoint, "accepted" if changes else "ignored")
+    if not changes:
+        _count(endpoint, "ignored")
+        return projects
+    answers = accept(
+        changes,
+        ledger=services.ledger,
+        publish=services.publish,
+        now=now,
+        counted=("webhooks", endpoint, "accepted"),
+    )
     for event, answer in zip(changes, answers, strict=True):
         log.info(
             "opt_out_event", project=event.project, event_id=event.event_id, change=event.change,
