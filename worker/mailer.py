@@ -31,7 +31,12 @@ class Mailer:
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
 
     def __repr__(self) -> str:
-        return f"Mailer({self._host}:{self._port})"
+        return f"Mailer({self.address})"
+
+    @property
+    def address(self) -> str:
+        """Host and port; without the login."""
+        return f"{self._host}:{self._port}"
 
     def send(self, message: EmailMessage) -> list[str]:
         """Send one message. Answers the addresses that the server refused while it took the others.

@@ -1,39 +1,60 @@
-"""The e-mail about one event: composed from the event and its project, without any phone number. Pure."""
+"""The e-mail about one event: composed from the event and its project, without any phone number. Pure.
 
+A study may bring texts of its own (`templates` in its table): `notice.subject`, `notice.txt` and
+`notice.html`, any of them, in Jinja. They run in a sandbox, and where one fails, ours is sent in its place.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import format_datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+import structlog
+from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, PrefixLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.config import Project
 from shared.events import Change, Notice
 from shared.ledger import Entry
+from worker.project import Target
 
-_templates = Environment(
-    loader=PackageLoader("worker"),
-    autoescape=select_autoescape(["html"]),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+# In the order in which they are rendered; a study's folder may hold any of them.
+PARTS = ("notice.subject", "notice.txt", "notice.html")
+
+log = structlog.get_logger(__name__)
 
 
-def compose(entry: Entry, notice: Notice, project: Project, *, zone: ZoneInfo, sender: str) -> EmailMessage:
-    """The message, with a plain and an HTML part."""
-    facts = {
-        "project": entry.project,
-        "opted_out": entry.change is Change.STOP,
-        "notice": notice,
-        "records": list(entry.records),
-        "when": entry.occurred_at.astimezone(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z"),
-        "reason": entry.reason,
-        "event_id": entry.event_id,
-        "field": project.opt_out_field,
-        "checkbox": project.opt_out_checkbox or "",
-    }
+@dataclass(frozen=True, slots=True)
+class RecordLink:
+    """A record as templates see it: its id, and where REDCap shows it ("" where that is not known)."""
+
+    id: str
+    link: str
+
+    def __str__(self) -> str:
+        return self.id
+
+
+def compose(
+    entry: Entry,
+    notice: Notice,
+    project: Project,
+    *,
+    zone: ZoneInfo,
+    sender: str,
+    target: Target | None = None,
+) -> EmailMessage:
+    """The message, with a plain and an HTML part. `target` is what is known of the REDCap project, for links."""
+    facts = _facts(entry, notice, project, zone, target)
+    subject, text, html = (_rendered(part, facts, project.templates) for part in PARTS)
     message = EmailMessage()
-    message["Subject"] = _subject(entry, notice)
+    message["Subject"] = " ".join(subject.split())
     message["From"] = sender
     message["To"] = ", ".join(project.notify)
     message["Date"] = format_datetime(entry.finished_at or entry.received_at)
@@ -41,21 +62,126 @@ def compose(entry: Entry, notice: Notice, project: Project, *, zone: ZoneInfo, s
     # note of it), mail programs show it once.
     domain = sender.rpartition("@")[2]
     message["Message-ID"] = f"<{entry.project}.{entry.event_id}.{notice}@{domain}>"
+    if entry.records:
+        # All mails about one record are replies to a first one that nobody sent: mail programs group them.
+        message["In-Reply-To"] = message["References"] = f"<{_thread(entry)}@{domain}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies, please
+    message["X-Auto-Response-Suppress"] = "All"  # the same to Exchange, which has its own word for it
     message["X-Opt-Out-Event"] = entry.event_id
-    message.set_content(_templates.get_template("notice.txt").render(facts))
-    message.add_alternative(_templates.get_template("notice.html").render(facts), subtype="html")
+    message.set_content(text)
+    message.add_alternative(html, subtype="html")
     return message
 
 
-def _subject(entry: Entry, notice: Notice) -> str:
-    change = "Opt-out (STOP)" if entry.change is Change.STOP else "Opt-in (START)"
-    listed = ", ".join(entry.records[:5]) + (" …" if len(entry.records) > 5 else "")
-    records = f": record{'s' if len(entry.records) > 1 else ''} {listed}" if entry.records else ""
-    match notice:
-        case Notice.SAVED:
-            return f"[{entry.project}] {change} saved{records}"
-        case Notice.UNSAVED:
-            return f"[{entry.project}] {change} could NOT be saved{records}"
-        case Notice.UNMATCHED:
-            return f"[{entry.project}] {change} of a number that no record holds"
+def _facts(
+    entry: Entry, notice: Notice, project: Project, zone: ZoneInfo, target: Target | None
+) -> dict[str, Any]:
+    """All that templates may use; docs/redcap-teams.md lists it."""
+    return {
+        "project": entry.project,
+        "opted_out": entry.change is Change.STOP,
+        "notice": str(notice),
+        "records": [RecordLink(record, _link(record, project, target)) for record in entry.records],
+        "when": entry.occurred_at.astimezone(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z"),
+        "reason": entry.reason,
+        "event_id": entry.event_id,
+        "field": project.opt_out_field,
+        "checkbox": project.opt_out_checkbox or "",
+        "source": str(entry.source),
+    }
+
+
+def _link(record: str, project: Project, target: Target | None) -> str:
+    """Where REDCap shows a record: its "record home page", under the path of its version."""
+    path = urlsplit(project.redcap_url).path
+    if target is None or not target.version or not target.project_id or not path.endswith("/api/"):
+        return ""
+    base = project.redcap_url.removesuffix("api/")
+    page = f"redcap_v{target.version}/DataEntry/record_home.php"
+    return f"{base}{page}?pid={quote(target.project_id)}&id={quote(record, safe='')}"
+
+
+def _thread(entry: Entry) -> str:
+    """One thread for each record (or group of records with one number): a hash, as ids may hold anything."""
+    digest = hashlib.sha256("\n".join(sorted(entry.records)).encode()).hexdigest()[:16]
+    return f"{entry.project}.record.{digest}"
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _environment(folder: str | None) -> ImmutableSandboxedEnvironment:
+    """Ours, or a study's folder before ours; "ours/notice.html" names ours to `extends`."""
+    ours = PackageLoader("worker")
+    loaders = [ours] if folder is None else [FileSystemLoader(folder), ours]
+    return ImmutableSandboxedEnvironment(
+        loader=ChoiceLoader([*loaders, PrefixLoader({"ours": ours})]),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _rendered(part: str, facts: dict[str, Any], folder: str | None) -> str:
+    if folder is None:
+        return _render(part, facts, None)
+    try:
+        return _render(part, facts, folder)
+    except Exception as error:  # whatever a study's template does, the mail is sent
+        log.error("template_failed", project=facts["project"], template=part, error=_said(error))
+        return _render(part, facts, None)
+
+
+def _render(part: str, facts: dict[str, Any], folder: str | None) -> str:
+    return _environment(folder).get_template(part).render(facts)
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a template, and where."""
+    line = getattr(error, "lineno", None)
+    return f"{type(error).__name__}{f', line {line}' if line else ''}: {error}"
+
+
+def template_problems(folder: str) -> Iterator[str]:
+    """What is wrong with a study's templates: each is rendered for each kind of mail. A line per template."""
+    if not Path(folder).is_dir():
+        yield f"{folder} is not a folder"
+        return
+    brought = [part for part in PARTS if (Path(folder) / part).is_file()]
+    if not brought:
+        yield f"{folder} holds none of {', '.join(PARTS)}"
+    for part in brought:
+        problem = _first_problem(part, folder)
+        if problem:
+            yield f"{part}: {problem}"
+
+
+def _first_problem(part: str, folder: str) -> str:
+    for facts in _examples():
+        try:
+            _render(part, facts, folder)
+        except Exception as error:
+            return _said(error)
+    return ""
+
+
+def _examples() -> Iterator[dict[str, Any]]:
+    """Every kind of mail, with and without what may be missing."""
+    for notice in Notice:
+        for opted_out in (True, False):
+            links = [RecordLink("17", "https://redcap.example.edu/"), RecordLink("18", "")]
+            for records in ([], links[:1], links) if notice is not Notice.UNMATCHED else ([],):
+                yield {
+                    "project": "example",
+                    "opted_out": opted_out,
+                    "notice": str(notice),
+                    "records": records,
+                    "when": "Monday, 04 May 2026, 10:20:30 PDT",
+                    "reason": "record 17: a reason",
+                    "event_id": "SM" + "0" * 32,
+                    "field": "sms_opt_out_at",
+                    "checkbox": "sms_opt_out",
+                    "source": "webhook",
+                }

@@ -7,9 +7,11 @@ from redis.exceptions import RedisError
 
 from shared.errors import OptOutError
 from shared.log import configure_logging
+from worker.cli.check import check
 from worker.cli.events import events
 from worker.cli.reconcile import reconcile
 from worker.cli.replay import replay
+from worker.cli.setup import setup
 from worker.cli.status import status
 
 
@@ -38,5 +40,5 @@ def main() -> None:
     configure_logging("WARNING")
 
 
-for command in (events, status, replay, reconcile):
+for command in (check, setup, events, status, replay, reconcile):
     main.add_command(command)

@@ -9,6 +9,7 @@ from shared.events import Notice
 from shared.ledger import Entry
 from worker.locks import held
 from worker.notice import compose
+from worker.project import known_target
 from worker.services import Services
 
 # A mail server that is away for longer than this is nobody's temporary trouble.
@@ -35,7 +36,14 @@ def _send(entry: Entry, notice: Notice, services: Services) -> None:
     if config is None or not config.notify or services.mailer is None:
         _done(entry, notice, "nobody to tell", services)
         return
-    message = compose(entry, notice, config, zone=services.config.zone(config), sender=services.mailer.sender)
+    message = compose(
+        entry,
+        notice,
+        config,
+        zone=services.config.zone(config),
+        sender=services.mailer.sender,
+        target=known_target(services.redis, entry.project),
+    )
     try:
         refused = services.mailer.send(message)
     except MailDeferred as error:

@@ -1,0 +1,663 @@
+"""Every finding of `optout check`, each produced by the one thing that is wrong, on the simulators."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import requests
+from click.testing import CliRunner
+from flask import Flask
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from werkzeug.serving import make_server
+
+from shared import keys
+from shared.config import parse_config
+from shared.errors import TwilioRefused
+from shared.events import Source, State
+from shared.ledger import Outcome
+from shared.phone import numbers_in
+from shared.queue import make_celery
+from tests import builders
+from tests.fakes import RecordingPublisher, fake_redis
+from tests.processes import free_port
+from tests.simulators.redcap import (
+    Access,
+    Event,
+    RedcapSimulator,
+    Repeating,
+    classic_study,
+    enrol,
+    fictional_phone,
+    longitudinal_study,
+)
+from tests.simulators.smtp import SmtpSimulator
+from tests.simulators.twilio import (
+    ACCOUNT_SID,
+    AUTH_TOKEN,
+    PUBLIC_URL,
+    SENDER,
+    SERVICE_SID,
+    TwilioSimulator,
+    new_sid,
+)
+from web.app import build_services, create_app
+from worker.checks.configuration import check_configuration
+from worker.checks.findings import CATALOGUE, Finding, Seen, Severity, named
+from worker.checks.redis_store import check_broker, check_redis
+from worker.checks.run import checks_for, run_checks
+from worker.checks.web import check_backlog, check_web, check_workers
+from worker.cli import main
+from worker.mailer import Mailer
+from worker.services import Services
+from worker.twilio_side import TwilioSide
+
+LONG_KEY = "k" * 40
+NOW = datetime.now(UTC)
+Found = list[Finding | Seen]
+
+
+@dataclass
+class World:
+    """A study for which all is well, on simulators; a test spoils one thing."""
+
+    monkeypatch: pytest.MonkeyPatch
+    folder: Path
+    redcap: RedcapSimulator
+    twilio: TwilioSimulator
+    smtp: SmtpSimulator
+    redis: Any = field(default_factory=fake_redis)
+    table: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    more_projects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    web_url: str = ""
+
+    @property
+    def study(self) -> Any:
+        return self.redcap.projects[builders.REDCAP_TOKEN]
+
+    @study.setter
+    def study(self, study: Any) -> None:
+        enrol(study, 3)
+        self.redcap.projects[builders.REDCAP_TOKEN] = study
+
+    @property
+    def service(self) -> Any:
+        return self.twilio.services[SERVICE_SID]
+
+    def services(self) -> Services:
+        url = self.table.get("redcap_url", self.redcap.url)
+        own = {"redcap_requests_per_minute": 300, **self.table, "redcap_url": url}
+        asthma = builders.project_table(**own)
+        config = parse_config(builders.document({"asthma": asthma, **self.more_projects}, **self.changes))
+        return Services(config=config, redis=self.redis, publish=RecordingPublisher())
+
+    def run(self, check: str) -> Found:
+        """The results of one check by its name in `checks_for`."""
+        checks = checks_for(self.services(), ["asthma"], make_celery("memory://"), self.web_url)
+        return list(checks[check]())
+
+    def as_longitudinal(self, **changes: Any) -> None:
+        self.study = longitudinal_study()
+        self.table |= {"phone_event": "enrolment_arm_1", "opt_out_event": "enrolment_arm_1", **changes}
+
+    def as_number(self, **hooks: Any) -> Any:
+        """The study has a number outside any service."""
+        number = self.twilio.add_sender("+16505550177", **hooks)
+        self.table |= {"messaging_service_sid": None, "senders": ["+16505550177"], "keyword_fallback": True}
+        return number
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    study = classic_study()
+    enrol(study, 3)
+    with ExitStack() as stack:
+        redcap = stack.enter_context(RedcapSimulator({builders.REDCAP_TOKEN: study}).serve())
+        twilio = TwilioSimulator()
+        server = stack.enter_context(twilio.serve())
+        smtp = stack.enter_context(SmtpSimulator().serve())
+        twilio.services[SERVICE_SID].inbound_request_url += "&ct=1500"  # type: ignore[operator]
+        twilio.services[SERVICE_SID].fallback_url = f"{PUBLIC_URL}/twilio/inbound"
+        twilio.add_campaign(SERVICE_SID)
+        for name, value in {**builders.SECRETS, "OPTOUT_HASH_KEY": LONG_KEY}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("OPTOUT_SMTP_URL", smtp.url)
+        monkeypatch.setenv("OPTOUT_TWILIO_API_URL", server.url)
+        yield World(monkeypatch, tmp_path, redcap, twilio, smtp)
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[Any], str]]:
+    """Serves a WSGI application until the test ends; answers its address."""
+    servers: list[tuple[Any, threading.Thread]] = []
+
+    def serve(app: Any) -> str:
+        server = make_server("127.0.0.1", 0, app, threaded=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# --- what is wrong, by the finding that it must produce ---------------------------------------------
+
+Spoil = Callable[[World], object]
+
+
+def table(**changes: Any) -> Spoil:
+    """A key of the project's table."""
+    return lambda world: world.table.update(changes)
+
+
+def rights(**changes: Any) -> Spoil:
+    """The rights of the token's user."""
+    return lambda world: _set(world.study.rights, changes)
+
+
+def _set(thing: Any, changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        setattr(thing, name, value)
+
+
+def fault(name: str) -> Spoil:
+    """What REDCap answers from now on."""
+    return lambda world: world.redcap.faults.add(name, times=None)
+
+
+def service(**changes: Any) -> Spoil:
+    """A setting of the Messaging Service."""
+    return lambda world: _set(world.service, changes)
+
+
+def longitudinal(**changes: Any) -> Spoil:
+    return lambda world: world.as_longitudinal(**changes)
+
+
+def number(**hooks: Any) -> Spoil:
+    return lambda world: world.as_number(**hooks)
+
+
+def environment(name: str, value: str) -> Spoil:
+    return lambda world: world.monkeypatch.setenv(name, value)
+
+
+def _two_tokens(primary: str, secondary: str | None) -> Spoil:
+    """Two tokens are configured; the account has these."""
+
+    def spoil(world: World) -> None:
+        world.changes["twilio"] = {
+            "main": {"account_sid": ACCOUNT_SID, "auth_token": ["env:TEST_AUTH_TOKEN", "env:TEST_OLD_TOKEN"]}
+        }
+        world.monkeypatch.setenv("TEST_OLD_TOKEN", "0" * 32)
+        account = world.twilio.first_account
+        account.auth_token, account.secondary_auth_token = primary, secondary
+
+    return spoil
+
+
+def _shared_phone(world: World) -> None:
+    world.study.add_record("77", mobile=fictional_phone(1))
+
+
+def _repeating_texting(world: World) -> None:
+    world.study.repeating = (Repeating("texting"),)
+    world.study.change_field("sms_opt_out_at")
+
+
+def _dag(world: World) -> None:
+    world.study.dags = ("north", "south")
+    world.study.rights.dag = "north"
+
+
+def _undesignated(world: World) -> None:
+    world.as_longitudinal(opt_out_event="week_1_arm_1")
+    world.study.events = tuple(
+        Event(event.unique_name, event.label, event.forms, event.arm) for event in world.study.events
+    )
+
+
+def _broken_template(world: World) -> None:
+    (world.folder / "notice.txt").write_text("{{ nothing_like_this }}")
+    world.table["templates"] = str(world.folder)
+
+
+def _rate(world: World) -> None:
+    other = builders.project_table(redcap_url=world.redcap.url, redcap_requests_per_minute=100)
+    world.more_projects["sleep"] = other
+
+
+def _forgotten_number_address(world: World) -> None:
+    world.twilio.sender_at(SENDER).sms_url = "https://redcap.example.edu/surveys/?s=EXAMPLE"
+
+
+def _unsubscribed(world: World) -> None:
+    world.service.inbound_request_url = "https://elsewhere.example.edu/"
+    world.twilio.add_sink()
+    world.twilio.subscriptions.clear()
+
+
+def _failed_sink(world: World) -> None:
+    world.service.inbound_request_url = "https://elsewhere.example.edu/"
+    world.twilio.add_sink(status="failed")
+
+
+def _redacted(**what: bool) -> Spoil:
+    def spoil(world: World) -> None:
+        world.twilio.text(from_="+16505550101", body="hello", deliver=False)
+        for name, value in what.items():
+            setattr(world.twilio.first_account, name, value)
+
+    return spoil
+
+
+def _restricted(world: World) -> None:
+    """An account that may not read Event Streams; the simulator's may read everything."""
+
+    def refuse(_side: TwilioSide) -> None:
+        raise TwilioRefused("twilio_refused", "status 403, code 20003")
+
+    world.monkeypatch.setattr(TwilioSide, "sinks", refuse)
+
+
+def _no_phones(world: World) -> None:
+    for record in world.study.records:
+        world.study.set_value(record, "mobile", "")
+
+
+def _suspended(world: World) -> None:
+    world.twilio.first_account.status = "suspended"
+
+
+def _senders_gone(world: World) -> None:
+    world.twilio.sender_at(SENDER).service_sid = None
+
+
+REDCAP, INBOUND, ACCOUNT = "asthma: REDCap", "asthma: Twilio", "twilio.main"
+OURS = f"{PUBLIC_URL}/twilio/inbound"
+
+PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
+    "secret-missing": ("configuration", environment("TEST_REDCAP_TOKEN", "")),
+    "hash-key-short": ("configuration", environment("OPTOUT_HASH_KEY", "short")),
+    "public-url-not-https": (
+        "configuration", lambda world: world.changes.update(public_url="http://optout.example.edu")
+    ),
+    "redcap-not-https": ("configuration", table(redcap_url="http://redcap.example.edu/api/")),
+    "redcap-rates-differ": ("configuration", _rate),
+    "redcap-rate-near-ban": ("configuration", table(redcap_requests_per_minute=590)),
+    "nobody-notified": ("configuration", table(notify=[])),
+    "templates-broken": ("templates", _broken_template),
+    "smtp-unreachable": ("smtp", environment("OPTOUT_SMTP_URL", f"smtp://127.0.0.1:{free_port()}")),
+    "smtp-refused": ("smtp", environment("OPTOUT_SMTP_URL", "imap://mail.example.edu")),
+    "smtp-in-the-clear": ("smtp", environment("OPTOUT_SMTP_URL", "smtp://u:p@mail.invalid:25")),
+    "redcap-unreachable": (REDCAP, fault("http_503")),
+    "redcap-wrong-address": (REDCAP, fault("login_page")),
+    "redcap-banned": (REDCAP, fault("ban_page")),
+    "redcap-token-refused": (REDCAP, lambda world: world.redcap.revoked.add(builders.REDCAP_TOKEN)),
+    "redcap-no-import-right": (REDCAP, rights(api_import=False)),
+    "redcap-wrong-project": (REDCAP, table(redcap_project_id=999)),
+    "redcap-field-missing": (REDCAP, table(opt_out_field="no_such_field")),
+    "redcap-event-missing": (REDCAP, longitudinal(opt_out_event="no_such_event")),
+    "redcap-event-needless": (REDCAP, table(opt_out_event="enrolment_arm_1")),
+    "redcap-field-not-on-event": (REDCAP, _undesignated),
+    "opt-out-field-unfit": (
+        REDCAP, lambda world: world.study.change_field("sms_opt_out_at", validation="date_ymd")
+    ),
+    "opt-out-checkbox-unfit": (REDCAP, table(opt_out_checkbox="sex")),
+    "opt-out-field-repeats": (REDCAP, _repeating_texting),
+    "redcap-hides-field": (
+        REDCAP, lambda world: world.study.rights.forms.update(enrolment=Access.REMOVE_IDENTIFIERS)
+    ),
+    "redcap-one-group-only": (REDCAP, _dag),
+    "phones-none": (REDCAP, _no_phones),
+    "phones-unreadable": (REDCAP, lambda world: world.study.set_value("2", "mobile", "ask her sister")),
+    "phones-shared": (REDCAP, _shared_phone),
+    "opt-out-values-foreign": (
+        REDCAP, lambda world: world.study.set_value("2", "sms_opt_out_at", "yes, by phone")
+    ),
+    "twilio-unreachable": (ACCOUNT, lambda world: world.twilio.fail("503", times=None)),
+    "twilio-token-refused": (ACCOUNT, environment("TEST_AUTH_TOKEN", "f" * 32)),
+    "twilio-token-stale": (ACCOUNT, _two_tokens(AUTH_TOKEN, None)),
+    "twilio-token-not-signing": (ACCOUNT, _two_tokens("9" * 32, AUTH_TOKEN)),
+    "twilio-account-inactive": (ACCOUNT, _suspended),
+    "twilio-refused": (INBOUND, _restricted),
+    "service-missing": (INBOUND, table(messaging_service_sid=new_sid("MG"))),
+    "service-without-senders": (INBOUND, _senders_gone),
+    "service-drops-messages": (INBOUND, service(inbound_request_url=None)),
+    "number-unknown": (INBOUND, table(senders=["+16505550111"])),
+    "number-in-service": (INBOUND, table(messaging_service_sid=None, senders=[SENDER])),
+    "number-has-application": (INBOUND, number(sms_application_sid=new_sid("AP"))),
+    "inbound-elsewhere": (INBOUND, service(inbound_request_url="https://elsewhere.example.edu/")),
+    "inbound-by-get": (INBOUND, service(inbound_method="GET")),
+    "webhook-without-retry": (INBOUND, service(inbound_request_url=OURS)),
+    "webhook-without-fallback": (INBOUND, service(fallback_url=None)),
+    "replies-not-forwarded": (INBOUND, _forgotten_number_address),
+    "sink-failed": (INBOUND, _failed_sink),
+    "sink-not-subscribed": (INBOUND, _unsubscribed),
+    "keywords-off": (
+        INBOUND, lambda world: world.as_number(sms_url=OURS) and world.table.update(keyword_fallback=False)
+    ),
+    "advanced-opt-out-unseen": (INBOUND, lambda world: None),
+    "campaign-unverified": (INBOUND, lambda world: world.service.campaigns.clear()),
+    "numbers-redacted": (INBOUND, _redacted(redact_numbers=True)),
+    "bodies-redacted": (INBOUND, _redacted(redact_bodies=True)),
+}  # fmt: skip
+
+# Produced by tests of their own further down: they need a server, or a Redis with settings.
+PRODUCED_ELSEWHERE = {
+    "config-unusable", "redis-unreachable", "redis-not-append-only", "redis-fsync-late", "redis-may-evict",
+    "redis-writes-fail", "redis-settings-hidden", "redis-is-cluster", "broker-unreachable", "clock-differs",
+    "web-unreachable", "web-certificate", "web-is-another", "web-not-ready", "no-worker", "events-wait",
+    "events-failed", "reconcile-late", "reconcile-never", "check-unfinished",
+}  # fmt: skip
+
+
+def ids(found: Found) -> set[str]:
+    return {item.id for item in found if isinstance(item, Finding)}
+
+
+def test_every_finding_has_a_test_that_produces_it() -> None:
+    source = Path(__file__).read_text()
+    assert PRODUCED_BY.keys() | PRODUCED_ELSEWHERE == CATALOGUE.keys()
+    assert all(source.count(id_) >= 2 for id_ in PRODUCED_ELSEWHERE)
+
+
+@pytest.mark.parametrize("id_", PRODUCED_BY)
+def test_what_is_wrong_is_found(world: World, id_: str) -> None:
+    check, spoil = PRODUCED_BY[id_]
+    spoil(world)
+    assert id_ in ids(world.run(check))
+
+
+@pytest.mark.parametrize("check", ["configuration", "templates", "smtp", REDCAP, ACCOUNT, INBOUND])
+def test_where_all_is_well_nothing_is_found(world: World, check: str) -> None:
+    found = world.run(check)
+    assert ids(found) <= {"advanced-opt-out-unseen"}
+
+
+@pytest.mark.parametrize("id_", PRODUCED_BY)
+def test_no_finding_holds_a_phone_number_or_a_secret(world: World, id_: str) -> None:
+    check, spoil = PRODUCED_BY[id_]
+    spoil(world)
+    texts = [item.seen if isinstance(item, Finding) else item.text for item in world.run(check)]
+    secrets = [AUTH_TOKEN, builders.REDCAP_TOKEN, LONG_KEY, "u:p@"]
+    for text in texts:
+        assert not list(numbers_in(text.replace(SERVICE_SID, "").replace(ACCOUNT_SID, ""), "US")), text
+        assert not [secret for secret in secrets if secret in text]
+
+
+def test_nothing_is_written_to_redcap_or_twilio(world: World) -> None:
+    before = len(world.study.log)
+    world.run(REDCAP)
+    world.run(INBOUND)
+    written = [row for row in world.study.log[before:] if row.kind not in {"export"}]
+    assert written == []
+    assert {entry.method for entry in world.twilio.request_log} == {"GET"}
+
+
+def test_a_longitudinal_project_that_is_right_has_no_findings(world: World) -> None:
+    world.as_longitudinal()
+    assert ids(world.run(REDCAP)) == set()
+
+
+def test_event_streams_make_the_address_of_the_service_irrelevant(world: World) -> None:
+    world.service.inbound_request_url = "https://redcap.example.edu/surveys/?s=EXAMPLE"
+    world.twilio.add_sink()
+    assert ids(world.run(INBOUND)) == set()
+
+
+def test_the_first_stop_by_webhook_proves_advanced_opt_out(world: World) -> None:
+    assert "advanced-opt-out-unseen" in ids(world.run(INBOUND))
+    world.redis.hset(keys.COUNTS, f"asthma|{Source.WEBHOOK}|{State.UPDATED}", 1)
+    assert "advanced-opt-out-unseen" not in ids(world.run(INBOUND))
+
+
+def test_a_check_of_one_project_still_sees_the_other_projects_of_its_host(world: World) -> None:
+    _rate(world)
+    (finding,) = (item for item in world.run("configuration") if isinstance(item, Finding))
+    assert finding.seen.endswith("asthma 300, sleep 100; 100 holds for all")
+
+
+def test_many_records_are_counted_and_some_are_named() -> None:
+    text = named([str(number) for number in range(25)])
+    assert text.startswith("25 records (0, 1, ")
+    assert text.endswith("19 and 5 more)")
+
+
+# --- Redis, broker, clock -----------------------------------------------------------------------------
+
+
+class Settings:
+    """A Redis of which only settings and clock matter."""
+
+    WELL: ClassVar[dict[str, Any]] = {
+        "appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction",
+    }  # fmt: skip
+
+    def __init__(self, *, forbidden: bool = False, ahead: float = 0, info: Any = (), **settings: Any) -> None:
+        self.settings = {**self.WELL, **{key.replace("_", "-"): value for key, value in settings.items()}}
+        self.about = {"aof_enabled": 1, "maxmemory_policy": "noeviction", **dict(info)}
+        self.forbidden = forbidden
+        self.ahead = ahead
+
+    def info(self, _section: str) -> dict[str, Any]:
+        return self.about
+
+    def time(self) -> tuple[int, int]:
+        return int(NOW.timestamp() + self.ahead), 0
+
+    def config_get(self, name: str) -> dict[str, Any]:
+        if self.forbidden:
+            raise ResponseError("unknown command 'CONFIG'")
+        return {name: self.settings[name]}
+
+
+@pytest.mark.parametrize(
+    ("redis", "expected"),
+    [
+        (Settings(), set()),
+        (Settings(appendonly="no"), {"redis-not-append-only"}),
+        (Settings(appendfsync="everysec"), {"redis-fsync-late"}),
+        (Settings(maxmemory_policy="allkeys-lru"), {"redis-may-evict"}),
+        (Settings(info={"aof_last_write_status": "err"}), {"redis-writes-fail"}),
+        (Settings(info={"cluster_enabled": 1}), {"redis-is-cluster"}),
+        (Settings(forbidden=True), {"redis-settings-hidden"}),
+        (
+            Settings(forbidden=True, info={"aof_enabled": 0}),
+            {"redis-settings-hidden", "redis-not-append-only"},
+        ),
+        (
+            Settings(forbidden=True, info={"maxmemory_policy": "volatile-lru"}),
+            {"redis-settings-hidden", "redis-may-evict"},
+        ),
+        (Settings(ahead=90), {"clock-differs"}),
+    ],
+)
+def test_settings_of_redis_that_lose_data_are_found(redis: Any, expected: set[str]) -> None:
+    assert ids(list(check_redis(redis, lambda: NOW))) == expected
+
+
+def test_a_redis_that_is_away_is_found() -> None:
+    class Away(Settings):
+        def info(self, _section: str) -> dict[str, Any]:
+            raise RedisConnectionError
+
+    assert ids(list(check_redis(Away(), lambda: NOW))) == {"redis-unreachable"}
+
+
+def test_a_broker_that_is_away_is_found_without_showing_its_password() -> None:
+    (finding,) = check_broker(f"redis://user:secret@127.0.0.1:{free_port()}/0")
+    assert isinstance(finding, Finding)
+    assert finding.id == "broker-unreachable"
+    assert "secret" not in str(finding.as_json())
+
+
+# --- web, workers, backlog ----------------------------------------------------------------------------
+
+
+def _web(world: World) -> Flask:
+    services = world.services()
+    return create_app(build_services(services.config, world.redis, RecordingPublisher()))
+
+
+def test_the_own_web_process_is_recognised(world: World, served: Callable[[Any], str]) -> None:
+    assert ids(list(check_web(served(_web(world)), lambda: datetime.now(UTC)))) == set()
+
+
+def test_an_address_where_nobody_answers_is_found() -> None:
+    assert ids(list(check_web(f"http://127.0.0.1:{free_port()}", lambda: NOW))) == {"web-unreachable"}
+
+
+def test_an_untrusted_certificate_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.SSLError("certificate verify failed: self-signed certificate")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    assert ids(list(check_web("https://optout.example.edu", lambda: NOW))) == {"web-certificate"}
+
+
+def test_another_service_at_the_address_is_found(served: Callable[[Any], str]) -> None:
+    assert ids(list(check_web(served(Flask("other")), lambda: datetime.now(UTC)))) == {"web-is-another"}
+
+
+def test_a_project_that_is_not_ready_is_found(world: World, served: Callable[[Any], str]) -> None:
+    world.redis.hset(keys.PROBLEMS, "asthma", '{"problem": "x", "detail": "opt_out_field: mend it"}')
+    found = list(check_web(served(_web(world)), lambda: datetime.now(UTC)))
+    assert ids(found) == {"web-not-ready"}
+    assert "asthma: opt_out_field: mend it" in str(found)
+
+
+def test_no_worker_is_found() -> None:
+    assert ids(list(check_workers(make_celery("memory://")))) == {"no-worker"}
+
+
+def test_a_new_project_has_not_been_reconciled_yet(world: World) -> None:
+    assert ids(list(check_backlog(world.services().ledger, "asthma", NOW))) == {"reconcile-never"}
+
+
+def test_a_nightly_run_that_stays_away_is_found(world: World) -> None:
+    world.redis.hset(keys.reconciled("asthma"), "success_ms", int((NOW.timestamp() - 27 * 3600) * 1000))
+    found = list(check_backlog(world.services().ledger, "asthma", NOW))
+    assert ids(found) == {"reconcile-late"}
+    assert "27 hours ago" in str(found)
+
+
+def test_events_that_wait_for_long_are_found(world: World) -> None:
+    ledger = world.services().ledger
+    ledger.accept([builders.opt_out_event()], now=NOW - timedelta(minutes=11))
+    assert "events-wait" in ids(list(check_backlog(ledger, "asthma", NOW)))
+    assert "events-wait" not in ids(list(check_backlog(ledger, "asthma", NOW - timedelta(minutes=5))))
+
+
+def test_events_that_have_failed_are_found(world: World) -> None:
+    ledger, event = world.services().ledger, builders.opt_out_event()
+    ledger.accept([event], now=NOW)
+    failed = Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=State.FAILED)
+    ledger.settle("asthma", [failed], now=NOW)
+    assert "events-failed" in ids(list(check_backlog(ledger, "asthma", NOW)))
+
+
+# --- the run as a whole -------------------------------------------------------------------------------
+
+
+def test_a_check_that_hangs_does_not_hold_up_the_rest() -> None:
+    let_go = threading.Event()
+
+    def hangs() -> Iterator[Seen]:
+        yield Seen("asthma", "this far")
+        let_go.wait(30)
+
+    report = run_checks(
+        {"asthma: REDCap": hangs, "smtp": lambda: [Seen("smtp", "fine")]}, patience_seconds=0.3
+    )
+    let_go.set()
+    assert [seen.text for seen in report.right] == ["this far", "fine"]
+    assert [(finding.id, finding.subject) for finding in report.findings] == [("check-unfinished", "asthma")]
+
+
+def test_a_check_that_breaks_does_not_take_the_others_along_nor_show_its_text() -> None:
+    def breaks() -> Found:
+        raise KeyError("+16505550100")
+
+    report = run_checks({"web": breaks, "smtp": lambda: [Seen("smtp", "fine")]}, patience_seconds=5)
+    assert [finding.seen for finding in report.findings] == ["web: ended with KeyError"]
+    assert len(report.right) == 1
+
+
+def test_with_everything_down_the_report_is_complete(world: World) -> None:
+    world.redcap.faults.add("http_503", times=None)
+    world.twilio.fail("503", times=None)
+    world.monkeypatch.setenv("OPTOUT_SMTP_URL", f"smtp://127.0.0.1:{free_port()}")
+    world.web_url = f"http://127.0.0.1:{free_port()}"
+    checks = checks_for(world.services(), ["asthma"], make_celery("memory://"), world.web_url)
+    report = run_checks(checks, patience_seconds=60)
+    found = {finding.id for finding in report.findings}
+    assert found >= {"redcap-unreachable", "twilio-unreachable", "smtp-unreachable", "web-unreachable"}
+    assert not report.is_well
+
+
+def test_without_redis_redcap_and_twilio_are_still_checked(world: World) -> None:
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            def away(*_: Any, **__: Any) -> Any:
+                raise RedisConnectionError
+
+            return (lambda _script: away) if name == "register_script" else away
+
+    world.redis = Away()
+    checks = checks_for(world.services(), ["asthma"], make_celery("memory://"), PUBLIC_URL)
+    checks = {name: check for name, check in checks.items() if name not in {"web", "worker"}}
+    report = run_checks(checks, patience_seconds=60)
+    assert [finding.id for finding in report.findings] == ["redis-unreachable"]
+    assert any("3 records" in seen.text for seen in report.right)
+
+
+def test_errors_come_first_and_only_they_make_the_report_red() -> None:
+    finds = [
+        Finding(id="phones-shared", subject="a", seen="1"),
+        Finding(id="phones-none", subject="a", seen="2"),
+    ]
+    well = run_checks({"a": lambda: finds}, patience_seconds=5)
+    assert [finding.severity for finding in well.findings] == [Severity.WARNING, Severity.NOTE]
+    assert well.is_well
+    error = Finding(id="redcap-banned", subject="a", seen="3")
+    red = run_checks({"a": lambda: [*finds, error]}, patience_seconds=5)
+    assert red.findings[0] is error
+    assert not red.is_well
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_cannot_be_read_is_a_finding_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPTOUT_CONFIG", str(tmp_path / "none.toml"))
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 1
+    assert "[config-unusable]" in result.stdout
+    assert "copy config.example.toml" in result.stdout
+
+
+def test_the_mail_password_never_shows(world: World) -> None:
+    mailer = Mailer("smtp://user:hunter2@mail.example.edu:587?starttls=true", "a@example.edu")
+    assert "hunter2" not in f"{mailer!r} {mailer.address}"
+
+
+def test_an_http_address_on_this_machine_is_no_finding(world: World) -> None:
+    world.changes["public_url"] = "http://127.0.0.1:8000"
+    found = check_configuration(world.services().config, ["asthma"])
+    assert "public-url-not-https" not in ids(list(found))

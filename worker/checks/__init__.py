@@ -1,0 +1,1 @@
+"""What `optout check` looks at: one module per neighbour, and the findings as data. Nothing is written."""

@@ -1,0 +1,83 @@
+"""The configuration itself: secrets at their places, addresses in the clear, rates that clash."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import chain
+from urllib.parse import urlsplit
+
+from shared.config import Config, Project, Secret
+from shared.errors import ConfigError
+from worker.checks.findings import Finding, Seen
+
+SHORTEST_HASH_KEY = 32
+# REDCap's default limit is 600 per minute and address; a third of it is left to everybody else there.
+SAFE_RATE = 400
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding | Seen]:
+    """What can be said without asking anybody."""
+    yield from _secrets(config, projects)
+    yield from _hash_key(config)
+    if in_the_clear(config.public_url):
+        yield Finding(
+            id="public-url-not-https", subject="configuration", seen=f"public_url is {config.public_url}"
+        )
+    for name in projects:
+        project = config.projects[name]
+        if in_the_clear(project.redcap_url):
+            yield Finding(id="redcap-not-https", subject=name, seen=f"redcap_url is {project.redcap_url}")
+        if not project.notify:
+            yield Finding(id="nobody-notified", subject=name, seen="notify is empty")
+    yield from _rates(config, projects)
+
+
+def in_the_clear(url: str) -> bool:
+    """Whether an address is plain http to another machine; this machine's own wire has no eavesdropper."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
+
+
+def _secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
+    places: list[tuple[str, str, Secret]] = [("configuration", "hash_key", config.hash_key)]
+    if config.smtp:
+        places.append(("smtp", "url", config.smtp.url))
+    for name, account in config.twilio.items():
+        places += [(f"twilio.{name}", "auth_token", token) for token in account.auth_token]
+    places += [(name, "redcap_token", config.projects[name].redcap_token) for name in projects]
+    for subject, key, secret in places:
+        try:
+            secret.resolve()
+        except ConfigError as error:
+            yield Finding(id="secret-missing", subject=subject, seen=f"{key}: {error.problems[0]}")
+
+
+def _hash_key(config: Config) -> Iterator[Finding]:
+    try:
+        length = len(config.hash_key.resolve())
+    except ConfigError:
+        return  # reported as secret-missing
+    if length < SHORTEST_HASH_KEY:
+        yield Finding(id="hash-key-short", subject="configuration", seen=f"it has {length} characters")
+
+
+def _rates(config: Config, projects: list[str]) -> Iterator[Finding]:
+    """All projects of a host share its budget, those that were not asked about included."""
+    hosts: dict[str, dict[str, Project]] = defaultdict(dict)
+    for name, project in config.projects.items():
+        hosts[urlsplit(project.redcap_url).netloc][name] = project
+    for host, sharing in hosts.items():
+        rates = {name: project.redcap_requests_per_minute for name, project in sharing.items()}
+        asked = [name for name in sharing if name in projects]
+        if asked and len(set(rates.values())) > 1:
+            listed = ", ".join(f"{name} {rate}" for name, rate in rates.items())
+            seen = f"{host}: {listed}; {min(rates.values())} holds for all"
+            yield Finding(id="redcap-rates-differ", subject=asked[0], seen=seen)
+        if asked and min(rates.values()) > SAFE_RATE:
+            seen = f"{host}: {min(rates.values())} requests per minute"
+            yield Finding(id="redcap-rate-near-ban", subject=asked[0], seen=seen)
+
+
+def accounts_of(config: Config, projects: list[str]) -> list[str]:
+    """The Twilio accounts that projects use, each once."""
+    return list(dict.fromkeys(chain(config.projects[name].twilio for name in projects)))

@@ -1,0 +1,51 @@
+"""The mail server: can we log in? And the projects' own templates."""
+
+from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
+
+from shared.config import Config
+from shared.errors import ConfigError, MailDeferred, MailRefused
+from worker.checks.configuration import in_the_clear
+from worker.checks.findings import Finding, Seen
+from worker.mailer import Mailer
+from worker.notice import template_problems
+
+SUBJECT = "smtp"
+
+
+def check_mail(config: Config) -> Iterator[Finding | Seen]:
+    """Connect and log in, without sending anything."""
+    if config.smtp is None:
+        return
+    try:
+        url = config.smtp.url.resolve()
+        mailer = Mailer(url, config.smtp.sender)
+    except ConfigError as error:
+        if not error.source.startswith(("env:", "file:")):  # a missing secret is reported as such
+            yield Finding(id="smtp-refused", subject=SUBJECT, seen=error.problems[0])
+        return
+    if _shows_password(url):
+        yield Finding(id="smtp-in-the-clear", subject=SUBJECT, seen="a password, and no TLS")
+    try:
+        mailer.check()
+    except MailDeferred as error:
+        yield Finding(id="smtp-unreachable", subject=SUBJECT, seen=f"{mailer.address}: {error}")
+    except MailRefused as error:
+        yield Finding(id="smtp-refused", subject=SUBJECT, seen=f"{mailer.address}: {error}")
+    else:
+        yield Seen(SUBJECT, f"{mailer.address} lets us in")
+
+
+def _shows_password(url: str) -> bool:
+    parts = urlsplit(url)
+    starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
+    clear = parts.scheme == "smtp" and not starttls
+    return clear and bool(parts.password) and in_the_clear(f"http://{parts.hostname}/")
+
+
+def check_templates(config: Config, projects: list[str]) -> Iterator[Finding]:
+    """Render every template of the projects' own once."""
+    for name in projects:
+        folder = config.projects[name].templates
+        for problem in template_problems(folder) if folder else ():
+            yield Finding(id="templates-broken", subject=name, seen=problem)

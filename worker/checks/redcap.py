@@ -1,0 +1,255 @@
+"""One study's REDCap project: token, rights, structure and data, without writing anything.
+
+Phone numbers are read, as in every refresh of the index, and never leave this module.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from shared.config import Project
+from shared.errors import ConfigError, ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.phone import numbers_in
+from shared.redis_connection import RedisClient
+from worker.checks.clock import ClockWatch
+from worker.checks.findings import Finding, Seen, named
+from worker.limiter import HostLimiter
+from worker.project import checkbox_column, is_a_time, time_format
+from worker.redcap import RedcapClient, Row, new_session
+
+_UNAVAILABLE = {
+    "redcap_banned": "redcap-banned",
+    "redcap_page": "redcap-wrong-address",
+    "redcap_redirects": "redcap-wrong-address",
+}
+_REFUSED = {"redcap_forbidden": "redcap-token-refused", "redcap_no_such_field": "redcap-field-missing"}
+
+
+def _is_set(flag: object) -> bool:
+    return str(flag).lower() in {"1", "true"}
+
+
+class BudgetOnly:
+    """The workers' request budget, but not their circuit breaker: a check asks a resting host, too.
+
+    Without Redis nobody else is asking, and a check makes few requests.
+    """
+
+    def __init__(self, redis: RedisClient, url: str, per_minute: int) -> None:
+        self._host = HostLimiter(redis, urlsplit(url).netloc, per_minute)
+
+    def wait_for_turn(self) -> None:
+        """Return when the budget has room."""
+        try:
+            self._host.take_turn()
+        except RedisError:
+            return
+
+    def failed(self, *, banned: bool = False) -> None:
+        """Leave no trace."""
+
+    def succeeded(self) -> None:
+        """Leave no trace."""
+
+
+def check_redcap(
+    name: str, project: Project, *, redis: RedisClient, now: Callable[[], Any]
+) -> Iterator[Finding | Seen]:
+    """Everything about one project, as far as each answer allows the next question."""
+    try:
+        token = project.redcap_token.resolve()
+    except ConfigError:
+        return  # reported as secret-missing
+    session, clock = new_session(), ClockWatch(now)
+    session.hooks["response"].append(clock)
+    limiter = BudgetOnly(redis, project.redcap_url, project.redcap_requests_per_minute)
+    client = RedcapClient(project.redcap_url, token, limiter=limiter, session=session)
+    look = _Look(name, project, client)
+    try:
+        yield from look.all()
+    except RedcapUnavailable as error:
+        yield look.finding(_UNAVAILABLE.get(error.code, "redcap-unreachable"), f"{error}")
+    except RedcapRefused as error:
+        yield look.finding(_REFUSED.get(error.code, "redcap-unreachable"), error.detail)
+    yield from clock.findings(name, "REDCap's")
+
+
+@dataclass(slots=True)
+class _Data:
+    """What the records show, by record id."""
+
+    columns: set[str] = field(default_factory=set)
+    records: set[str] = field(default_factory=set)
+    holders: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    unreadable: dict[str, None] = field(default_factory=dict)
+    foreign: dict[str, None] = field(default_factory=dict)
+
+
+class _Look:
+    """The questions of one project, in the order in which each is worth asking."""
+
+    def __init__(self, name: str, project: Project, client: RedcapClient) -> None:
+        self._name = name
+        self._project = project
+        self._client = client
+
+    def finding(self, id_: str, seen: str) -> Finding:
+        return Finding(id=id_, subject=self._name, seen=seen)
+
+    def all(self) -> Iterator[Finding | Seen]:
+        """Raises RedcapUnavailable or RedcapRefused where REDCap ends the conversation."""
+        version = self._client.version()
+        about = self._client.structure_object("project")
+        metadata = self._client.structure_list("metadata", "field_name", "field_type", "form_name")
+        yield Seen(self._name, f"REDCap {version} answers; the token opens project {about.get('project_id')}")
+        yield from self._project_id(about)
+        yield from self._import_right()
+        yield from self._group()
+        fields = {row["field_name"]: row for row in metadata}
+        yield from self._fields(fields)
+        longitudinal = _is_set(about.get("is_longitudinal"))
+        yield from self._events(fields, longitudinal)
+        if _is_set(about.get("has_repeating_instruments_or_events")):
+            yield from self._repeats(fields)
+        yield from self._records(str(metadata[0]["field_name"]), fields, longitudinal)
+
+    # --- rights -----------------------------------------------------------------------------------
+
+    def _project_id(self, about: dict[str, Any]) -> Iterator[Finding]:
+        wanted, seen = self._project.redcap_project_id, str(about.get("project_id"))
+        if wanted is not None and seen != str(wanted):
+            yield self.finding(
+                "redcap-wrong-project", f"redcap_project_id is {wanted}, the token opens {seen}"
+            )
+
+    def _import_right(self) -> Iterator[Finding]:
+        try:
+            self._client.import_nothing()
+        except RedcapRefused as error:
+            if error.code == "redcap_forbidden":
+                yield self.finding("redcap-no-import-right", error.detail)
+
+    def _group(self) -> Iterator[Finding]:
+        """A user in a Data Access Group gets record names with the group's number before them (PHPCap's tests)."""
+        try:
+            next_name = self._client.text("generateNextRecordName")
+        except (RedcapRefused, RedcapUnavailable):
+            return  # without automatic names, or the right to create records, it cannot be told
+        if re.fullmatch(r"\d+-\d+", next_name):
+            group = next_name.partition("-")[0]
+            yield self.finding("redcap-one-group-only", f"REDCap names its new records {group}-…")
+
+    # --- structure --------------------------------------------------------------------------------
+
+    def _configured(self) -> dict[str, str]:
+        keys = ("phone_field", "opt_out_field", "opt_out_checkbox")
+        return {key: name for key in keys if (name := getattr(self._project, key)) is not None}
+
+    def _fields(self, fields: dict[str, Row]) -> Iterator[Finding]:
+        for key, name in self._configured().items():
+            if name not in fields:
+                yield self.finding("redcap-field-missing", f"{key}: the project has no field {name}")
+        try:
+            if self._project.opt_out_field in fields:
+                time_format(fields[self._project.opt_out_field])
+        except ProjectProblem as error:
+            yield self.finding("opt-out-field-unfit", error.detail)
+        try:
+            if self._project.opt_out_checkbox in fields:
+                checkbox_column(fields, self._project.opt_out_checkbox)
+        except ProjectProblem as error:
+            yield self.finding("opt-out-checkbox-unfit", error.detail)
+
+    def _events(self, fields: dict[str, Row], longitudinal: bool) -> Iterator[Finding]:
+        phone_event, opt_out_event = self._project.phone_event, self._project.opt_out_event
+        if not longitudinal:
+            if phone_event or opt_out_event:
+                seen = "the project is not longitudinal, but an event is configured"
+                yield self.finding("redcap-event-needless", seen)
+            return
+        known = [
+            event["unique_event_name"] for event in self._client.structure_list("event", "unique_event_name")
+        ]
+        if opt_out_event is None:
+            seen = f"opt_out_event: missing in a longitudinal project; it has {', '.join(known)}"
+            yield self.finding("redcap-event-missing", seen)
+        for key, event in (("phone_event", phone_event), ("opt_out_event", opt_out_event)):
+            if event is not None and event not in known:
+                seen = f"{key}: there is no event {event}; the project has {', '.join(known)}"
+                yield self.finding("redcap-event-missing", seen)
+        yield from self._designations(fields, known)
+
+    def _designations(self, fields: dict[str, Row], known: list[str]) -> Iterator[Finding]:
+        designated = {
+            (row["unique_event_name"], row["form"])
+            for row in self._client.structure_list("formEventMapping", "unique_event_name", "form")
+        }
+        for key, name in self._configured().items():
+            event = self._project.phone_event if key == "phone_field" else self._project.opt_out_event
+            if event in known and name in fields and (event, fields[name]["form_name"]) not in designated:
+                seen = (
+                    f"{key}: {name} is on instrument {fields[name]['form_name']}, not designated for {event}"
+                )
+                yield self.finding("redcap-field-not-on-event", seen)
+
+    def _repeats(self, fields: dict[str, Row]) -> Iterator[Finding]:
+        repeating = self._client.structure_list("repeatingFormsEvents")
+        for key in ("opt_out_field", "opt_out_checkbox"):
+            name = getattr(self._project, key)
+            form = fields[name]["form_name"] if name in fields else None
+            for row in repeating:
+                event = row.get("event_name", self._project.opt_out_event)
+                if event == self._project.opt_out_event and row.get("form_name", "") in {form, ""}:
+                    yield self.finding("opt-out-field-repeats", f"{key}: instrument {form} of {name} repeats")
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def _records(self, id_field: str, fields: dict[str, Row], longitudinal: bool) -> Iterator[Finding | Seen]:
+        wanted = [id_field, *(name for name in self._configured().values() if name in fields)]
+        data = self._read(id_field, wanted, longitudinal)
+        yield Seen(self._name, f"{len(data.records)} records, {len(data.holders)} different phone numbers")
+        hidden = [name for name in wanted if not self._is_shown(name, data.columns)]
+        if data.columns and hidden:
+            yield self.finding("redcap-hides-field", f"REDCap does not export {', '.join(hidden)}")
+        elif not data.holders and self._project.phone_field in fields:
+            seen = f"{len(data.records)} records, none with a number in {self._project.phone_field}"
+            yield self.finding("phones-none", seen)
+        if data.unreadable:
+            yield self.finding("phones-unreadable", named(list(data.unreadable)))
+        shared = dict.fromkeys(
+            record for records in data.holders.values() if len(records) > 1 for record in records
+        )
+        if shared:
+            yield self.finding("phones-shared", f"{named(list(shared))} share numbers with one another")
+        if data.foreign:
+            yield self.finding("opt-out-values-foreign", named(list(data.foreign)))
+
+    @staticmethod
+    def _is_shown(name: str, columns: set[str]) -> bool:
+        return any(column == name or column.startswith(f"{name}___") for column in columns)
+
+    def _read(self, id_field: str, wanted: list[str], longitudinal: bool) -> _Data:
+        """One streamed export of the configured fields."""
+        data = _Data()
+        for row in self._client.export_all(wanted):
+            record, event = str(row.get(id_field, "")), str(row.get("redcap_event_name") or "")
+            data.columns.update(row)
+            data.records.add(record)
+            if not longitudinal or self._project.phone_event in {None, event}:
+                self._note_phone(record, str(row.get(self._project.phone_field) or "").strip(), data)
+            value = str(row.get(self._project.opt_out_field) or "").strip()
+            if value and not is_a_time(value) and (not longitudinal or event == self._project.opt_out_event):
+                data.foreign[record] = None
+        return data
+
+    def _note_phone(self, record: str, text: str, data: _Data) -> None:
+        numbers = list(numbers_in(text, self._project.default_region)) if text else []
+        for number in numbers:
+            data.holders[number][record] = None
+        if text and not numbers:
+            data.unreadable[record] = None

@@ -1,0 +1,230 @@
+"""Twilio's side: the account, and for each project the way of its incoming messages."""
+
+from collections.abc import Iterator
+
+from shared import keys
+from shared.config import Config, Project, TwilioAccount
+from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+from shared.events import Source
+from shared.redis_connection import RedisClient
+from worker.checks.findings import Finding, Seen
+from worker.twilio import rest_client, sorted_failures
+from worker.twilio_side import (
+    MessagingService,
+    Number,
+    TwilioSide,
+    asks_for_retries,
+    working_client,
+)
+
+
+def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Seen]:
+    """Which tokens open the account, and whether one of them is the one that signs."""
+    subject = f"twilio.{name}"
+    opened: list[int] = []
+    primary, status = "", ""
+    tokens = _tokens(account)
+    for place in tokens:
+        try:
+            with sorted_failures():
+                found = rest_client(account, token=place).api.v2010.accounts(account.account_sid).fetch()
+        except TwilioUnavailable as error:
+            yield Finding(id="twilio-unreachable", subject=subject, seen=str(error))
+            return
+        except TwilioRefused as error:
+            if error.code != "twilio_token_refused":
+                yield Finding(id="twilio-refused", subject=subject, seen=error.detail)
+                return
+        else:
+            opened.append(place)
+            primary, status = str(found.auth_token or ""), str(found.status)
+    refused = [place for place in tokens if place not in opened]
+    if not opened:
+        if tokens:
+            yield Finding(id="twilio-token-refused", subject=subject, seen=f"{_which(refused)} refused")
+        return
+    yield Seen(subject, f"{_which(opened)} the account {account.account_sid}".replace(" is ", " opens "))
+    if refused:
+        yield Finding(id="twilio-token-stale", subject=subject, seen=f"{_which(refused)} refused")
+    # The account's own record names its primary token, the one that signs; it stays in memory here.
+    if primary and primary not in tokens.values():
+        seen = f"{_which(opened)} a secondary token"
+        yield Finding(id="twilio-token-not-signing", subject=subject, seen=seen)
+    if status not in {"active", "None"}:
+        yield Finding(id="twilio-account-inactive", subject=subject, seen=f"its status is {status}")
+
+
+def _tokens(account: TwilioAccount) -> dict[int, str]:
+    """The tokens that are at their places; missing ones are reported as secret-missing."""
+    found = {}
+    for place, secret in enumerate(account.auth_token):
+        try:
+            found[place] = secret.resolve()
+        except ConfigError:
+            continue
+    return found
+
+
+def _which(places: list[int]) -> str:
+    listed = " and ".join(f"auth_token number {place + 1}" for place in places)
+    return f"{listed} {'is' if len(places) == 1 else 'are'}"
+
+
+def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Finding | Seen]:
+    """How this project's incoming messages come here, if they do."""
+    project = config.projects[name]
+    try:
+        side = TwilioSide(working_client(config.twilio[project.twilio]), config.public_url)
+        yield from _Way(name, project, side, redis).all()
+    except TwilioUnavailable as error:
+        yield Finding(id="twilio-unreachable", subject=name, seen=str(error))
+    except TwilioRefused as error:
+        if error.code != "twilio_token_refused":  # the account's own check has said so
+            yield Finding(id="twilio-refused", subject=name, seen=error.detail)
+    except ConfigError:
+        return  # reported as secret-missing
+
+
+class _Way:
+    """The way from a participant's text to the web process."""
+
+    def __init__(self, name: str, project: Project, side: TwilioSide, redis: RedisClient) -> None:
+        self._name = name
+        self._project = project
+        self._side = side
+        self._redis = redis
+        self._streams = False
+
+    def _finding(self, id_: str, seen: str) -> Finding:
+        return Finding(id=id_, subject=self._name, seen=seen)
+
+    def all(self) -> Iterator[Finding | Seen]:
+        yield from self._sinks()
+        numbers: list[Number] = []
+        if self._project.messaging_service_sid:
+            service = self._side.service(self._project.messaging_service_sid)
+            if service is None:
+                seen = f"the account has no {self._project.messaging_service_sid}"
+                yield self._finding("service-missing", seen)
+            else:
+                numbers = self._side.service_numbers(service.sid)
+                yield from self._service(service, numbers)
+        yield from self._own_numbers({number.address for number in numbers})
+        yield from self._redaction(numbers)
+
+    # --- Event Streams ----------------------------------------------------------------------------
+
+    def _sinks(self) -> Iterator[Finding | Seen]:
+        sinks = self._side.sinks()
+        self._streams = any(sink.works for sink in sinks)
+        if self._streams:
+            yield Seen(self._name, "an Event Streams sink brings incoming messages")
+            return
+        for sink in sinks:
+            if sink.status == "failed":
+                yield self._finding("sink-failed", f"sink {sink.sid} has failed")
+            elif not sink.subscribed:
+                yield self._finding("sink-not-subscribed", f"sink {sink.sid} has no such subscription")
+
+    # --- the Messaging Service --------------------------------------------------------------------
+
+    def _service(self, service: MessagingService, numbers: list[Number]) -> Iterator[Finding | Seen]:
+        others = self._side.other_senders(service.sid)
+        yield Seen(self._name, f"senders of Messaging Service {service.sid}: {len(numbers) + others}")
+        if not numbers and not others:
+            yield self._finding("service-without-senders", f"{service.sid} has none")
+        if service.drops:
+            yield self._finding("service-drops-messages", f"{service.sid} has no address and does not defer")
+        elif service.defers_to_number:
+            for number in numbers:
+                yield from self._number(number)
+        else:
+            yield from self._service_address(service, numbers)
+        if any(number.address.startswith("+1") for number in numbers):
+            yield from self._campaign(service)
+
+    def _service_address(self, service: MessagingService, numbers: list[Number]) -> Iterator[Finding | Seen]:
+        if not self._side.is_ours(service.inbound_url):
+            if not self._streams:
+                yield self._finding("inbound-elsewhere", f"{service.sid} sends them to another address")
+            return
+        yield Seen(self._name, f"{service.sid} calls {self._side.inbound_url}")
+        yield from self._address(
+            service.sid, service.inbound_url, service.inbound_method, service.fallback_url
+        )
+        yield from self._advanced_opt_out()
+        losing = [
+            number.name for number in numbers if number.sms_url and not self._side.is_ours(number.sms_url)
+        ]
+        if losing and self._project.forward_url is None:
+            yield self._finding(
+                "replies-not-forwarded", f"{', '.join(losing)} has an address that is not called"
+            )
+
+    def _address(self, whose: str, url: str, method: str, fallback: str) -> Iterator[Finding]:
+        if method != "POST":
+            yield self._finding("inbound-by-get", f"{whose} uses {method}")
+        if not asks_for_retries(url):
+            yield self._finding("webhook-without-retry", f"{whose}: its address has no such fragment")
+        if not fallback:
+            yield self._finding("webhook-without-fallback", f"{whose} has none")
+
+    def _advanced_opt_out(self) -> Iterator[Finding]:
+        """Seen from the first real STOP: without it, no webhook event could be in the ledger."""
+        if self._project.keyword_fallback or self._streams:
+            return
+        counted = self._redis.hkeys(keys.COUNTS)
+        if not any(field.startswith(f"{self._name}|{Source.WEBHOOK}|") for field in counted):
+            seen = "no STOP or START has come by webhook so far"
+            yield self._finding("advanced-opt-out-unseen", seen)
+
+    def _campaign(self, service: MessagingService) -> Iterator[Finding | Seen]:
+        status = self._side.campaign_status(service.sid)
+        if status == "VERIFIED":
+            yield Seen(self._name, "its A2P 10DLC campaign is verified")
+        else:
+            yield self._finding("campaign-unverified", f"{service.sid}: {status or 'no campaign'}")
+
+    # --- numbers outside the service --------------------------------------------------------------
+
+    def _own_numbers(self, in_service: set[str]) -> Iterator[Finding | Seen]:
+        for address in self._project.senders:
+            if address in in_service or not address.startswith("+"):
+                continue  # short codes and channel senders have no record of their own here
+            number = self._side.number(address)
+            if number is None:
+                yield self._finding("number-unknown", f"the number that ends in {address[-4:]}")
+                continue
+            service_sid = self._side.service_of(number)
+            if service_sid:
+                yield self._finding("number-in-service", f"{number.name} is in {service_sid}")
+            else:
+                yield from self._number(number)
+                yield from self._words()
+
+    def _words(self) -> Iterator[Finding]:
+        if not self._streams and not self._project.keyword_fallback:
+            yield self._finding("keywords-off", "keyword_fallback is false")
+
+    def _number(self, number: Number) -> Iterator[Finding | Seen]:
+        if self._streams:
+            return
+        if number.application_sid:
+            yield self._finding("number-has-application", f"{number.name} has {number.application_sid}")
+        elif not self._side.is_ours(number.sms_url):
+            where = "another address" if number.sms_url else "no address"
+            yield self._finding("inbound-elsewhere", f"{number.name} sends them to {where}")
+        else:
+            yield Seen(self._name, f"{number.name} calls {self._side.inbound_url}")
+            yield from self._address(number.name, number.sms_url, number.sms_method, number.sms_fallback_url)
+
+    # --- redaction --------------------------------------------------------------------------------
+
+    def _redaction(self, numbers: list[Number]) -> Iterator[Finding]:
+        """No API shows the setting; the latest messages do."""
+        senders = dict.fromkeys([*(number.address for number in numbers), *self._project.senders])
+        latest = [each for sender in list(senders)[:5] for each in self._side.latest_inbound(sender)]
+        if any(number for number, _ in latest):
+            yield self._finding("numbers-redacted", "the latest incoming messages show …XXXX")
+        elif latest and all(body for _, body in latest):
+            yield self._finding("bodies-redacted", f"the latest {len(latest)} incoming messages have no body")

@@ -1,0 +1,79 @@
+"""`optout check`: the configuration against the live REDCap, Twilio, Redis and mail server."""
+
+import sys
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from shared.config import broker_url, load_config
+from shared.errors import ConfigError
+from shared.queue import make_celery
+from worker.checks.findings import Finding, Severity
+from worker.checks.run import Report, checks_for, run_checks
+from worker.cli.common import chosen_projects, make_services, print_json
+
+_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+@click.command()
+@click.option("--project", help="Only this project, with what it needs.")
+@click.option(
+    "--url",
+    metavar="ADDRESS",
+    help="Where the web process is reached from here, if this machine cannot see its own public_url.",
+)
+@click.option(
+    "--patience", type=click.IntRange(min=1), default=120, show_default=True, metavar="SECONDS",
+    help="After this long, show what there is.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and right.")
+def check(project: str | None, url: str | None, patience: int, as_json: bool) -> None:
+    """Check the configuration against the live REDCap and Twilio. Nothing is written anywhere.
+
+    Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. Every finding is
+    explained in docs/checks.md.
+    """
+    report = _report(project, url, patience)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _show(report)
+    if not report.is_well:
+        sys.exit(1)
+
+
+def _report(project: str | None, url: str | None, patience: int) -> Report:
+    try:
+        load_config()
+    except ConfigError as error:
+        return Report(
+            [Finding(id="config-unusable", subject="configuration", seen=line) for line in error.problems]
+        )
+    services = make_services()
+    projects = chosen_projects(services, project)
+    checks = checks_for(services, projects, make_celery(broker_url()), url or services.config.public_url)
+    return run_checks(checks, patience_seconds=patience)
+
+
+def _show(report: Report) -> None:
+    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    for seen in report.right:
+        console.print(Text.assemble(("ok       ", "green"), (f"{seen.subject}: ", "bold"), seen.text))
+    for finding in report.findings:
+        console.print(
+            Text.assemble(
+                (f"{finding.severity.value:<8} ", _STYLES[finding.severity]),
+                (f"{finding.subject}: ", "bold"),
+                (f"[{finding.id}] ", "dim"),
+                f"{finding.kind.title}: {finding.seen}",
+            )
+        )
+        console.print(Text(f"         → {finding.mend or finding.kind.mend}"))
+    counts = dict.fromkeys(Severity, 0)
+    for finding in report.findings:
+        counts[finding.severity] += 1
+    total = ", ".join(
+        f"{number} {severity.value}{'' if number == 1 else 's'}" for severity, number in counts.items()
+    )
+    console.print(f"{total}; docs/checks.md explains each", style="bold")
