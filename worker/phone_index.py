@@ -109,8 +109,8 @@ class PhoneIndex:
 
     def any_record(self) -> str | None:
         """The id of some record that holds a phone, or None."""
-        found = self._redis.hrandfield(self._records)
-        return str(found) if found else None
+        found = self._redis.hrandfield(self._records, 1)
+        return str(found[0]) if found else None
 
     def refreshed_at(self) -> datetime | None:
         """When the last complete refresh began; None where there is no index yet."""
