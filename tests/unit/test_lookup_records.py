@@ -1,0 +1,163 @@
+"""Which records hold the phone of an event?"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.queue import TaskName
+from tests.builders import REDCAP_TOKEN, hashed, sid
+from tests.fakes import Study, study
+from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
+from worker.steps.lookup_records import lookup_records
+
+pytestmark = pytest.mark.usefixtures("naps")
+
+
+def enrolled(count: int = 3, project: Project | None = None, **changes: Any) -> Study:
+    project = project or classic_study()
+    enrol(project, count)
+    return study(project, **changes)
+
+
+def look_up(asthma: Study) -> None:
+    """Do the lookup that waits first."""
+    asthma.run(asthma.published.messages.popleft())
+
+
+def test_a_hit_makes_the_event_pending_and_asks_for_one_update() -> None:
+    asthma = enrolled()
+    event = asthma.text(fictional_phone(2))
+    look_up(asthma)
+    assert (asthma.state(event), asthma.entry(event).records) == ("pending", ("2",))
+    assert asthma.published.of(TaskName.UPDATE) == [("asthma",)]
+
+
+def test_many_hits_ask_for_one_update_as_long_as_it_waits_in_the_queue() -> None:
+    asthma = enrolled(5)
+    for number in range(1, 6):
+        asthma.text(fictional_phone(number))
+    for _ in range(5):
+        look_up(asthma)
+    assert asthma.published.of(TaskName.UPDATE) == [("asthma",)]
+
+
+def test_a_known_phone_costs_no_request() -> None:
+    asthma = enrolled()
+    asthma.text(fictional_phone(1))
+    look_up(asthma)
+    before = len(asthma.redcap.requests)
+    asthma.published.messages.clear()
+    asthma.text(fictional_phone(2))
+    look_up(asthma)
+    assert len(asthma.redcap.requests) == before
+
+
+def test_a_miss_is_believed_only_after_a_refresh_that_began_after_the_event() -> None:
+    asthma = enrolled()
+    asthma.text(fictional_phone(1))
+    look_up(asthma)
+    asthma.published.messages.clear()
+    asthma.project.add_record("9", mobile="650-555-0900")  # the index does not know it
+    event = asthma.text("+16505550900")
+    look_up(asthma)
+    assert (asthma.state(event), asthma.entry(event).records) == ("pending", ("9",))
+
+
+def test_a_miss_after_a_refresh_ends_as_no_matching_record() -> None:
+    asthma = enrolled()
+    event = asthma.text("+16505559999")
+    look_up(asthma)
+    assert (asthma.state(event), asthma.entry(event).reason) == (
+        "no_matching_record",
+        "no record holds this number",
+    )
+    assert not asthma.published.messages
+
+
+def test_an_event_that_has_ended_is_not_looked_up_again() -> None:
+    asthma = enrolled()
+    event = asthma.text(fictional_phone(1))
+    asthma.work()
+    before = len(asthma.redcap.requests)
+    lookup_records("asthma", event.event_id, asthma.services)
+    assert (asthma.state(event), len(asthma.redcap.requests)) == ("updated", before)
+
+
+def test_an_unknown_event_is_passed_over() -> None:
+    asthma = enrolled()
+    lookup_records("asthma", sid(), asthma.services)
+    assert asthma.redcap.requests == []
+
+
+def test_an_event_of_a_project_that_was_taken_out_fails_visibly() -> None:
+    asthma = enrolled()
+    event = asthma.text(fictional_phone(1), project="gone")
+    asthma.work()
+    assert asthma.state(event) == "failed"
+    assert asthma.entry(event).reason.startswith("project_not_configured")
+
+
+def test_a_replayed_event_that_was_overtaken_ends_as_superseded() -> None:
+    asthma = enrolled()
+    stop = asthma.text(fictional_phone(1))
+    asthma.work()
+    start = asthma.text(fictional_phone(1), "START")
+    asthma.work()
+    asthma.ledger.reopen("asthma", stop.event_id, now=asthma.clock())
+    lookup_records("asthma", stop.event_id, asthma.services)
+    assert asthma.state(stop) == "superseded"
+    assert asthma.entry(stop).reason == f"overtaken by {start.event_id}"
+    assert asthma.value("1") == ""
+
+
+def test_an_outage_puts_the_lookup_off_and_asks_for_a_sweep_soon() -> None:
+    asthma = enrolled()
+    asthma.redcap.faults.add("http_503", times=None)
+    event = asthma.text(fictional_phone(1))
+    look_up(asthma)
+    assert asthma.state(event) == "received"
+    assert [(m.task, 5 <= m.delay_seconds < 6) for m in asthma.published.messages] == [(TaskName.SWEEP, True)]
+
+
+def test_a_lookup_that_failed_for_a_day_ends_and_is_told() -> None:
+    asthma = enrolled()
+    asthma.redcap.faults.add("http_503", times=None)
+    event = asthma.text(fictional_phone(1), received=asthma.clock() - timedelta(hours=25))
+    asthma.work()
+    assert asthma.state(event) == "failed"
+    assert asthma.entry(event).reason.endswith("for a day")
+    assert asthma.mailer.subjects == ["[asthma] Opt-out (STOP) could NOT be saved"]
+
+
+def test_a_refused_token_fails_the_event_and_shows_as_a_problem() -> None:
+    asthma = enrolled()
+    asthma.redcap.revoked.add(REDCAP_TOKEN)
+    event = asthma.text(fictional_phone(1))
+    asthma.work()
+    assert (asthma.state(event), asthma.problem()["problem"]) == ("failed", "redcap_forbidden")
+    assert asthma.mailer.subjects == ["[asthma] Opt-out (STOP) could NOT be saved"]
+
+
+def test_a_project_with_a_known_problem_is_not_asked_for_each_event() -> None:
+    asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
+    asthma.text(fictional_phone(1))
+    look_up(asthma)
+    before = len(asthma.redcap.requests)
+    events = [asthma.text(fictional_phone(number)) for number in (2, 3)]
+    asthma.work()
+    assert [asthma.state(event) for event in events] == ["received", "received"]
+    assert len(asthma.redcap.requests) == before
+
+
+def test_a_lookup_after_the_crash_of_a_written_update_is_left_to_the_updater() -> None:
+    asthma = enrolled()
+    stop = asthma.text(fictional_phone(1))
+    asthma.ledger.intend("asthma", {hashed(fictional_phone(1)): stop.event_id})
+    asthma.text(fictional_phone(1), "START")
+    lookup_records("asthma", stop.event_id, asthma.services)
+    assert asthma.state(stop) == "pending"
+    assert asthma.redis.zcard(keys.pending("asthma")) == 1

@@ -1,0 +1,154 @@
+"""The safety net: what did not finish is published again; mended projects are noticed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.queue import TaskName
+from tests.builders import opt_out_event
+from tests.fakes import Study, study
+from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
+from worker.problems import CHECK_EVERY_MS, check_again_soon
+from worker.steps.sweep import sweep
+
+pytestmark = pytest.mark.usefixtures("naps")
+
+
+def enrolled(count: int = 3, project: Project | None = None, **changes: Any) -> Study:
+    project = project or classic_study()
+    enrol(project, count)
+    return study(project, **changes)
+
+
+class TestLostMessages:
+    def test_work_whose_messages_were_all_lost_is_finished_by_sweeps(self) -> None:
+        asthma = enrolled()
+        event = asthma.text(fictional_phone(1))
+        for _ in range(3):  # lookup, update, mail: each message is lost once
+            asthma.published.messages.clear()
+            asthma.clock.ahead += timedelta(minutes=2)
+            sweep(asthma.services)
+            asthma.run(asthma.published.messages.popleft())
+        assert asthma.state(event) == "updated"
+        assert len(asthma.mailer.sent) == 1
+
+    def test_nothing_is_published_before_it_is_due(self) -> None:
+        asthma = enrolled()
+        asthma.text(fictional_phone(1))
+        asthma.published.messages.clear()
+        published = sweep(asthma.services)
+        assert published == {"lookup": 0, "update": 0, "email": 0}
+        assert not asthma.published.messages
+
+    def test_each_kind_is_published_to_its_task_and_counted(self) -> None:
+        asthma = enrolled()
+        asthma.text(fictional_phone(1))
+        asthma.work()
+        asthma.ledger.require_update("asthma", ["x"], now=asthma.clock())
+        lookup = asthma.text(fictional_phone(2))
+        asthma.redis.zadd(keys.DUE, {f"email|asthma|{lookup.event_id}": 0})
+        asthma.published.messages.clear()
+        asthma.clock.ahead += timedelta(minutes=2)
+        assert sweep(asthma.services) == {"lookup": 1, "update": 1, "email": 1}
+        assert {message.task for message in asthma.published.messages} == {
+            TaskName.LOOKUP, TaskName.UPDATE, TaskName.EMAIL,
+        }  # fmt: skip
+        figures = asthma.redis.hgetall(keys.METRICS)
+        assert [figures[f"swept|{kind}"] for kind in ("lookup", "update", "email")] == ["1", "1", "1"]
+
+    def test_a_broker_that_is_away_does_not_stop_the_sweep(self) -> None:
+        asthma = enrolled()
+        asthma.text(fictional_phone(1))
+        asthma.clock.ahead += timedelta(minutes=2)
+        asthma.published.error = ConnectionRefusedError()
+        assert sweep(asthma.services)["lookup"] == 1
+
+    def test_events_whose_retention_is_over_are_trimmed(self) -> None:
+        asthma = enrolled()
+        old = opt_out_event(phone_hash="")
+        asthma.accept([old], now=asthma.clock() - timedelta(days=402))
+        sweep(asthma.services)
+        assert asthma.redis.zcard(keys.events("asthma")) == 0
+
+
+class TestProblems:
+    def test_every_project_is_looked_at_once_the_worker_has_started(self) -> None:
+        asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
+        check_again_soon(asthma.services)
+        sweep(asthma.services)
+        assert asthma.problem()["problem"] == "opt_out_field_holds_no_time"
+
+    def test_a_good_project_is_not_looked_at_every_minute(self) -> None:
+        asthma = enrolled()
+        sweep(asthma.services)
+        before = len(asthma.redcap.requests)
+        assert before > 0
+        for _ in range(5):
+            sweep(asthma.services)
+        assert len(asthma.redcap.requests) == before
+        asthma.clock.ahead += timedelta(milliseconds=CHECK_EVERY_MS + 1)
+        sweep(asthma.services)
+        assert len(asthma.redcap.requests) > before
+
+    def test_a_problem_is_lifted_when_it_is_mended_and_its_work_is_due_at_once(self) -> None:
+        asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        asthma.project.change_field("sms_opt_out_at", validation="datetime_seconds_ymd")
+        sweep(asthma.services)
+        assert asthma.problem() == {}
+        sweep(asthma.services)
+        asthma.work()
+        assert asthma.state(event) == "updated"
+
+    def test_another_problem_takes_the_place_of_the_first(self) -> None:
+        asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
+        sweep(asthma.services)
+        asthma.project.change_field("sms_opt_out_at", validation="", kind="notes")
+        sweep(asthma.services)
+        assert asthma.problem()["problem"] == "opt_out_field_is_no_text"
+
+    def test_an_outage_is_no_problem_of_the_project_and_lifts_none(self) -> None:
+        asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
+        sweep(asthma.services)
+        asthma.redcap.faults.add("http_503", times=None)
+        sweep(asthma.services)
+        assert asthma.problem()["problem"] == "opt_out_field_holds_no_time"
+        fine = enrolled()
+        fine.redcap.faults.add("http_503", times=None)
+        sweep(fine.services)
+        assert fine.problem() == {}
+
+    def test_a_problem_of_a_project_that_was_taken_out_is_forgotten(self) -> None:
+        asthma = enrolled()
+        asthma.redis.hset(keys.PROBLEMS, "gone", "{}")
+        sweep(asthma.services)
+        assert asthma.redis.hgetall(keys.PROBLEMS) == {}
+
+    def test_two_sweeps_at_once_look_at_the_projects_once(self) -> None:
+        asthma = enrolled()
+        asthma.redis.set(keys.lock("check-projects"), "another worker")
+        sweep(asthma.services)
+        assert asthma.redcap.requests == []
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({"opt_out_field": "texting_notes"}, "opt_out_field_is_no_text"),
+            ({"opt_out_field": "age"}, "opt_out_field_holds_no_time"),
+            ({"opt_out_field": "missing"}, "redcap_no_such_field"),
+            ({"phone_field": "missing"}, "redcap_no_such_field"),
+            ({"opt_out_checkbox": "sex"}, "opt_out_checkbox_unfit"),
+        ],
+    )
+    def test_what_does_not_fit_is_seen_before_the_first_stop(
+        self, changes: dict[str, Any], problem: str
+    ) -> None:
+        asthma = enrolled(1, **changes)
+        sweep(asthma.services)
+        assert asthma.problem()["problem"] == problem
+        assert asthma.imports() == 0
