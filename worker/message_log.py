@@ -169,7 +169,7 @@ def _patiently(request: Callable[[], Any]) -> Any:
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TwilioUnavailable),
-        wait=tenacity.wait_exponential_jitter(initial=0.5, max=20),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=20),
         stop=tenacity.stop_after_attempt(5),
         reraise=True,
     )(attempt)
