@@ -34,6 +34,51 @@ lint: $(VENV)/ready  ## Style, security rules and strict types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+##@ Deploy it
+COMPOSE ?= docker compose
+
+.PHONY: deployment
+deployment:  ## Make the folder ./deployment (configuration, fresh secrets) and .env, which names it
+	@deploy/new-deployment
+
+.PHONY: up
+up:  ## Build and start the containers, and wait until all are healthy
+	@grep -qs '^OPTOUT_DEPLOYMENT=' .env || [ -n "$$OPTOUT_DEPLOYMENT" ] || \
+	  echo "no deployment yet, so this is the demo's, on loopback: make deployment makes your own"
+	@$(COMPOSE) up --detach --build --wait
+
+.PHONY: down
+down:  ## Stop and remove the containers; the data stays in its volume
+	@$(COMPOSE) --profile '*' down --remove-orphans
+
+.PHONY: logs
+logs:  ## Follow the logs (S=worker: of one service)
+	@$(COMPOSE) logs --follow --tail 100 $(S)
+
+.PHONY: ps
+ps:  ## What runs, and how it is
+	@$(COMPOSE) ps --all
+
+.PHONY: scale
+scale:  ## Run more of them: make scale WORKERS=4 WEB=2
+	@deploy/scale $(or $(WORKERS),1) $(or $(WEB),1)
+
+.PHONY: upgrade
+upgrade:  ## Build the images and replace the containers while webhooks go on arriving
+	@deploy/upgrade
+
+.PHONY: backup
+backup:  ## One snapshot of Redis into backups/ (TO=folder)
+	@deploy/backup $(TO)
+
+.PHONY: restore
+restore:  ## Put a snapshot back: make restore FILE=backups/optout-….rdb.gz
+	@deploy/restore $(FILE)
+
+.PHONY: test-compose
+test-compose: $(VENV)/ready  ## The containers, really run: builds, faults, scaling, upgrade, backup (needs Docker; T=… narrows)
+	@OPTOUT_COMPOSE_TESTS=1 $(BIN)/python -m pytest tests/compose $(T)
+
 ##@ Keep it
 .PHONY: format
 format: $(VENV)/ready  ## Format the code
