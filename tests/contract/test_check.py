@@ -54,7 +54,7 @@ from worker.checks.findings import CATALOGUE, Finding, Seen, Severity, named
 from worker.checks.redis_store import check_broker, check_redis
 from worker.checks.run import checks_for, run_checks
 from worker.checks.web import check_backlog, check_web, check_workers
-from worker.cli import main
+from worker.cli.check import check as check_command
 from worker.mailer import Mailer
 from worker.services import Services
 from worker.twilio_side import TwilioSide
@@ -646,7 +646,7 @@ def test_a_configuration_that_cannot_be_read_is_a_finding_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OPTOUT_CONFIG", str(tmp_path / "none.toml"))
-    result = CliRunner().invoke(main, ["check"])
+    result = CliRunner().invoke(check_command)
     assert result.exit_code == 1
     assert "[config-unusable]" in result.stdout
     assert "copy config.example.toml" in result.stdout

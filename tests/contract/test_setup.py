@@ -1,0 +1,355 @@
+"""`optout setup` against the Twilio simulator: plan, consent, idempotence, and putting back."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from shared.config import parse_config
+from shared.phone import numbers_in
+from tests import builders
+from tests.fakes import RecordingPublisher, fake_redis
+from tests.simulators.twilio import (
+    AUTH_TOKEN,
+    INBOUND_EVENT,
+    PUBLIC_URL,
+    SENDER,
+    SERVICE_SID,
+    TwilioSimulator,
+    new_sid,
+    parse_overrides,
+)
+from worker.services import Services
+
+# By its path: in worker.cli the name stands for the command.
+command = importlib.import_module("worker.cli.setup")
+OURS = f"{PUBLIC_URL}/twilio/inbound#rc=5&rp=5xx,ct,rt&ct=1500&rt=3000"
+SURVEY = "https://redcap.example.edu/surveys/?s=EXAMPLE"
+OWN_NUMBER = "+16505550177"
+
+
+@dataclass
+class Desk:
+    """A terminal in front of a Twilio account."""
+
+    monkeypatch: pytest.MonkeyPatch
+    twilio: TwilioSimulator
+    redis: Any = field(default_factory=fake_redis)
+    projects: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.projects = {"asthma": builders.project_table()}
+        self.monkeypatch.setattr(command, "make_services", self.services)
+
+    @property
+    def service(self) -> Any:
+        return self.twilio.services[SERVICE_SID]
+
+    @property
+    def number(self) -> Any:
+        return self.twilio.sender_at(OWN_NUMBER)
+
+    def services(self) -> Services:
+        config = parse_config(builders.document(self.projects))
+        return Services(config=config, redis=self.redis, publish=RecordingPublisher())
+
+    def setup(self, *arguments: str, answer: str | None = None) -> Result:
+        arguments = arguments if answer is not None else ("--yes", *arguments)
+        result = CliRunner().invoke(command.setup, list(arguments), input=answer)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    def with_number_alone(self, **hooks: Any) -> None:
+        """The project names a number that is in no service."""
+        self.twilio.add_sender(OWN_NUMBER, **hooks)
+        self.projects["asthma"] = builders.project_table(messaging_service_sid=None, senders=[OWN_NUMBER])
+
+    def writes(self) -> list[str]:
+        return [
+            f"{entry.method} {entry.resource}" for entry in self.twilio.request_log if entry.method != "GET"
+        ]
+
+    def state(self) -> Any:
+        """Everything at Twilio that setup could change."""
+        return deepcopy(
+            (self.twilio.services, self.twilio.senders, self.twilio.sinks, self.twilio.subscriptions)
+        )
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    twilio = TwilioSimulator()
+    service = twilio.services[SERVICE_SID]
+    service.inbound_request_url, service.use_inbound_webhook_on_number = None, True
+    with twilio.serve() as server:
+        for name, value in builders.SECRETS.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("OPTOUT_TWILIO_API_URL", server.url)
+        yield Desk(monkeypatch, twilio)
+
+
+class TestConsent:
+    def test_the_plan_is_shown_and_without_a_yes_nothing_is_done(self, desk: Desk) -> None:
+        before = desk.state()
+        result = desk.setup(answer="n\n")
+        assert f"have {SERVICE_SID} call {OURS}" in result.stdout
+        assert result.exit_code == 1
+        assert desk.state() == before
+        assert desk.writes() == []
+
+    def test_a_yes_at_the_prompt_is_enough(self, desk: Desk) -> None:
+        assert desk.setup(answer="y\n").exit_code == 0
+        assert desk.service.inbound_request_url == OURS
+
+    def test_an_unknown_project_is_named(self, desk: Desk) -> None:
+        result = desk.setup("--project", "nobody")
+        assert result.exit_code == 2
+        assert "configured are: asthma" in result.stderr
+
+
+class TestWebhookMode:
+    def test_a_fresh_service_calls_us_with_retries_and_a_fallback(self, desk: Desk) -> None:
+        desk.setup()
+        service = desk.service
+        assert (service.inbound_request_url, service.fallback_url) == (OURS, OURS)
+        assert (service.inbound_method, service.fallback_method) == ("POST", "POST")
+        assert service.use_inbound_webhook_on_number is False
+        assert parse_overrides(service.inbound_request_url).rc == 5
+
+    def test_it_is_what_a_text_then_takes(self, desk: Desk) -> None:
+        desk.setup()
+        message, _ = desk.twilio.inbound(from_="+16505550100")
+        hook = desk.twilio.hook_for(message)
+        assert hook is not None
+        assert hook.url == OURS
+
+    def test_a_second_run_changes_nothing(self, desk: Desk) -> None:
+        desk.setup()
+        before, writes = desk.state(), len(desk.writes())
+        result = desk.setup()
+        assert "nothing to do" in result.stdout
+        assert desk.state() == before
+        assert len(desk.writes()) == writes
+
+    def test_redcaps_address_becomes_forward_url_and_fallback(self, desk: Desk) -> None:
+        desk.twilio.sender_at(SENDER).sms_url = SURVEY
+        result = desk.setup("--mode", "webhook")
+        assert f'forward_url = "{SURVEY}"' in result.stdout
+        assert desk.service.fallback_url == SURVEY
+        assert desk.twilio.sender_at(SENDER).sms_url == SURVEY
+
+    def test_a_configured_forward_url_is_the_fallback(self, desk: Desk) -> None:
+        desk.projects["asthma"]["forward_url"] = SURVEY
+        result = desk.setup()
+        assert desk.service.fallback_url == SURVEY
+        assert "forward_url =" not in result.stdout
+
+    def test_two_different_addresses_are_for_a_person_to_decide(self, desk: Desk) -> None:
+        desk.twilio.sender_at(SENDER).sms_url = SURVEY
+        desk.twilio.add_sender(OWN_NUMBER, service=desk.service, sms_url="https://other.example.edu/")
+        before = desk.state()
+        result = desk.setup("--mode", "webhook")
+        assert result.exit_code == 1
+        assert "one only" in result.stdout
+        assert desk.state() == before
+
+    def test_the_studys_own_retry_settings_are_left_alone(self, desk: Desk) -> None:
+        desk.setup()
+        desk.service.inbound_request_url = f"{PUBLIC_URL}/twilio/inbound#rc=2&rp=5xx&tt=9000"
+        assert "nothing to do" in desk.setup().stdout
+
+    def test_advanced_opt_out_is_explained_when_it_matters(self, desk: Desk) -> None:
+        assert "Opt-Out Management" in desk.setup().stdout
+        desk.projects["asthma"]["keyword_fallback"] = True
+        assert "Opt-Out Management" not in desk.setup().stdout
+
+    def test_the_campaign_is_explained_until_it_is_verified(self, desk: Desk) -> None:
+        assert "A2P 10DLC" in desk.setup().stdout
+        desk.twilio.add_campaign(SERVICE_SID)
+        desk.service.inbound_request_url = None
+        assert "A2P 10DLC" not in desk.setup().stdout
+
+    def test_a_number_that_stays_outside_a_service_gets_the_address_itself(self, desk: Desk) -> None:
+        desk.with_number_alone(sms_url=SURVEY)
+        desk.projects["asthma"]["keyword_fallback"] = True
+        result = desk.setup("--mode", "webhook")
+        assert (desk.number.sms_url, desk.number.sms_fallback_url) == (OURS, SURVEY)
+        assert f'forward_url = "{SURVEY}"' in result.stdout
+        assert desk.number.service_sid is None
+
+    def test_a_number_with_an_application_is_for_a_person_to_decide(self, desk: Desk) -> None:
+        desk.with_number_alone(sms_application_sid=new_sid("AP"))
+        desk.projects["asthma"]["keyword_fallback"] = True
+        assert "TwiML application" in desk.setup("--mode", "webhook").stdout
+
+
+class TestEventsMode:
+    def test_a_sink_is_subscribed_and_no_address_is_touched(self, desk: Desk) -> None:
+        services, senders, *_ = desk.state()
+        desk.setup("--mode", "events")
+        assert desk.twilio.event_urls(desk.twilio.first_account.sid) == [f"{PUBLIC_URL}/twilio/events"]
+        (subscription,) = desk.twilio.subscriptions.values()
+        assert subscription.types == {INBOUND_EVENT: 6}
+        assert (desk.twilio.services, desk.twilio.senders) == (services, senders)
+
+    def test_a_second_run_changes_nothing(self, desk: Desk) -> None:
+        desk.setup("--mode", "events")
+        before = desk.state()
+        assert "nothing to do" in desk.setup("--mode", "events").stdout
+        assert desk.state() == before
+
+    def test_a_sink_without_subscription_gets_one(self, desk: Desk) -> None:
+        sink = desk.twilio.add_sink()
+        desk.twilio.subscriptions.clear()
+        desk.setup("--mode", "events")
+        (subscription,) = desk.twilio.subscriptions.values()
+        assert subscription.sink_sid == sink.sid
+        assert len(desk.twilio.sinks) == 1
+
+    def test_a_sink_that_failed_is_replaced(self, desk: Desk) -> None:
+        failed = desk.twilio.add_sink(status="failed")
+        desk.setup("--mode", "events")
+        assert list(desk.twilio.sinks) != [failed.sid]
+        assert len(desk.twilio.sinks) == len(desk.twilio.subscriptions) == 1
+
+    def test_a_service_that_drops_messages_defers_from_now_on(self, desk: Desk) -> None:
+        desk.service.use_inbound_webhook_on_number = False
+        desk.setup("--mode", "events")
+        assert desk.service.use_inbound_webhook_on_number is True
+
+    def test_it_is_chosen_where_something_else_handles_the_messages(self, desk: Desk) -> None:
+        desk.twilio.sender_at(SENDER).sms_url = SURVEY
+        assert "mode events: the number has an address of its own" in desk.setup().stdout
+        assert desk.twilio.sender_at(SENDER).sms_url == SURVEY
+
+
+class TestTheMessagingService:
+    def test_one_is_created_for_a_number_and_its_sid_printed(self, desk: Desk) -> None:
+        desk.with_number_alone()
+        result = desk.setup()
+        service = desk.twilio.services[desk.number.service_sid]
+        assert f'messaging_service_sid = "{service.sid}"' in result.stdout
+        assert service.inbound_request_url == OURS
+
+    def test_before_the_configuration_is_edited_a_second_run_finds_it(self, desk: Desk) -> None:
+        desk.with_number_alone()
+        desk.setup()
+        before = desk.state()
+        result = desk.setup()
+        assert "nothing to do" in result.stdout
+        assert "messaging_service_sid =" in result.stdout
+        assert desk.state() == before
+
+    def test_one_that_was_created_before_a_crash_is_used(self, desk: Desk) -> None:
+        desk.with_number_alone()
+        desk.setup()
+        made = desk.number.service_sid
+        desk.number.service_sid = None
+        desk.setup()
+        assert desk.number.service_sid == made
+
+    def test_a_configured_one_that_does_not_exist_is_not_replaced(self, desk: Desk) -> None:
+        desk.projects["asthma"]["messaging_service_sid"] = new_sid("MG")
+        result = desk.setup()
+        assert result.exit_code == 1
+        assert "mend messaging_service_sid" in result.stdout
+        assert desk.writes() == []
+
+    def test_a_configured_number_is_attached(self, desk: Desk) -> None:
+        desk.twilio.add_sender(OWN_NUMBER)
+        desk.projects["asthma"]["senders"] = [OWN_NUMBER]
+        desk.setup()
+        assert desk.number.service_sid == SERVICE_SID
+
+    def test_a_number_of_another_service_is_not_taken_away_from_it(self, desk: Desk) -> None:
+        desk.twilio.add_service(senders=[OWN_NUMBER])
+        desk.projects["asthma"]["senders"] = [OWN_NUMBER]
+        result = desk.setup()
+        assert result.exit_code == 1
+        assert "is in another Messaging Service" in result.stdout
+
+    def test_a_number_that_the_account_lacks_is_named_by_its_end_only(self, desk: Desk) -> None:
+        desk.projects["asthma"]["senders"] = [OWN_NUMBER]
+        result = desk.setup()
+        assert "ends in 0177" in result.stdout
+        assert not list(numbers_in(result.stdout, "US"))
+
+
+class TestUndo:
+    @pytest.mark.parametrize("mode", ["webhook", "events"])
+    @pytest.mark.parametrize("url", ["", SURVEY])
+    def test_what_was_there_before_is_there_again(self, desk: Desk, mode: str, url: str) -> None:
+        desk.twilio.sender_at(SENDER).sms_url = url
+        before = desk.state()
+        desk.setup("--mode", mode)
+        assert desk.state() != before
+        desk.setup("--undo")
+        assert desk.state() == before
+
+    def test_a_foreign_address_of_the_service_comes_back(self, desk: Desk) -> None:
+        desk.service.inbound_request_url, desk.service.use_inbound_webhook_on_number = SURVEY, False
+        before = desk.state()
+        desk.setup("--mode", "webhook")
+        desk.setup("--mode", "webhook")  # a second run must not take ours for the original
+        desk.setup("--undo")
+        assert desk.state() == before
+
+    def test_a_number_outside_a_service_gets_its_address_back(self, desk: Desk) -> None:
+        desk.with_number_alone(sms_url=SURVEY, sms_method="GET")
+        desk.projects["asthma"]["keyword_fallback"] = True
+        before = desk.state()
+        desk.setup("--mode", "webhook")
+        desk.setup("--undo")
+        assert desk.state() == before
+
+    def test_a_created_service_is_emptied_and_left_for_a_person_to_delete(self, desk: Desk) -> None:
+        desk.with_number_alone(sms_url=SURVEY)
+        desk.setup("--mode", "webhook")
+        made = desk.number.service_sid
+        result = desk.setup("--undo")
+        assert desk.number.service_sid is None
+        assert desk.number.sms_url == SURVEY
+        assert f"{made} was created by optout setup" in result.stdout
+
+    def test_what_somebody_changed_since_is_left_alone(self, desk: Desk) -> None:
+        desk.setup()
+        desk.service.inbound_request_url = "https://new.example.edu/"
+        result = desk.setup("--undo")
+        assert "somebody has changed its address since" in result.stdout
+        assert desk.service.inbound_request_url == "https://new.example.edu/"
+
+    def test_what_another_project_uses_stays(self, desk: Desk) -> None:
+        desk.projects["sleep"] = builders.project_table()
+        desk.setup()
+        result = desk.setup("--undo", "--project", "asthma")
+        assert "another project uses it" in result.stdout
+        assert desk.service.inbound_request_url == OURS
+        desk.setup("--undo")
+        assert desk.service.inbound_request_url is None
+
+    def test_the_sink_stays_while_other_projects_of_the_account_remain(self, desk: Desk) -> None:
+        desk.projects["sleep"] = builders.project_table()
+        desk.setup("--mode", "events")
+        desk.setup("--undo", "--project", "asthma")
+        assert len(desk.twilio.sinks) == len(desk.twilio.subscriptions) == 1
+
+    def test_a_second_undo_has_nothing_to_do(self, desk: Desk) -> None:
+        desk.setup("--mode", "events")
+        desk.setup("--undo")
+        assert "nothing to do" in desk.setup("--undo").stdout
+
+    def test_no_secret_and_no_participants_number_is_remembered(self, desk: Desk) -> None:
+        desk.twilio.sender_at(SENDER).sms_url = SURVEY
+        desk.setup("--mode", "webhook")
+        desk.setup("--mode", "events")
+        (key,) = desk.redis.keys("*")
+        stored = str(desk.redis.hgetall(key))
+        assert AUTH_TOKEN not in stored
+        assert SENDER not in stored
