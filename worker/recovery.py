@@ -12,6 +12,8 @@ from shared.ledger import Accepted
 from shared.queue import TaskName
 from worker.services import Services
 
+_CHUNK = 500
+
 
 class Doorway:
     """The ledger as a run sees and changes it."""
@@ -85,8 +87,10 @@ class Rehearsal(Doorway):
 
     def _imagine_correction(self, event: OptOutEvent, status: Status | None) -> Accepted:
         entry = self._ledger.load(self._project, event.event_id)
-        if status is None or entry is None or entry.source not in {Source.WEBHOOK, Source.MESSAGE_LOG}:
+        if status is None or entry is None or entry.source is Source.BLOCKED_MESSAGE:
             return Accepted.KNOWN
+        if entry.source is Source.EVENT_STREAM:  # it knows the time better than the log
+            event = replace(event, occurred_at=entry.occurred_at)
         occurred_ms = milliseconds(event.occurred_at)
         if status.event_id == event.event_id and entry.source is Source.WEBHOOK:
             start_ms = occurred_ms if event.change is Change.START else status.last_start_ms
@@ -127,6 +131,27 @@ def recover(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
     late = [event for event, status in _with_status(here, doorway) if _was_overtaken_wrongly(event, status)]
     missing = [event for event in events if event.event_id not in known]
     return doorway.accept(late + missing).count(Accepted.NEW)
+
+
+def put_in_order(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
+    """Look at a whole run's events once more. Answers how many were restored as their phone's latest change.
+
+    Pages and senders are read one after the other: a time that is corrected on a later page can make a change
+    of an earlier page the latest.
+    """
+    newest_first = sorted(events, key=lambda event: event.occurred_at, reverse=True)
+    pages = [newest_first[start : start + _CHUNK] for start in range(0, len(newest_first), _CHUNK)]
+    for page in pages:
+        doorway.accept(
+            [event for event, status in _with_status(page, doorway) if _is_mistimed(event, status)]
+        )
+    restored = 0
+    for page in pages:
+        late = [
+            event for event, status in _with_status(page, doorway) if _was_overtaken_wrongly(event, status)
+        ]
+        restored += doorway.accept(late).count(Accepted.NEW)
+    return restored
 
 
 def _with_status(events: Sequence[OptOutEvent], doorway: Doorway) -> list[tuple[OptOutEvent, Status]]:

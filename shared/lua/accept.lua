@@ -45,7 +45,10 @@ end
 local function corrected()
   local known_as = redis.call('HGET', KEYS[1], 'source')
   local current = redis.call('HGET', KEYS[2], phone)
-  if not current or (known_as ~= 'webhook' and known_as ~= 'message_log') then return 'known' end
+  if not current or known_as == 'blocked_message' then return 'known' end
+  local time = ARGV[4]
+  -- Event Streams gave the time to the millisecond; the log cuts it to the second.
+  if known_as == 'event_stream' then time = redis.call('HGET', KEYS[1], 'occurred_ms') end
   local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
   if c_id == id then
     if known_as == 'webhook' then
@@ -54,10 +57,10 @@ local function corrected()
     end
     return 'known'
   end
-  if occurred <= tonumber(c_occurred) then return 'known' end
+  if tonumber(time) <= tonumber(c_occurred) then return 'known' end
   supersede(c_id)
-  if change == 'START' then c_start = ARGV[4] end
-  redis.call('HSET', KEYS[2], phone, table.concat({change, ARGV[4], id, c_start}, '|'))
+  if change == 'START' then c_start = time end
+  redis.call('HSET', KEYS[2], phone, table.concat({change, time, id, c_start}, '|'))
   redis.call('PERSIST', KEYS[1])
   redis.call('HDEL', KEYS[1], 'finished_ms')
   record('received', '')
