@@ -1,0 +1,159 @@
+"""Politeness to REDCap: the budget is never exceeded, and failing hosts are left alone."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.errors import RedcapUnavailable
+from tests.builders import at
+from tests.fakes import fake_redis
+from worker import limiter as module
+from worker.limiter import HostLimiter
+
+NOON = at("2026-05-04T12:00:00")
+HOST = "redcap.example.edu"
+
+
+class Time:
+    """A clock that `sleep` moves on."""
+
+    def __init__(self, traveller: time_machine.Traveller) -> None:
+        self._traveller = traveller
+        self.now = NOON
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self._traveller.move_to(self.now)
+
+
+@pytest.fixture
+def time() -> Any:
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield Time(traveller)
+
+
+def most_in_any_minute(moments: list[float]) -> int:
+    """The largest number of requests in any 60 seconds."""
+    return max((sum(start <= other < start + 60 for other in moments) for start in moments), default=0)
+
+
+class TestBudget:
+    def test_the_limit_is_reached_and_never_exceeded_in_any_minute(self, time: Time, redis: Any) -> None:
+        limiter = HostLimiter(redis, HOST, 20, sleep=time.pass_by)
+        moments = []
+        for number in range(100):
+            limiter.wait_for_turn()
+            moments.append(time.now.timestamp())
+            time.pass_by(0.3 if number % 7 else 2.0)
+        assert most_in_any_minute(moments) == 20
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        limit=st.integers(1, 8),
+        gaps=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=30),
+    )
+    def test_whatever_the_rhythm_no_minute_holds_more_than_the_limit(
+        self, limit: int, gaps: list[float]
+    ) -> None:
+        with time_machine.travel(NOON, tick=False) as traveller:
+            clock = Time(traveller)
+            limiter = HostLimiter(fake_redis(), HOST, limit, sleep=clock.pass_by)
+            moments = []
+            for gap in gaps:
+                limiter.wait_for_turn()
+                moments.append(clock.now.timestamp())
+                clock.pass_by(gap)
+        assert most_in_any_minute(moments) <= limit
+
+    def test_several_workers_share_one_budget(self, time: Time, redis: Any) -> None:
+        waited: list[float] = []
+
+        def wait(seconds: float) -> None:
+            waited.append(seconds)
+            time.pass_by(seconds)
+
+        workers = [HostLimiter(redis, HOST, 6, sleep=wait) for _ in range(3)]
+        for worker in workers * 2:
+            worker.wait_for_turn()
+        assert waited == []
+        workers[0].wait_for_turn()
+        assert sum(waited) == pytest.approx(60, abs=0.1)
+
+    def test_two_hosts_have_budgets_of_their_own(self, time: Time, redis: Any) -> None:
+        def no_waiting(_: float) -> None:
+            raise AssertionError("the other host's budget was taken")
+
+        HostLimiter(redis, HOST, 1, sleep=no_waiting).wait_for_turn()
+        HostLimiter(redis, "other.example.edu", 1, sleep=no_waiting).wait_for_turn()
+
+    def test_threads_that_come_at_once_do_not_exceed_it(self, redis: Any) -> None:
+        taken: list[int] = []
+
+        def too_late(_: float) -> None:
+            raise RedcapUnavailable("waits")
+
+        def take() -> None:
+            try:
+                HostLimiter(redis, HOST, 10, sleep=too_late).wait_for_turn()
+            except RedcapUnavailable:
+                return
+            taken.append(1)
+
+        threads = [threading.Thread(target=take) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(taken) == 10
+
+
+class TestCircuit:
+    def test_a_failing_host_is_left_alone_longer_with_each_failure(self, time: Time, redis: Any) -> None:
+        limiter = HostLimiter(redis, HOST, 100)
+        for rest in (2, 4, 8, 16, 32, 60, 60):
+            limiter.failed()
+            time.pass_by(rest - 0.5)
+            with pytest.raises(RedcapUnavailable, match="redcap_resting"):
+                limiter.wait_for_turn()
+            time.pass_by(0.6)
+            limiter.wait_for_turn()
+
+    def test_an_answer_ends_the_rest_and_forgets_the_failures(self, time: Time, redis: Any) -> None:
+        limiter = HostLimiter(redis, HOST, 100)
+        for _ in range(4):
+            limiter.failed()
+        limiter.succeeded()
+        limiter.wait_for_turn()
+        limiter.failed()
+        time.pass_by(module.FIRST_REST_SECONDS + 0.1)
+        limiter.wait_for_turn()
+
+    def test_a_ban_is_respected_for_minutes(self, time: Time, redis: Any) -> None:
+        limiter = HostLimiter(redis, HOST, 100)
+        limiter.failed(banned=True)
+        time.pass_by(module.REST_AFTER_BAN_SECONDS - 1)
+        with pytest.raises(RedcapUnavailable):
+            limiter.wait_for_turn()
+        time.pass_by(1.1)
+        limiter.wait_for_turn()
+
+    def test_a_rest_costs_nothing_of_the_budget(self, time: Time, redis: Any) -> None:
+        limiter = HostLimiter(redis, HOST, 1)
+        limiter.failed()
+        for _ in range(5):
+            with pytest.raises(RedcapUnavailable):
+                limiter.wait_for_turn()
+        limiter.succeeded()
+        limiter.wait_for_turn()
+
+    def test_a_worker_learns_of_another_worker_s_failures(self, time: Time, redis: Any) -> None:
+        HostLimiter(redis, HOST, 100).failed()
+        with pytest.raises(RedcapUnavailable):
+            HostLimiter(redis, HOST, 100).wait_for_turn()
