@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import phonenumbers
@@ -263,6 +264,12 @@ class Config(Table):
     def zone(self, project: Project) -> ZoneInfo:
         """The time zone that the project's opt-out times are written in."""
         return ZoneInfo(project.time_zone or self.time_zone)
+
+    def redcap_rate(self, project: Project) -> int:
+        """Most requests per minute to a project's REDCap host, which all projects there share: the lowest counts."""
+        host = urlsplit(project.redcap_url).netloc
+        same_host = [other for other in self.projects.values() if urlsplit(other.redcap_url).netloc == host]
+        return min(other.redcap_requests_per_minute for other in same_host)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

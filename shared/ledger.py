@@ -341,6 +341,39 @@ class Ledger:
             self._scripts["drained"](keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project])
         )
 
+    def restore_status(self, project: str, phone: str, event_id: str, before: str | None) -> bool:
+        """Set a phone's latest status back (None: unknown). False where it is no longer that of `event_id`."""
+
+        def restore(pipe: Any) -> bool:
+            current = pipe.hget(keys.status(project), phone)
+            pipe.multi()
+            if current is None or Status.decode(current).event_id != event_id:
+                return False
+            if before is None:
+                pipe.hdel(keys.status(project), phone)
+            else:
+                pipe.hset(keys.status(project), phone, before)
+            return True
+
+        return bool(self.redis.transaction(restore, keys.status(project), value_from_callable=True))
+
+    def forget(self, project: str, phone: str) -> dict[str, int]:
+        """Remove all traces of a phone: status, pending, intent, its events and their due work. Answers how many."""
+        ids = [entry.event_id for entry in self.entries(project) if entry.phone_hash == phone]
+        due = [f"{kind}|{project}|{event_id}" for event_id in ids for kind in ("lookup", "email")]
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(keys.status(project), phone)
+            pipe.zrem(keys.pending(project), phone)
+            pipe.hdel(keys.intents(project), phone)
+            if ids:
+                pipe.delete(*(keys.event(project, event_id) for event_id in ids))
+                for key in (keys.events(project), keys.unfinished(project), keys.mailing(project)):
+                    pipe.zrem(key, *ids)
+                pipe.zrem(keys.DUE, *due)
+                pipe.hdel(keys.ATTEMPTS, *due)
+            status, pending, intents, *_ = pipe.execute()
+        return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
+
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
     def intend(self, project: str, writes: dict[str, str]) -> None:

@@ -190,6 +190,21 @@ class PhoneIndex:
         if gone:
             self._put_chunk(gone, 0)
 
+    def forget_phone(self, phone: str) -> list[str]:
+        """Take a phone out of all its records. Answers their ids."""
+        records = self.records([phone]).get(phone, [])
+        entries = self._redis.hmget(self._records, records) if records else []
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(self._phones, phone)
+            for record, entry in zip(records, entries, strict=True):
+                lines = [line for line in (entry or "").split("\n") if line != phone]
+                if len(lines) > 1:  # the first is the generation
+                    pipe.hset(self._records, record, "\n".join(lines))
+                else:
+                    pipe.hdel(self._records, record)
+            pipe.execute()
+        return records
+
     def _known_records(self) -> int:
         return int(self._redis.hget(self._state, "records") or 0)
 

@@ -370,3 +370,16 @@ class RedcapProject:
     def write(self, rows: Sequence[dict[str, str]]) -> None:
         """Import rows of records that have just been read. Raises RowsRefused with a reason per record."""
         self._client.import_rows(rows, self.target.id_field)
+
+    def put_back(self, states: Sequence[RecordState]) -> None:
+        """Write opt-out fields as they were read before. Raises as `write` does."""
+        target, rows = self.target, []
+        for state in states:
+            row = {target.id_field: state.record_id}
+            if target.longitudinal and self.config.opt_out_event:
+                row["redcap_event_name"] = self.config.opt_out_event
+            row[self.config.opt_out_field] = state.opt_out_value
+            if target.checkbox_column:
+                row[target.checkbox_column] = "1" if state.ticked else "0"
+            rows.append(row)
+        self.write(rows)

@@ -11,10 +11,10 @@ import requests
 from shared.config import Config, Project
 from shared.errors import ConfigError, ProjectProblem
 from shared.events import Notice
-from shared.intake import publish_or_leave
+from shared.intake import publish_many_or_leave, publish_or_leave
 from shared.ledger import Kind, Ledger
 from shared.phone import PhoneHasher
-from shared.queue import Publisher, TaskName
+from shared.queue import BulkPublisher, TaskName
 from shared.redis_connection import RedisClient
 from worker.coalesce import Coalescer
 from worker.limiter import HostLimiter
@@ -35,7 +35,7 @@ class Services:
 
     config: Config
     redis: RedisClient
-    publish: Publisher
+    publish: BulkPublisher
     now: Callable[[], datetime] = utc_now
 
     @cached_property
@@ -89,9 +89,7 @@ class Services:
 
     def _limiter(self, config: Project) -> HostLimiter:
         host = urlsplit(config.redcap_url).netloc
-        same_host = [p for p in self.config.projects.values() if urlsplit(p.redcap_url).netloc == host]
-        # Projects on one host share its budget: the most careful of them decides.
-        return HostLimiter(self.redis, host, min(p.redcap_requests_per_minute for p in same_host))
+        return HostLimiter(self.redis, host, self.config.redcap_rate(config))
 
     def index(self, name: str) -> PhoneIndex:
         """A project's phone index."""
@@ -109,8 +107,7 @@ class Services:
 
     def request_mails(self, project: str, event_ids: Iterable[str]) -> None:
         """Ask for the e-mails about events to be sent."""
-        for event_id in event_ids:
-            publish_or_leave(self.publish, TaskName.EMAIL, project, event_id)
+        publish_many_or_leave(self.publish, TaskName.EMAIL, [(project, event_id) for event_id in event_ids])
 
     def retry_soon(self, kind: Kind, project: str, event_id: str = "") -> None:
         """Have failed work tried again within seconds, the first few times; then it is sweep's."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
-from shared.config import Project
+from shared.config import Config, Project
 from shared.errors import ConfigError, ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.phone import numbers_in
 from shared.redis_connection import RedisClient
@@ -58,16 +58,17 @@ class BudgetOnly:
 
 
 def check_redcap(
-    name: str, project: Project, *, redis: RedisClient, now: Callable[[], Any]
+    name: str, config: Config, *, redis: RedisClient, now: Callable[[], Any]
 ) -> Iterator[Finding | Seen]:
     """Everything about one project, as far as each answer allows the next question."""
+    project = config.projects[name]
     try:
         token = project.redcap_token.resolve()
     except ConfigError:
         return  # reported as secret-missing
     session, clock = new_session(), ClockWatch(now)
     session.hooks["response"].append(clock)
-    limiter = BudgetOnly(redis, project.redcap_url, project.redcap_requests_per_minute)
+    limiter = BudgetOnly(redis, project.redcap_url, config.redcap_rate(project))
     client = RedcapClient(project.redcap_url, token, limiter=limiter, session=session)
     look = _Look(name, project, client)
     try:

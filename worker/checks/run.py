@@ -62,8 +62,7 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
     for name in accounts_of(config, projects):
         checks[f"twilio.{name}"] = partial(check_account, name, config.twilio[name])
     for name in projects:
-        project = config.projects[name]
-        checks[f"{name}: REDCap"] = partial(check_redcap, name, project, redis=redis, now=services.now)
+        checks[f"{name}: REDCap"] = partial(check_redcap, name, config, redis=redis, now=services.now)
         checks[f"{name}: Twilio"] = partial(check_inbound, name, config, redis)
         checks[f"{name}: ledger"] = partial(check_backlog, services.ledger, name, services.now())
     return checks

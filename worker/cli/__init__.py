@@ -9,10 +9,13 @@ from shared.errors import OptOutError
 from shared.log import configure_logging
 from worker.cli.check import check
 from worker.cli.events import events
+from worker.cli.forget import forget
 from worker.cli.reconcile import reconcile
 from worker.cli.replay import replay
 from worker.cli.setup import setup
 from worker.cli.status import status
+from worker.cli.test_message import test_message
+from worker.cli.top import top
 
 
 class _Commands(click.Group):
@@ -40,5 +43,5 @@ def main() -> None:
     configure_logging("WARNING")
 
 
-for command in (check, setup, events, status, replay, reconcile):
+for command in (check, setup, test_message, top, events, status, replay, reconcile, forget):
     main.add_command(command)

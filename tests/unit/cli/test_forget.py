@@ -1,0 +1,135 @@
+"""`optout forget`: afterwards nothing of the number is left, and everything else is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from shared import keys
+from tests.builders import hashed
+from tests.fakes import Study, study
+from tests.simulators.redcap import classic_study, enrol, fictional_phone
+
+command = importlib.import_module("worker.cli.forget")
+GONE, OTHER = fictional_phone(1), fictional_phone(2)
+
+
+@pytest.fixture
+def asthma(monkeypatch: pytest.MonkeyPatch) -> Study:
+    project = classic_study()
+    enrol(project, 3)
+    asthma = study(project)
+    monkeypatch.setattr(command, "make_services", lambda: asthma.services)
+    return asthma
+
+
+def forget(*arguments: str, typed: str | None = None) -> Result:
+    return CliRunner().invoke(command.forget, list(arguments), input=typed)
+
+
+def everything(redis: Any) -> dict[str, str]:
+    """All that Redis holds, as text by key."""
+    found = {}
+    for key in redis.keys("*"):
+        match redis.type(key):
+            case "hash":
+                found[key] = str(redis.hgetall(key))
+            case "zset":
+                found[key] = str(redis.zrange(key, 0, -1))
+            case _:
+                found[key] = str(redis.get(key))
+    return found
+
+
+def mentions(asthma: Study, *texts: str) -> list[str]:
+    stored = everything(asthma.redis).items()
+    return [key for key, text in stored if any(part in key + text for part in texts)]
+
+
+def test_no_trace_of_the_number_is_left_and_other_numbers_are_untouched(asthma: Study) -> None:
+    done, waiting = asthma.text(GONE), asthma.text(GONE, "START")
+    other = asthma.text(OTHER)
+    asthma.work()
+    late = asthma.text(GONE)  # not worked on yet
+    before = mentions(asthma, hashed(OTHER))
+    assert forget(GONE, "--yes").exit_code == 0
+    assert mentions(asthma, hashed(GONE), done.event_id, waiting.event_id, late.event_id) == []
+    assert mentions(asthma, hashed(OTHER)) == before
+    assert asthma.state(other) == "updated"
+
+
+def test_what_was_on_its_way_does_no_harm_afterwards(asthma: Study) -> None:
+    asthma.text(GONE)
+    forget(GONE, "--yes")
+    asthma.work()
+    asthma.sweep_later()
+    assert asthma.value("1") == ""
+    assert asthma.redis.zcard(keys.unfinished("asthma")) == 0
+    assert asthma.redis.zcard(keys.DUE) == 0
+
+
+def test_between_lookup_and_update_it_does_no_harm_either(asthma: Study) -> None:
+    asthma.text(GONE)
+    asthma.run(asthma.published.messages.popleft())
+    assert asthma.pending() == 1
+    forget(GONE, "--yes")
+    asthma.work()
+    assert asthma.value("1") == ""
+    assert asthma.pending() == 0
+
+
+def test_it_says_what_was_removed_and_that_redcap_still_holds_the_number(asthma: Study) -> None:
+    asthma.text(GONE)
+    asthma.work()
+    result = forget(GONE, "--yes")
+    assert result.stdout.splitlines()[0] == "asthma\t1 status\t0 waiting\t1 events\t1 index entries"
+    assert "record 1 held the number" in result.stdout
+    assert asthma.value("1") != ""  # REDCap is the study's
+
+
+def test_a_record_with_two_numbers_keeps_the_other_one(asthma: Study) -> None:
+    asthma.project.set_value("1", "mobile", f"{GONE} or {OTHER}")
+    asthma.text(GONE)
+    asthma.work()
+    forget(GONE, "--yes")
+    assert asthma.services.index("asthma").records([hashed(GONE), hashed(OTHER)]) == {
+        hashed(OTHER): ["1", "2"]
+    }
+
+
+def test_it_asks_first(asthma: Study) -> None:
+    asthma.text(GONE)
+    result = forget(GONE, typed="n\n")
+    assert result.exit_code == 1
+    assert "nothing was removed" in result.stdout
+    assert mentions(asthma, hashed(GONE))
+
+
+def test_a_dash_reads_the_number_from_standard_input(asthma: Study) -> None:
+    asthma.text(GONE)
+    assert forget("-", "--yes", typed=f"{GONE}\n").exit_code == 0
+    assert mentions(asthma, hashed(GONE)) == []
+
+
+def test_for_machines_it_answers_an_object_per_project(asthma: Study) -> None:
+    asthma.text(GONE)
+    (answer,) = json.loads(forget(GONE, "--json").stdout)
+    assert answer == {
+        "project": "asthma", "status": 1, "pending": 0, "intents": 0, "events": 1, "records": [],
+    }  # fmt: skip
+
+
+def test_the_number_is_not_repeated_in_what_it_prints(asthma: Study) -> None:
+    asthma.text(GONE)
+    result = forget(GONE, "--yes")
+    assert GONE[2:] not in result.output
+
+
+def test_what_is_no_number_is_refused(asthma: Study) -> None:
+    result = forget("nobody", "--yes")
+    assert result.exit_code == 2
+    assert "is not one phone number" in result.output

@@ -1,0 +1,157 @@
+"""`optout top`: what is under way, live."""
+
+import sys
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from shared import keys
+from shared.events import UNFINISHED, State
+from worker.cli.common import chosen_projects, make_services
+from worker.services import Services
+
+HEADINGS = (
+    "Project",
+    "Unfinished",
+    "Oldest",
+    "Pending",
+    "Mails due",
+    "Ended",
+    "per min",
+    "Failed",
+    "REDCap/min",
+    "Problem",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One project at one moment; all from the ledger."""
+
+    project: str
+    unfinished: int
+    oldest_seconds: float
+    pending: int
+    mails_due: int
+    ended: int
+    failed: int
+    redcap_last_minute: int
+    redcap_limit: int
+    problem: bool
+
+
+@click.command()
+@click.option("--project", help="Only this project.")
+@click.option("--once", is_flag=True, help="Print one frame and end; for scripts.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.2), default=1.0, show_default=True, metavar="SECONDS",
+    help="Time between frames.",
+)  # fmt: skip
+def top(project: str | None, once: bool, every: float) -> None:
+    """Show what waits and how fast it goes, by project. Reads the ledger only; ends with Ctrl-C."""
+    services = make_services()
+    names = chosen_projects(services, project)
+    if once:
+        _print_once(services, names)
+        return
+    _live(services, names, every)
+
+
+def figures(services: Services, project: str) -> Figures:
+    """A project's figures. Raises redis.RedisError."""
+    redis, config = services.redis, services.config.projects[project]
+    host = urlsplit(config.redcap_url).netloc
+    oldest = redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
+    ended = {
+        field: int(count)
+        for field, count in redis.hgetall(keys.COUNTS).items()
+        if field.startswith(f"{project}|")
+    }
+    seconds, microseconds = redis.time()
+    minute_ago = seconds * 1000 + microseconds // 1000 - 60_000
+    return Figures(
+        project=project,
+        unfinished=redis.zcard(keys.unfinished(project)),
+        oldest_seconds=max(0.0, time.time() - oldest[0][1] / 1000) if oldest else 0.0,
+        pending=redis.zcard(keys.pending(project)),
+        mails_due=redis.zcard(keys.mailing(project)),
+        ended=sum(
+            count for field, count in ended.items() if State(field.rsplit("|", 1)[1]) not in UNFINISHED
+        ),
+        failed=sum(count for field, count in ended.items() if field.endswith(f"|{State.FAILED}")),
+        redcap_last_minute=redis.zcount(keys.rate(host), minute_ago, "+inf"),
+        redcap_limit=services.config.redcap_rate(config),
+        problem=bool(redis.hexists(keys.PROBLEMS, project)),
+    )
+
+
+def row(now: Figures, per_minute: float | None) -> tuple[str, ...]:
+    """A line of the table."""
+    return (
+        now.project,
+        str(now.unfinished),
+        f"{now.oldest_seconds:.0f} s" if now.unfinished else "",
+        str(now.pending),
+        str(now.mails_due),
+        str(now.ended),
+        "" if per_minute is None else f"{per_minute:.0f}",
+        str(now.failed),
+        f"{now.redcap_last_minute}/{now.redcap_limit}",
+        "see /readyz" if now.problem else "",
+    )
+
+
+def _print_once(services: Services, names: list[str]) -> None:
+    lines = [row(figures(services, name), None) for name in names]
+    if sys.stdout.isatty():
+        Console().print(_table(lines))
+        return
+    for line in lines:
+        click.echo("\t".join(line))
+
+
+def _table(lines: list[tuple[str, ...]]) -> Table:
+    table = Table(title="Opt-Out Bridge", caption="Ctrl-C ends; optout events lists single events")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in {"Project", "Problem"} else "right")
+    for line in lines:
+        table.add_row(*line, style="bold red" if line[-1] else None)
+    return table
+
+
+class Rates:
+    """How many events of each project have ended per minute, over the last minute of watching."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[tuple[float, int]]] = {}
+
+    def per_minute(self, project: str, ended: int, now: float) -> float | None:
+        """The rate, or None on the first look. `now` in seconds of a steady clock."""
+        seen = self._seen.setdefault(project, [])
+        while len(seen) > 1 and seen[1][0] <= now - 60:
+            seen.pop(0)
+        seen.append((now, ended))
+        since, before = seen[0]
+        return (ended - before) * 60 / (now - since) if now > since else None
+
+
+def _live(services: Services, names: list[str], every: float) -> None:
+    rates = Rates()
+
+    def frame() -> Table:
+        found = [figures(services, name) for name in names]
+        now = time.monotonic()
+        return _table([row(each, rates.per_minute(each.project, each.ended, now)) for each in found])
+
+    try:
+        with Live(frame(), auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                live.update(frame(), refresh=True)
+    except KeyboardInterrupt:
+        return
