@@ -1,0 +1,93 @@
+"""The composition root, the doorway, and Twilio's client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kombu.exceptions import OperationalError
+
+from shared import keys
+from shared.errors import ConfigError, ProjectProblem
+from shared.intake import accept
+from shared.ledger import Accepted, Ledger
+from shared.queue import TaskName
+from tests.builders import config, opt_out_event, project_table
+from tests.fakes import RecordingPublisher, study
+from worker.services import Services
+
+
+def services(redis: Any, projects: dict[str, dict[str, Any]] | None = None) -> Services:
+    return Services(config=config(projects), redis=redis, publish=RecordingPublisher())
+
+
+class TestIntake:
+    def test_only_new_events_are_published(self, redis: Any) -> None:
+        published, event = RecordingPublisher(), opt_out_event()
+        ledger = Ledger(redis)
+        for expected in (Accepted.NEW, Accepted.KNOWN):
+            assert accept([event], ledger=ledger, publish=published) == [expected]
+        unmatched = opt_out_event(phone_hash="")
+        assert accept([unmatched], ledger=ledger, publish=published) == [Accepted.UNMATCHED]
+        assert published.of(TaskName.LOOKUP) == [("asthma", event.event_id)]
+
+    @pytest.mark.parametrize("error", [OperationalError("away"), ConnectionRefusedError()])
+    def test_a_broker_that_is_away_is_no_failure(self, redis: Any, error: Exception) -> None:
+        published = RecordingPublisher()
+        published.error = error
+        event = opt_out_event()
+        assert accept([event], ledger=Ledger(redis), publish=published) == [Accepted.NEW]
+        assert redis.zrange(keys.DUE, 0, -1) == [f"lookup|asthma|{event.event_id}"]
+
+    def test_a_message_carries_a_project_and_a_message_sid_and_nothing_else(self, redis: Any) -> None:
+        published, event = RecordingPublisher(), opt_out_event("+16505550177")
+        accept([event], ledger=Ledger(redis), publish=published)
+        assert [message.args for message in published.messages] == [("asthma", event.event_id)]
+
+
+class TestServices:
+    def test_a_missing_hash_key_stops_the_worker_with_its_name(
+        self, redis: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("OPTOUT_HASH_KEY")
+        with pytest.raises(ConfigError, match="env:OPTOUT_HASH_KEY"):
+            _ = services(redis).hasher
+
+    def test_a_missing_token_concerns_its_project_alone(
+        self, redis: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both = services(
+            redis, {"asthma": project_table(redcap_token="env:NOT_SET"), "sleep": project_table()}
+        )
+        with pytest.raises(ProjectProblem, match="env:NOT_SET"):
+            both.project("asthma")
+        assert both.project("sleep").name == "sleep"
+
+    def test_projects_on_one_host_share_the_most_careful_budget(self, redis: Any) -> None:
+        some = services(redis, {
+            "a": project_table(redcap_requests_per_minute=300),
+            "b": project_table(redcap_requests_per_minute=60),
+            "c": project_table(redcap_requests_per_minute=10, redcap_url="https://other.example.edu/api/"),
+        })  # fmt: skip
+        limits = {name: some._limiter(some.config.projects[name])._limit for name in ("a", "b", "c")}
+        assert limits == {"a": 60, "b": 60, "c": 10}
+
+    def test_no_token_shows_in_any_representation(self, redis: Any) -> None:
+        some = services(redis)
+        gateway = some.project("asthma")
+        shown = f"{some!r}{gateway!r}{gateway._client!r}{some.config!r}{some.mailer!r}"
+        assert "AAAAAAAA" not in shown
+
+    def test_without_an_smtp_table_there_is_no_mailer(self, redis: Any) -> None:
+        silent = Services(
+            config=config({"asthma": project_table(notify=None)}, smtp=None),
+            redis=redis,
+            publish=RecordingPublisher(),
+        )
+        assert silent.mailer is None
+
+    def test_redcap_calls_are_counted_by_project_content_and_outcome(self) -> None:
+        asthma = study()
+        asthma.services.project("asthma").target  # noqa: B018
+        figures = asthma.redis.hgetall(keys.METRICS)
+        assert figures["redcap_requests|asthma|metadata|ok"] == "1"
