@@ -12,6 +12,9 @@ from shared.ledger import Accepted
 from shared.queue import TaskName
 from worker.services import Services
 
+# Twilio gives up a webhook after 15 s (Twilio docs, "Webhook connection overrides"); the rest is for clocks.
+MOST_LATE_MS = 24 * 3600 * 1000
+
 _CHUNK = 500
 
 
@@ -133,23 +136,29 @@ def recover(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
     return doorway.accept(late + missing).count(Accepted.NEW)
 
 
-def put_in_order(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
-    """Look at a whole run's events once more. Answers how many were restored as their phone's latest change.
+def overtaken(events: Sequence[OptOutEvent], doorway: Doorway) -> list[OptOutEvent]:
+    """Of a page, what a time that is corrected on a later page could still make its phone's latest change.
 
-    Pages and senders are read one after the other: a time that is corrected on a later page can make a change
-    of an earlier page the latest.
+    Only a webhook's time of receipt is ever corrected, and by seconds; so few events are kept, not the log.
+    """
+    return [
+        event
+        for event, status in _with_status(events, doorway)
+        if status.event_id != event.event_id
+        and 0 <= status.occurred_ms - milliseconds(event.occurred_at) <= MOST_LATE_MS
+    ]
+
+
+def put_in_order(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
+    """Look at the whole run's overtaken events once more. Answers how many are the latest change after all.
+
+    Pages and senders are read one after the other, so that a time is sometimes corrected too late for them.
     """
     newest_first = sorted(events, key=lambda event: event.occurred_at, reverse=True)
-    pages = [newest_first[start : start + _CHUNK] for start in range(0, len(newest_first), _CHUNK)]
-    for page in pages:
-        doorway.accept(
-            [event for event, status in _with_status(page, doorway) if _is_mistimed(event, status)]
-        )
     restored = 0
-    for page in pages:
-        late = [
-            event for event, status in _with_status(page, doorway) if _was_overtaken_wrongly(event, status)
-        ]
+    for start in range(0, len(newest_first), _CHUNK):
+        page = _with_status(newest_first[start : start + _CHUNK], doorway)
+        late = [event for event, status in page if _was_overtaken_wrongly(event, status)]
         restored += doorway.accept(late).count(Accepted.NEW)
     return restored
 

@@ -257,13 +257,21 @@ class TestTimesOfReceipt:
         assert night.value() == ""
 
     @pytest.mark.usefixtures("small_pages")
-    def test_across_a_page_boundary_the_next_run_puts_it_right(self, night: Night) -> None:
+    def test_so_it_is_where_the_two_stand_on_different_pages(self, night: Night) -> None:
         night.received("STOP", 0, late=8)
         start = night.missed("START", 5)
-        night.run()
+        report = night.run()
+        assert (night.value(), night.state(start), report.changes_recovered) == ("", "updated", 1)
+        assert night.run().changes_recovered == 0
+
+    def test_so_it_is_where_the_two_went_to_different_senders(self, nights: Nights) -> None:
+        twilio = TwilioSimulator()
+        twilio.add_sender("+16505550198", service=twilio.services[SERVICE_SID])
+        night = nights(twilio=twilio)
+        night.received("STOP", 0, late=8, to="+16505550198", service=None)
+        night.missed("START", 5)
         night.run()
         assert night.value() == ""
-        assert night.state(start) == "updated"
 
     def test_two_webhooks_that_came_in_the_wrong_order_are_put_right(self, night: Night) -> None:
         start = night.missed("START", 5)

@@ -26,7 +26,7 @@ from worker.locks import held
 from worker.message_log import MessageLog, open_message_log
 from worker.problems import note_problem
 from worker.project import RecordState, RedcapProject
-from worker.recovery import Doorway, Rehearsal, put_in_order, recover, recover_blocked
+from worker.recovery import Doorway, Rehearsal, overtaken, put_in_order, recover, recover_blocked
 from worker.report import MOST_RECORDS_NAMED, Report, send_report
 from worker.services import Services
 from worker.steps.update_records import settle, update_records
@@ -144,15 +144,15 @@ class _Run:
         config = self.services.config.projects[self.project]
         account = self.services.config.twilio[config.twilio]
         message_log = open_message_log(self.project, config, account, self.services.hasher)
-        read: list[OptOutEvent] = []
+        held_back: list[OptOutEvent] = []
         try:
             senders = message_log.senders()
             for sender in senders:
                 for events in message_log.pages(sender, since):
                     self.report.changes_recovered += recover(events, self._doorway)
                     self._count_messages(message_log)
-                    read += events
-            self.report.changes_recovered += put_in_order(read, self._doorway)
+                    held_back += overtaken(events, self._doorway)
+            self.report.changes_recovered += put_in_order(held_back, self._doorway)
             # What was refused is judged after all STARTs are known.
             for sender in senders if config.blocked_messages else []:
                 for events in message_log.blocked_pages(sender, since):
