@@ -100,6 +100,8 @@ class SmtpSimulator:
     faults: list[Fault] = field(default_factory=list)
     connections: int = 0
     url: str = ""
+    port: int = 0
+    _protocols: list[SMTP] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def fail(
@@ -135,29 +137,30 @@ class SmtpSimulator:
         """Take mail until the block ends; port 0 takes any free one."""
         with _running_loop() as (loop, run):
             server = run(loop.create_server(self._protocol, host, port))
-            taken = server.sockets[0].getsockname()[1]
-            login = f"{quote(self.user)}:{quote(self.password or '')}@" if self.user else ""
-            self.url = f"smtp://{login}{host}:{taken}"
+            self.port = server.sockets[0].getsockname()[1]
+            login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}@" if self.user else ""
+            self.url = f"smtp://{login}{host}:{self.port}"
             try:
                 yield self
             finally:
-                server.close()
-                run(_close_connections())
+                run(_close(server, self._protocols))
+                self._protocols.clear()
 
     # -- used by the protocol
 
     def _protocol(self) -> SMTP:
         self.connections += 1
-        return SMTP(
+        protocol = SMTP(
             _Handler(self),
             hostname="smtp.simulator.example.edu",
             ident="simulator",
             enable_SMTPUTF8=True,
-            auth_required=self.user is not None,
             auth_require_tls=False,
             authenticator=self._authenticate,
             loop=asyncio.get_running_loop(),
         )
+        self._protocols.append(protocol)
+        return protocol
 
     def _authenticate(
         self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, login: Any
@@ -192,7 +195,16 @@ class _Handler:
     def __init__(self, simulator: SmtpSimulator) -> None:
         self.simulator = simulator
 
-    async def handle_RCPT(  # noqa: N802  # aiosmtpd finds hooks by this name
+    async def handle_MAIL(  # noqa: N802  # aiosmtpd finds hooks by this name
+        self, _server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if self.simulator.user is not None and not session.authenticated:
+            return "530 5.7.0 Authentication required"
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
+
+    async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         fault = self.simulator.take_fault(address)
@@ -222,13 +234,18 @@ def refusal(kind: FaultKind) -> str:
     return "451 4.3.0 Try again later"
 
 
-async def _close_connections() -> None:
-    """Cancel what still serves a client, so that nothing is left open."""
-    mine = asyncio.current_task()
-    others = [task for task in asyncio.all_tasks() if task is not mine]
+async def _close(server: asyncio.Server, protocols: Sequence[SMTP]) -> None:
+    """Stop listening, cut what is still connected and wait for its tasks, so that no socket is left open."""
+    server.close()
+    for protocol in protocols:
+        if protocol.transport is not None:
+            cast(asyncio.Transport, protocol.transport).abort()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    for _ in range(3):  # a transport closes its socket in a later turn of the loop
+        await asyncio.sleep(0)
 
 
 @contextlib.contextmanager
@@ -348,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         simulator.serve(chosen.port, chosen.host),
         serve_inbox(simulator, chosen.http_port, chosen.host) as inbox,
     ):
-        print(f"SMTP simulator: {chosen.host}:{chosen.port}, inbox: {inbox}/", flush=True)
+        print(f"SMTP simulator: {chosen.host}:{simulator.port}, inbox: {inbox}/", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
