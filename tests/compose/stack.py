@@ -1,0 +1,208 @@
+"""The containers of one test run: their own project, ports, images and volume, touching no others."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.processes import ROOT, free_port, wait_until
+from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
+from tests.simulators.twilio import (
+    ACCOUNT_SID,
+    AUTH_TOKEN,
+    PUBLIC_URL,
+    SENDER,
+    SERVICE_SID,
+    Account,
+    Texted,
+    TwilioSimulator,
+)
+
+PLATFORM = ("redis", "web", "worker", "beat", "flower")
+BASE, SCALE, TLS = "docker-compose.yml", "docker-compose.scale.yml", "docker-compose.tls.yml"
+ASTHMA = "Asthma diary"
+
+
+def a_certificate(folder: Path) -> None:
+    """A self-made certificate for the public host; as with the secrets, any user may read it."""
+    folder.mkdir()
+    host = PUBLIC_URL.removeprefix("https://")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={host}",
+         "-addext", f"subjectAltName=DNS:{host}", "-keyout", "privkey.pem", "-out", "fullchain.pem"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    (folder / "privkey.pem").chmod(0o644)
+
+
+@dataclass
+class Stack:
+    """The compose project: the demo's configuration with free ports, a proxy's certificate, a Twilio that texts."""
+
+    folder: Path
+    project: str = field(default_factory=lambda: f"optout-test-{secrets.token_hex(3)}")
+    files: tuple[str, ...] = (BASE,)
+    extra: dict[str, str] = field(default_factory=dict)
+    next_record: int = 1000
+
+    def __post_init__(self) -> None:
+        self.deployment = self.folder / "deployment"
+        shutil.copytree(ROOT / "deploy" / "demo", self.deployment)
+        a_certificate(self.deployment / "tls")
+        self.ports = {
+            name: free_port()
+            for name in (
+                "OPTOUT_WEB",
+                "OPTOUT_TLS",
+                "OPTOUT_FLOWER",
+                "DEMO_REDCAP",
+                "DEMO_TWILIO",
+                "DEMO_MAIL",
+            )
+        }
+        self.web_url = f"http://127.0.0.1:{self.ports['OPTOUT_WEB']}"
+        self.flower_url = f"http://127.0.0.1:{self.ports['OPTOUT_FLOWER']}"
+        self.redcap_url = f"http://127.0.0.1:{self.ports['DEMO_REDCAP']}"
+        account = Account(sid=ACCOUNT_SID, auth_token=AUTH_TOKEN)
+        self.twilio = TwilioSimulator([account], public_url=PUBLIC_URL, deliver_to=self.web_url)
+        self.twilio.add_service(sid=SERVICE_SID, senders=[SENDER])
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of docker compose, with nothing of the caller's own deployment."""
+        own = {
+            name: value for name, value in os.environ.items() if not name.startswith(("OPTOUT_", "COMPOSE_"))
+        }
+        return (
+            own
+            | {
+                "COMPOSE_DISABLE_ENV_FILE": "1",
+                "COMPOSE_PROJECT_NAME": self.project,
+                "COMPOSE_FILE": ":".join(self.files),
+                "OPTOUT_DEPLOYMENT": str(self.deployment),
+                "OPTOUT_IMAGE": self.project,
+                "OPTOUT_TLS_ADDRESS": "127.0.0.1",
+            }
+            | {f"{name}_PORT": str(port) for name, port in self.ports.items()}
+            | self.extra
+        )
+
+    # -- what an operator types
+
+    def run(
+        self, *command: str, check: bool = True, seconds: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project's root; a failure shows what it said."""
+        done = subprocess.run(
+            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=seconds,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def compose(self, *args: str, check: bool = True) -> str:
+        """`docker compose ARGS`; answers what it printed."""
+        return self.run("docker", "compose", *args, check=check).stdout
+
+    def up(self, *args: str) -> None:
+        """Bring up the platform and the demo, built and healthy. On failure the logs tell why."""
+        try:
+            self.compose("--profile", "demo", "up", "--detach", "--build", "--wait", *args)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '50', check=False)}") from None
+
+    def optout(self, *args: str) -> str:
+        """`optout ARGS` in a worker's container."""
+        return self.compose("exec", "-T", "worker", "optout", *args)
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """`docker inspect` of a service's running containers."""
+        ids = self.compose("ps", "--quiet", service).split()
+        described: list[dict[str, Any]] = (
+            json.loads(self.run("docker", "inspect", *ids).stdout) if ids else []
+        )
+        return described
+
+    def remove(self) -> None:
+        """Containers, networks, volume and images of this run."""
+        self.compose(
+            "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20", check=False
+        )
+        images = self.run("docker", "image", "ls", "--quiet", f"{self.project}-*").stdout.split()
+        if images:
+            self.run("docker", "image", "rm", "--force", *images, check=False)
+
+    @contextmanager
+    def with_files(self, *files: str) -> Iterator[None]:
+        """With overlays for a while."""
+        before, self.files = self.files, files
+        try:
+            yield
+        finally:
+            self.files = before
+
+    # -- the world outside
+
+    def enrol(self, count: int) -> list[str]:
+        """New participants of the asthma study; answers their record ids."""
+        records = [str(self.next_record + offset) for offset in range(count)]
+        self.next_record += count
+        for record in records:
+            order = {
+                "project": ASTHMA,
+                "record": record,
+                "values": {"mobile": fictional_phone_as_typed(int(record))},
+            }
+            requests.post(f"{self.redcap_url}/_sim/records", json=order, timeout=10).raise_for_status()
+        return records
+
+    def text(self, record: str, body: str = "STOP") -> Texted:
+        """The record's participant texts; Twilio tries again as its documentation says."""
+        return self.twilio.text(
+            from_=fictional_phone(int(record)), body=body, service=SERVICE_SID, advanced_opt_out=True
+        )
+
+    def opted_out(self) -> set[str]:
+        """The records whose opt-out field is filled."""
+        rows = requests.get(f"{self.redcap_url}/_sim/records", params={"project": ASTHMA}, timeout=30).json()
+        return {row["record"] for row in rows if row["values"].get("sms_opt_out_at")}
+
+    def expect_opted_out(self, records: Sequence[str], *, seconds: float = 150) -> None:
+        """Wait until all of them show it: at once, or when sweep found what a fault left behind."""
+        wanted = set(records)
+        try:
+            wait_until(lambda: wanted <= self.opted_out(), seconds=seconds, what="all are opted out")
+        except TimeoutError:
+            missing = sorted(wanted - self.opted_out())
+            raise AssertionError(
+                f"{len(missing)} of {len(wanted)} are missing: {missing[:9]}\n"
+                + self.compose("logs", "--tail", "60", "worker", "web", check=False)
+            ) from None
+
+    @contextmanager
+    def burst(self, count: int) -> Iterator[list[str]]:
+        """Many participants text STOP while the block runs; afterwards every one was answered 200, and is saved."""
+        records = self.enrol(count)
+        with ThreadPoolExecutor(8) as pool:
+            sent: list[Future[Texted]] = [pool.submit(self.text, record) for record in records]
+            yield records
+            answers = [future.result().status for future in sent]
+        assert answers == [200] * count
+        self.expect_opted_out(records)
+
+    def unfinished(self) -> float:
+        """How many events have not ended, in all projects, as monitoring sees it."""
+        lines = requests.get(f"{self.web_url}/metrics", timeout=10).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("optout_unfinished_events{"))
