@@ -247,8 +247,8 @@ class RedcapProject:
         try:
             rows = self._client.export_all(self._fields, events=self._events, changed_since=since)
             for record, group in groupby(rows, key=self._record_id):
-                seen.add(record)
                 kept = list(group)
+                seen.add(record)  # only now: where the export breaks off within a record, it is read again
                 columns.update(*kept)
                 yield self._state(record, kept)
         except TooMuch:
