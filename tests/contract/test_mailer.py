@@ -1,0 +1,153 @@
+"""Our mailer against the SMTP simulator, over a real socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from email.message import EmailMessage
+
+import pytest
+
+from shared.errors import ConfigError, MailDeferred, MailRefused
+from tests.simulators.smtp import SmtpSimulator
+from worker import mailer as module
+from worker.mailer import Mailer
+
+SENDER = "optout-bridge@example.edu"
+
+
+@pytest.fixture
+def smtp() -> Iterator[SmtpSimulator]:
+    with SmtpSimulator().serve() as server:
+        yield server
+
+
+def message(*recipients: str) -> EmailMessage:
+    mail = EmailMessage()
+    mail["Subject"] = "Opt-out (STOP) saved: record 7"
+    mail["From"] = SENDER
+    mail["To"] = ", ".join(recipients or ("coordinator@example.edu",))
+    mail.set_content("Grüße: saved.\n")
+    mail.add_alternative("<p>Grüße: saved.</p>", subtype="html")
+    return mail
+
+
+def test_a_mail_arrives_with_both_parts(smtp: SmtpSimulator) -> None:
+    assert Mailer(smtp.url, SENDER).send(message()) == []
+    [mail] = smtp.wait_for(1)
+    assert (mail.sender, mail.recipients) == (SENDER, ("coordinator@example.edu",))
+    assert mail.subject == "Opt-out (STOP) saved: record 7"
+    assert (mail.text.strip(), mail.html.strip()) == ("Grüße: saved.", "<p>Grüße: saved.</p>")
+
+
+def test_it_goes_to_every_address(smtp: SmtpSimulator) -> None:
+    Mailer(smtp.url, SENDER).send(message("a@example.edu", "b@example.edu"))
+    assert smtp.wait_for(1)[0].recipients == ("a@example.edu", "b@example.edu")
+
+
+def test_a_server_that_asks_for_a_login_gets_it() -> None:
+    with SmtpSimulator(user="bridge@example.edu", password="p:a/s@s %").serve() as server:
+        assert Mailer(server.url, SENDER).send(message()) == []
+        assert len(server.wait_for(1)) == 1
+
+
+def test_a_wrong_password_is_refused_for_good_and_not_repeated() -> None:
+    with SmtpSimulator(user="bridge", password="right").serve() as server:
+        mailer = Mailer(server.url.replace("right", "wrong-one"), SENDER)
+        with pytest.raises(MailRefused) as caught:
+            mailer.send(message())
+        assert "wrong-one" not in f"{caught.value}{mailer!r}"
+        assert server.inbox == []
+
+
+def test_a_server_that_says_later_defers_the_mail(smtp: SmtpSimulator) -> None:
+    smtp.fail("451")
+    with pytest.raises(MailDeferred, match="smtp_deferred: code 451"):
+        Mailer(smtp.url, SENDER).send(message())
+    assert Mailer(smtp.url, SENDER).send(message()) == []
+    assert len(smtp.wait_for(1)) == 1
+
+
+def test_a_server_that_says_never_refuses_the_mail(smtp: SmtpSimulator) -> None:
+    smtp.fail("550")
+    with pytest.raises(MailRefused, match="smtp_refused: code 550"):
+        Mailer(smtp.url, SENDER).send(message())
+
+
+def test_one_refused_address_does_not_keep_the_others_from_being_told(smtp: SmtpSimulator) -> None:
+    smtp.fail("550", recipient="gone@example.edu")
+    assert Mailer(smtp.url, SENDER).send(message("gone@example.edu", "b@example.edu")) == ["gone@example.edu"]
+    assert smtp.wait_for(1)[0].recipients == ("b@example.edu",)
+
+
+def test_when_one_of_all_refused_addresses_may_work_later_the_mail_is_deferred(smtp: SmtpSimulator) -> None:
+    smtp.fail("550", recipient="gone@example.edu")
+    smtp.fail("451", recipient="full@example.edu")
+    with pytest.raises(MailDeferred):
+        Mailer(smtp.url, SENDER).send(message("gone@example.edu", "full@example.edu"))
+
+
+def test_when_all_addresses_are_refused_for_good_the_mail_is(smtp: SmtpSimulator) -> None:
+    smtp.fail("550", recipient="gone@example.edu")
+    with pytest.raises(MailRefused) as caught:
+        Mailer(smtp.url, SENDER).send(message("gone@example.edu"))
+    assert "gone@" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_defers_the_mail() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(MailDeferred, match="smtp_unreachable: ConnectionRefusedError"):
+        Mailer(f"smtp://127.0.0.1:{port}", SENDER).send(message())
+
+
+def test_a_server_that_falls_silent_defers_the_mail(
+    smtp: SmtpSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
+    smtp.fail("hang", seconds=2)
+    with pytest.raises(MailDeferred):
+        Mailer(smtp.url, SENDER).send(message())
+
+
+def test_an_answer_that_was_lost_defers_the_mail_although_it_arrived(smtp: SmtpSimulator) -> None:
+    """So it may come twice, never not at all; its Message-ID is the same both times."""
+    smtp.fail("lose_answer")
+    with pytest.raises(MailDeferred):
+        Mailer(smtp.url, SENDER).send(message())
+    assert len(smtp.wait_for(1)) == 1
+
+
+def test_a_server_without_starttls_is_refused_where_it_is_asked_for(smtp: SmtpSimulator) -> None:
+    with pytest.raises(MailRefused, match="smtp_not_supported"):
+        Mailer(f"{smtp.url}?starttls=true", SENDER).send(message())
+    assert smtp.inbox == []
+
+
+def test_the_connection_can_be_checked_without_a_mail(smtp: SmtpSimulator) -> None:
+    Mailer(smtp.url, SENDER).check()
+    assert smtp.inbox == []
+
+
+@pytest.mark.parametrize(
+    "url", ["", "mail.example.edu", "http://mail.example.edu", "smtp://", "smtp:user:secret@x"]
+)
+def test_an_address_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Mailer(url, SENDER)
+    assert "smtp.url: must be smtp://host:port" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("smtp://h", 25),
+        ("smtp://h?starttls=true", 587),
+        ("smtps://h", 465),
+        ("smtp://h:2525?starttls=1", 2525),
+    ],
+)
+def test_the_port_follows_from_the_kind_of_address(url: str, port: int) -> None:
+    assert repr(Mailer(url, SENDER)) == f"Mailer(h:{port})"

@@ -1,0 +1,428 @@
+"""Our REDCap client and project gateway against the simulator, over a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.events import Change, Status, milliseconds
+from tests.builders import REDCAP_TOKEN, at, config, hashed, project_table
+from tests.simulators.redcap import (
+    Access,
+    Project,
+    RedcapSimulator,
+    classic_study,
+    enrol,
+    fictional_phone,
+    longitudinal_study,
+    repeating_phone_study,
+)
+from worker import redcap as module
+from worker.project import RedcapProject
+from worker.redcap import RedcapClient, RowsRefused, TooMuch, scrubbed
+
+pytestmark = pytest.mark.usefixtures("naps")
+
+NOON = at("2026-05-04T19:00:00")
+SHOWN = "2026-05-04 12:00:00"
+FIELDS = ["record_id", "mobile", "sms_opt_out_at"]
+
+
+class Limiter:
+    """Lets everything through, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.told: list[str] = []
+
+    def wait_for_turn(self) -> None:
+        self.turns += 1
+
+    def failed(self, *, banned: bool = False) -> None:
+        self.told.append("banned" if banned else "failed")
+
+    def succeeded(self) -> None:
+        self.told.append("succeeded")
+
+
+class Gateway:
+    """A project on the simulator, with a client of its own."""
+
+    def __init__(self, simulator: RedcapSimulator, project: Project, redis: Any, **changes: Any) -> None:
+        self.simulator, self.study = simulator, project
+        self.limiter = Limiter()
+        self.counted: list[tuple[str, str]] = []
+        self.client = self.client_with(REDCAP_TOKEN)
+        table = project_table(redcap_url=simulator.url, **changes)
+        configured = config({"asthma": table}).projects["asthma"]
+        zone = config().zone(configured)
+        self.project = RedcapProject(
+            "asthma", configured, zone, client=self.client, redis=redis, hasher=hashed
+        )
+
+    def client_with(self, token: str, url: str = "") -> RedcapClient:
+        return RedcapClient(
+            url or self.simulator.url, token, limiter=self.limiter,
+            count=lambda content, outcome: self.counted.append((content, outcome)), session=self.session(),
+        )  # fmt: skip
+
+    def session(self) -> requests.Session:
+        return module.new_session()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedcapSimulator]:
+    with RedcapSimulator().serve() as running:
+        yield running
+
+
+@pytest.fixture
+def made(server: RedcapSimulator, redis: Any) -> Iterator[Any]:
+    """Makes a gateway to a project with some participants; the sessions are closed afterwards."""
+    gateways: list[Gateway] = []
+
+    def make(project: Project | None = None, *, count: int = 5, **changes: Any) -> Gateway:
+        project = project or classic_study()
+        enrol(project, count)
+        server.projects = {REDCAP_TOKEN: project}
+        gateways.append(Gateway(server, project, redis, **changes))
+        return gateways[-1]
+
+    yield make
+    for gateway in gateways:
+        gateway.client._session.close()
+    server.faults.clear()
+    server.lift_ban()
+    server.revoked.clear()
+    server.requests.clear()
+    server.requests_per_minute = server.most_records_named = None
+
+
+def status(change: str = "STOP", when: Any = NOON) -> Status:
+    return Status(change=Change(change), occurred_ms=milliseconds(when), event_id="SM1", last_start_ms=0)
+
+
+class TestReading:
+    def test_named_records_come_with_their_fields(self, made: Any) -> None:
+        rows = made().client.export(FIELDS, records=["2", "4", "99"])
+        assert [row["record_id"] for row in rows] == ["2", "4"]
+        assert set(rows[0]) == {"record_id", "mobile", "sms_opt_out_at"}
+
+    def test_an_export_of_all_is_streamed(self, made: Any) -> None:
+        rows = made(count=2000).client.export_all(FIELDS)
+        assert iter(rows) is rows
+        assert sum(1 for _ in rows) == 2000
+
+    def test_a_stream_that_is_left_early_gives_its_connection_back(self, made: Any) -> None:
+        client = made(count=2000).client
+        rows = client.export_all(FIELDS)
+        next(rows)
+        rows.close()
+        assert len(client.export(FIELDS, records=["1"])) == 1
+
+    def test_ids_with_commas_quotes_and_accents_are_asked_for_one_by_one(self, made: Any) -> None:
+        gateway = made(count=0)
+        ids = ["A, B", 'say "hi"', "ü-1", "1 2", "a&b=c"]
+        for number, record in enumerate(ids):
+            gateway.study.add_record(record, mobile=f"650-555-02{number:02d}")
+        assert set(gateway.project.read(ids)) == set(ids)
+
+    def test_a_project_state_holds_hashes_and_opt_out_fields(self, made: Any) -> None:
+        gateway = made(opt_out_checkbox="sms_opt_out")
+        gateway.study.set_value("2", "sms_opt_out_at", SHOWN)
+        gateway.study.set_value("2", "sms_opt_out___1", "1")
+        state = gateway.project.read(["2"])["2"]
+        assert state.phones == {hashed(fictional_phone(2))}
+        assert (state.opt_out_value, state.ticked) == (SHOWN, True)
+
+    def test_a_record_that_is_missing_from_an_answer_is_asked_for_once_more(self, made: Any) -> None:
+        gateway = made(count=10)
+        gateway.simulator.faults.add("missing_rows", kind="export", keep=0.5)
+        found = gateway.project.read([str(n) for n in range(1, 11)])
+        assert len(found) == 10
+
+    def test_a_whole_export_that_the_server_cannot_prepare_comes_in_portions(
+        self, made: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("worker.project.MOST_RECORDS_PER_REQUEST", 20)
+        gateway = made(count=50)
+        gateway.simulator.most_records_named = 20
+        gateway.simulator.faults.add("memory_200", kind="export", times=1)
+        assert len(list(gateway.project.read_all())) == 50
+
+    def test_a_whole_export_that_breaks_off_is_completed_in_portions(self, made: Any) -> None:
+        gateway = made(count=300)
+        gateway.simulator.faults.add("truncated", kind="export", times=1)
+        records = [state.record_id for state in gateway.project.read_all()]
+        assert sorted(records, key=int) == [str(n) for n in range(1, 301)]
+        assert len(records) == len(set(records))
+
+    def test_a_longitudinal_project_is_read_at_its_events(self, made: Any) -> None:
+        gateway = made(
+            longitudinal_study(opt_out_event="week_1_arm_1"),
+            phone_event="enrolment_arm_1", opt_out_event="week_1_arm_1",
+        )  # fmt: skip
+        gateway.study.set_value("1", "sms_opt_out_at", SHOWN, event="week_1_arm_1")
+        states = {state.record_id: state for state in gateway.project.read_all()}
+        assert states["1"].phones == {hashed(fictional_phone(1))}
+        assert (states["1"].opt_out_value, states["2"].opt_out_value) == (SHOWN, "")
+
+    def test_every_row_of_a_repeating_form_counts_for_the_phone(self, made: Any) -> None:
+        gateway = made(repeating_phone_study(), count=0)
+        gateway.study.add_record("1", first_name="Participant 1")
+        for instance in (1, 2, 3):
+            gateway.study.set_value("1", "mobile", f"650-555-010{instance}", instance=instance)
+        [state] = gateway.project.read_all()
+        assert state.phones == {hashed(f"+1650555010{n}") for n in (1, 2, 3)}
+
+    def test_only_changed_records_come_where_that_is_asked_for(self, made: Any) -> None:
+        study = classic_study()
+        study.clock = lambda: at("2026-01-01T00:00:00")
+        gateway = made(study, count=3)
+        study.clock = lambda: at("2026-05-04T12:00:00")
+        study.set_value("2", "mobile", "650-555-0777")
+        found = [state.record_id for state in gateway.project.read_all(at("2026-05-04T11:00:00"))]
+        assert found == ["2"]
+
+
+class TestWriting:
+    def write(self, gateway: Gateway, *records: str, change: str = "STOP") -> None:
+        states = gateway.project.read(records)
+        wanted = {record: (states[record], status(change)) for record in records}
+        for rows in gateway.project.rows_to_write(wanted):
+            gateway.project.write(rows)
+
+    def test_a_stop_is_written_and_a_start_clears_it(self, made: Any) -> None:
+        gateway = made(opt_out_checkbox="sms_opt_out")
+        self.write(gateway, "1", "2")
+        assert gateway.study.value("1", "sms_opt_out_at") == SHOWN
+        assert gateway.study.value("2", "sms_opt_out___1") == "1"
+        self.write(gateway, "1", change="START")
+        assert gateway.study.value("1", "sms_opt_out_at") == ""
+        assert gateway.study.value("1", "sms_opt_out___1") == "0"
+        assert gateway.study.value("2", "sms_opt_out_at") == SHOWN
+
+    def test_rows_with_the_same_columns_go_together(self, made: Any) -> None:
+        gateway = made(opt_out_checkbox="sms_opt_out")
+        gateway.study.set_value("2", "sms_opt_out___1", "1")
+        states = gateway.project.read(["1", "2", "3"])
+        groups = gateway.project.rows_to_write({name: (state, status()) for name, state in states.items()})
+        assert [[row["record_id"] for row in rows] for rows in groups] == [["1", "3"], ["2"]]
+        assert set(groups[1][0]) == {"record_id", "sms_opt_out_at"}
+
+    def test_a_refused_row_is_named_with_its_reason_and_nothing_is_written(self, made: Any) -> None:
+        gateway = made()
+        gateway.study.lock_record("2")
+        with pytest.raises(RowsRefused) as caught:
+            self.write(gateway, "1", "2", "3")
+        assert set(caught.value.reasons) == {"2"}
+        assert SHOWN not in str(caught.value.reasons)
+        assert gateway.study.value("1", "sms_opt_out_at") == ""
+
+    def test_a_refused_row_is_named_also_where_redcap_adds_its_event(self, made: Any) -> None:
+        sleep = longitudinal_study()
+        sleep.errors_name_event = True
+        gateway = made(sleep, phone_event="enrolment_arm_1", opt_out_event="enrolment_arm_1")
+        sleep.lock_record("2")
+        with pytest.raises(RowsRefused) as caught:
+            self.write(gateway, "1", "2")
+        assert set(caught.value.reasons) == {"2"}
+
+    def test_an_answer_without_the_written_ids_is_no_success(self, made: Any) -> None:
+        gateway = made()
+        gateway.project.target  # noqa: B018
+        gateway.simulator.faults.add("count_zero", kind="import", times=None)
+        with pytest.raises(RedcapUnavailable, match="redcap_not_written"):
+            self.write(gateway, "1")
+
+
+class TestAnswersThatAreNone:
+    @pytest.mark.parametrize(
+        ("fault", "code"),
+        [
+            ("http_429", "redcap_server_error"),
+            ("http_500", "redcap_server_error"),
+            ("http_502", "redcap_server_error"),
+            ("http_503", "redcap_server_error"),
+            ("http_504", "redcap_server_error"),
+            ("login_page", "redcap_page"),
+            ("maintenance_page", "redcap_page"),
+            ("tabs_page", "redcap_tabs_page"),
+            ("ban_page", "redcap_banned"),
+            ("firewall_page", "redcap_banned"),
+            ("empty_200", "redcap_strange_answer"),
+            ("reset", "redcap_unreachable"),
+            ("cut_off", "redcap_unreachable"),
+            ("memory_500", "redcap_out_of_memory"),
+            ("memory_200", "redcap_out_of_memory"),
+            ("truncated", "redcap_strange_answer"),
+        ],
+    )
+    def test_each_is_told_apart_and_tried_again_later(self, made: Any, fault: str, code: str) -> None:
+        gateway = made()
+        gateway.simulator.faults.add(fault, times=None)
+        with pytest.raises(RedcapUnavailable) as caught:
+            gateway.client.export(FIELDS, records=["1"])
+        assert caught.value.code == code
+
+    @pytest.mark.parametrize("fault", ["http_503", "tabs_page", "reset"])
+    def test_what_passes_in_a_moment_is_tried_again_at_once(
+        self, made: Any, naps: list[float], fault: str
+    ) -> None:
+        gateway = made()
+        gateway.simulator.faults.add(fault, times=2)
+        assert len(gateway.client.export(FIELDS, records=["1"])) == 1
+        assert len(naps) == 2
+        assert gateway.limiter.turns == 3
+        assert gateway.limiter.told == ["succeeded"]
+
+    def test_a_ban_is_told_to_the_limiter_and_not_tried_again(self, made: Any) -> None:
+        gateway = made()
+        gateway.simulator.faults.add("ban_page", times=None)
+        with pytest.raises(RedcapUnavailable):
+            gateway.client.export(FIELDS, records=["1"])
+        assert (gateway.limiter.turns, gateway.limiter.told) == (1, ["banned"])
+
+    def test_a_server_that_is_not_there_is_unreachable(self, made: Any) -> None:
+        gateway = made()
+        client = gateway.client_with(REDCAP_TOKEN, "http://127.0.0.1:9/api/")
+        with pytest.raises(RedcapUnavailable, match="redcap_unreachable: ConnectionError"):
+            client.export(FIELDS)
+        client._session.close()
+
+    def test_a_server_that_is_too_slow_is_given_up(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "READ_TIMEOUT_SECONDS", 0.1)
+        gateway = made()
+        gateway.simulator.faults.add("hang", seconds=1.5, times=1)
+        with pytest.raises(RedcapUnavailable, match="redcap_timeout"):
+            gateway.client.export(FIELDS, records=["1"])
+
+    def test_an_address_that_redirects_says_so(self, made: Any) -> None:
+        gateway = made()
+        client = gateway.client_with(REDCAP_TOKEN, gateway.simulator.url.rstrip("/"))
+        with pytest.raises((RedcapUnavailable, RedcapRefused)):
+            client.export(FIELDS)
+        client._session.close()
+
+    def test_a_stream_that_is_a_page_is_no_export(self, made: Any) -> None:
+        gateway = made()
+        gateway.simulator.faults.add("login_page", times=None)
+        with pytest.raises(RedcapUnavailable):
+            list(gateway.client.export_all(FIELDS))
+
+    def test_a_stream_that_the_server_could_not_prepare_asks_for_less(self, made: Any) -> None:
+        gateway = made()
+        gateway.simulator.faults.add("memory_200", times=None)
+        with pytest.raises(TooMuch):
+            list(gateway.client.export_all(FIELDS))
+
+
+class TestRefusals:
+    def test_a_wrong_token_is_forbidden_and_never_repeated(self, made: Any) -> None:
+        gateway = made()
+        client = gateway.client_with("F" * 32)
+        with pytest.raises(RedcapRefused) as caught:
+            client.export(FIELDS)
+        assert caught.value.code == "redcap_forbidden"
+        assert "FFFF" not in f"{caught.value}{client!r}"
+        assert gateway.limiter.turns == 1
+        client._session.close()
+
+    def test_an_unknown_field_is_named_as_such(self, made: Any) -> None:
+        with pytest.raises(RedcapRefused) as caught:
+            made().client.import_rows([{"record_id": "1", "no_such_field": "x"}], "record_id")
+        assert caught.value.code == "redcap_no_such_field"
+
+    def test_a_token_without_import_right_is_refused(self, made: Any) -> None:
+        gateway = made()
+        gateway.study.rights.api_import = False
+        with pytest.raises(RedcapRefused):
+            gateway.client.import_rows([{"record_id": "1", "sms_opt_out_at": SHOWN}], "record_id")
+
+    def test_each_call_is_counted_by_content_and_outcome(self, made: Any) -> None:
+        gateway = made()
+        gateway.client.export(FIELDS)
+        gateway.simulator.faults.add("http_503", times=None)
+        with pytest.raises(RedcapUnavailable):
+            gateway.client.export(FIELDS)
+        assert gateway.counted == [("record", "ok"), ("record", "redcap_server_error")]
+
+
+class TestTarget:
+    @pytest.mark.parametrize(
+        ("project", "changes", "code"),
+        [
+            (classic_study(opt_out_validation="date_ymd"), {}, "opt_out_field_holds_no_time"),
+            (classic_study(opt_out_validation="email"), {}, "opt_out_field_holds_no_time"),
+            (classic_study(), {"opt_out_field": "texting_notes"}, "opt_out_field_is_no_text"),
+            (classic_study(), {"opt_out_field": "sex"}, "opt_out_field_is_no_text"),
+            (classic_study(), {"opt_out_checkbox": "sex"}, "opt_out_checkbox_unfit"),
+            (longitudinal_study(), {}, "opt_out_event_missing"),
+            (longitudinal_study(), {"opt_out_event": "week_9_arm_1"}, "no_such_event"),
+            (longitudinal_study(), {"opt_out_event": "enrolment_arm_1", "phone_event": "x"}, "no_such_event"),
+            (repeating_phone_study(opt_out_form="contacts"), {}, "opt_out_field_repeats"),
+        ],
+    )
+    def test_what_does_not_fit_is_a_problem_with_a_mend(
+        self, made: Any, project: Project, changes: dict[str, str], code: str
+    ) -> None:
+        gateway = made(project, count=0, **changes)
+        with pytest.raises(ProjectProblem) as caught:
+            gateway.project.target  # noqa: B018
+        assert caught.value.code == code
+        assert ";" in caught.value.detail  # what was seen; the mend
+
+    def test_a_field_that_is_missing_names_its_key(self, made: Any) -> None:
+        gateway = made(opt_out_field="no_such_field")
+        with pytest.raises(RedcapRefused, match="opt_out_field: the project has no field no_such_field"):
+            gateway.project.target  # noqa: B018
+
+    def test_it_is_asked_once_by_all_workers_until_it_is_forgotten(self, made: Any, redis: Any) -> None:
+        gateway = made()
+        gateway.project.target  # noqa: B018
+        asked = gateway.simulator.count(content="metadata")
+        other = Gateway(gateway.simulator, gateway.study, redis)
+        other.project.target  # noqa: B018
+        assert gateway.simulator.count(content="metadata") == asked
+        other.project.forget_target()
+        other.project.target  # noqa: B018
+        assert gateway.simulator.count(content="metadata") == asked + 1
+        other.client._session.close()
+
+    @pytest.mark.parametrize("access", [Access.NONE, Access.REMOVE_IDENTIFIERS, Access.DEIDENTIFIED])
+    def test_a_phone_field_that_the_token_may_not_export_is_a_problem(
+        self, made: Any, access: Access
+    ) -> None:
+        gateway = made()
+        gateway.study.rights.forms["enrolment"] = access
+        with pytest.raises((ProjectProblem, RedcapRefused)):
+            gateway.project.read(["1"])
+
+    def test_the_record_id_is_the_first_field_of_the_dictionary(self, made: Any) -> None:
+        gateway = made(count=0)
+        gateway.study.change_field("record_id", name="study_id")
+        gateway.study.add_record("S-1", mobile="650-555-0001")
+        assert gateway.project.target.id_field == "study_id"
+        assert set(gateway.project.read(["S-1"])) == {"S-1"}
+
+
+class TestScrubbing:
+    @pytest.mark.parametrize(
+        ("message", "shown"),
+        [
+            ('The value "2026-05-04" is not valid', "The value … is not valid"),
+            ("call +1 (650) 555-0123 now", "call … now"),
+            ("write to pat@example.org please", "write to … please"),
+            ("<b>no</b>", "no"),
+            ("Record is locked", "Record is locked"),
+        ],
+    )
+    def test_what_may_be_somebody_s_data_is_taken_out(self, message: str, shown: str) -> None:
+        assert scrubbed(message) == shown
+
+    def test_a_long_message_is_cut(self) -> None:
+        assert len(scrubbed("no " * 500)) == 300
