@@ -8,7 +8,7 @@ from kombu.exceptions import OperationalError
 
 from shared.events import OptOutEvent
 from shared.ledger import Accepted, Ledger
-from shared.queue import Publisher, TaskName
+from shared.queue import BulkPublisher, Publisher, RedisPublisher, TaskName, message
 
 log = structlog.get_logger(__name__)
 
@@ -26,9 +26,12 @@ def accept(
     Raises redis.RedisError where they could not be recorded. A failed publish is no failure: what is
     recorded is found by sweep.
     """
-    answers = ledger.accept(events, now=now or datetime.now(UTC), counted=counted)
+    # Where the queues are in the ledger's Redis, an event and its message are stored in one step.
+    together = isinstance(publish, RedisPublisher)
+    messages = [message(TaskName.LOOKUP, (event.project, event.event_id)) for event in events if together]
+    answers = ledger.accept(events, now=now or datetime.now(UTC), counted=counted, messages=messages)
     for event, answer in zip(events, answers, strict=True):
-        if answer is Accepted.NEW:
+        if answer is Accepted.NEW and not together:
             publish_or_leave(publish, TaskName.LOOKUP, event.project, event.event_id)
     return answers
 
@@ -39,3 +42,11 @@ def publish_or_leave(publish: Publisher, task: TaskName, *args: str, delay_secon
         publish(task, *args, delay_seconds=delay_seconds)
     except (OperationalError, OSError) as error:
         log.warning("publish_failed", task=task, args=args, error=type(error).__name__)
+
+
+def publish_many_or_leave(publish: BulkPublisher, task: TaskName, calls: Sequence[Sequence[str]]) -> None:
+    """Publish one message per list of arguments, or leave them to sweep where the broker is away."""
+    try:
+        publish.many(task, calls)
+    except (OperationalError, OSError) as error:
+        log.warning("publish_failed", task=task, messages=len(calls), error=type(error).__name__)

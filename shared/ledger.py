@@ -23,6 +23,7 @@ from shared.events import (
     from_milliseconds,
     milliseconds,
 )
+from shared.queue import NO_MESSAGE, Message
 from shared.redis_connection import RedisClient
 
 LUA = Path(__file__).parent / "lua"
@@ -127,22 +128,29 @@ class Ledger:
     # --- events -------------------------------------------------------------------------------
 
     def accept(
-        self, events: Sequence[OptOutEvent], *, now: datetime, counted: Sequence[str] = ()
+        self,
+        events: Sequence[OptOutEvent],
+        *,
+        now: datetime,
+        counted: Sequence[str] = (),
+        messages: Sequence[Message] = (),
     ) -> list[Accepted]:
         """Record events all together or not at all, each once. Raises redis.RedisError where that failed.
 
         Of two changes in the same millisecond, the one handed in later counts as the later one, except
-        from the message log, which is read newest first. `counted` is the label of a figure of `/metrics` to
-        add to on the way, so that a webhook waits for the disk only once.
+        from the message log, which is read newest first.
+
+        A webhook waits for the disk only once, so on the way: `counted` is the label of a figure of `/metrics`
+        to add to, and `messages` are put into their queues, each if its event is new.
         """
         with self.redis.pipeline(transaction=True) as pipe:
-            for event in events:
-                self._accept_one(event, now, pipe)
+            for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
+                self._accept_one(event, message, now, pipe)
             if counted:
                 pipe.hincrby(keys.METRICS, "|".join(counted), 1)
             return [Accepted(answer) for answer in pipe.execute()[: len(events)]]
 
-    def _accept_one(self, event: OptOutEvent, now: datetime, pipe: Any) -> None:
+    def _accept_one(self, event: OptOutEvent, message: Message, now: datetime, pipe: Any) -> None:
         project, now_ms = event.project, milliseconds(now)
         newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
         names = [
@@ -154,6 +162,7 @@ class Ledger:
             keys.DUE,
             keys.COUNTS,
             keys.intents(project),
+            message.queue,
         ]
         # The script's whole text, as a webhook accepts one event: redis-py would first ask, at the cost of a
         # round trip, whether the server knows the script by its hash.
@@ -172,6 +181,7 @@ class Ledger:
             "oldest" if newest_first else "newest",
             keys.event(project, ""),
             self._retention_seconds,
+            message.text,
         )
 
     def load(self, project: str, event_id: str) -> Entry | None:

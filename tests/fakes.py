@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -57,6 +57,10 @@ class RecordingPublisher:
         if self.error is not None:
             raise self.error
         self.messages.append(Message(task, args, delay_seconds))
+
+    def many(self, task: TaskName, calls: Iterable[Sequence[str]]) -> None:
+        for args in calls:
+            self(task, *args)
 
     def of(self, task: TaskName) -> list[tuple[str, ...]]:
         """The arguments of the messages for a task."""

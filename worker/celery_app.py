@@ -14,7 +14,7 @@ from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
 from shared.intake import publish_or_leave
 from shared.log import configure_logging
-from shared.queue import CeleryPublisher, TaskName, make_celery
+from shared.queue import TaskName, make_celery, make_publisher
 from shared.redis_connection import connect
 from worker import heartbeat
 from worker.problems import check_again_soon
@@ -44,7 +44,8 @@ app.conf.update(
 @lru_cache(maxsize=1)
 def services() -> Services:
     """This process's services. Raises ConfigError."""
-    return Services(config=load_config(), redis=connect(redis_url()), publish=CeleryPublisher(app))
+    redis = connect(redis_url())
+    return Services(config=load_config(), redis=redis, publish=make_publisher(redis))
 
 
 register(app, services)

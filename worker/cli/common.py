@@ -9,17 +9,17 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from shared.config import broker_url, load_config, redis_url
+from shared.config import load_config, redis_url
 from shared.ledger import Entry
-from shared.queue import CeleryPublisher, make_celery
+from shared.queue import make_publisher
 from shared.redis_connection import connect
 from worker.services import Services
 
 
 def make_services() -> Services:
     """The services of one command. Raises ConfigError."""
-    publish = CeleryPublisher(make_celery(broker_url()))
-    return Services(config=load_config(), redis=connect(redis_url()), publish=publish)
+    redis = connect(redis_url())
+    return Services(config=load_config(), redis=redis, publish=make_publisher(redis))
 
 
 def chosen_projects(services: Services, name: str | None) -> list[str]:
