@@ -51,7 +51,9 @@ LABEL org.opencontainers.image.title="Opt-Out Bridge" \
 FROM runtime AS web
 COPY --from=web-packages /opt/venv /opt/venv
 COPY web web
+COPY deploy/granian-log.json deploy/
 RUN python -m compileall -q .
+ENV GRANIAN_LOG_CONFIG=/app/deploy/granian-log.json
 USER 10001:10001
 EXPOSE 8000
 CMD ["granian", "--interface", "wsgi", "--host", "0.0.0.0", "--port", "8000", "--no-ws", \
@@ -65,7 +67,7 @@ COPY worker worker
 RUN python -m compileall -q .
 ENV OPTOUT_HEARTBEAT_FILE=/tmp/heartbeat
 USER 10001:10001
-CMD ["celery", "-A", "worker.celery_app", "worker"]
+CMD ["celery", "-q", "-A", "worker.celery_app", "worker"]
 
 # Never part of a deployment: fictional studies, a fake Twilio and a mailbox, and the story that they play.
 FROM worker AS demo

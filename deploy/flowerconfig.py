@@ -4,6 +4,7 @@ Flower shows project names and message SIDs, never a phone number: tasks carry n
 """
 
 from shared.config import setting
+from shared.log import configure_logging
 
 # Look, do not touch: no revoking, no pool sizes, no shutdown from a web page.
 read_only = True
@@ -13,3 +14,7 @@ natural_time = False
 # "user:password", of pages and API alike; without it the API is closed, the pages are open: loopback only.
 if login := setting("OPTOUT_FLOWER_LOGIN"):
     basic_auth = [login]
+
+# Lines like those of the other processes, in place of Tornado's own.
+logging = "none"
+configure_logging()

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
+from enum import StrEnum
 from typing import Any
 
 import structlog
@@ -15,13 +16,45 @@ _PHONE = re.compile(r"(?<![\w-])(?:\+\d[\d ().-]{6,18}\d|\(?\d{3}\)?[ .-]\d{3}[ 
 # These write what we must not keep: twilio.http_client logs the To and From filters of each request at
 # INFO, the others repeat addresses and URLs at DEBUG. Source: twilio-python 9.13, http_client.py.
 _DISCREET = ("twilio.http_client", "urllib3", "kombu", "amqp", "werkzeug", "asyncio")
+# Celery's own two lines per task, which say less than the one that each step ends with.
+_REPETITIVE = ("celery.worker.strategy", "celery.app.trace")
 
 
 def configure_logging(level: str | None = None) -> None:
     """Send everything, ours and the libraries', to standard error in one form."""
     level = (level or os.environ.get("OPTOUT_LOG_LEVEL") or "INFO").upper()
     known = level if level in logging.getLevelNamesMapping() else "INFO"
-    shared: list[structlog.typing.Processor] = [
+    structlog.configure(
+        processors=[*_processors(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(known)
+    for name in _DISCREET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in _REPETITIVE:
+        logging.getLogger(name).setLevel(
+            root.level if root.level <= logging.DEBUG else max(logging.WARNING, root.level)
+        )
+
+
+def formatter() -> logging.Formatter:
+    """Renders any record, ours or a library's. By this name deploy/granian-log.json hands it to the web server."""
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    return structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        foreign_pre_chain=_processors(),
+    )
+
+
+def _processors() -> list[structlog.typing.Processor]:
+    return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -29,33 +62,27 @@ def configure_logging(level: str | None = None) -> None:
         structlog.processors.format_exc_info,
         mask_phone_numbers,
     ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-            foreign_pre_chain=shared,
-        )
-    )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(known)
-    for name in _DISCREET:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def mask_phone_numbers(
     _logger: Any, _method: str, fields: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Replace whatever looks like a phone number in any text of a log line."""
+    """Replace whatever looks like a phone number in any text of a log line, however deep."""
     for name, value in fields.items():
-        if isinstance(value, str) and name != "timestamp":
-            fields[name] = _PHONE.sub("[number]", value)
+        if name != "timestamp":
+            fields[name] = _masked(value)
     return fields
+
+
+def _masked(value: Any) -> Any:
+    match value:
+        case StrEnum():
+            return value
+        case str():
+            return _PHONE.sub("[number]", value)
+        case dict():
+            return {name: _masked(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_masked(each) for each in value]
+        case _:
+            return value

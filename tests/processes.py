@@ -148,11 +148,12 @@ class Platform:
     def _commands(self) -> dict[str, list[str]]:
         data = self.folder / "valkey"
         data.mkdir(exist_ok=True)
-        celery = [str(BIN / "celery"), "-A", "worker.celery_app"]
+        celery = [str(BIN / "celery"), "-q", "-A", "worker.celery_app"]
         return {
             "redis": [valkey_binary(), str(REDIS_CONF), "--port", str(self.redis_port), "--bind", "127.0.0.1",
                       "--dir", str(data)],
-            "web": [str(BIN / "granian"), "--interface", "wsgi", "--port", str(self.web_port), "--no-ws",
+            "web": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
+                    "--interface", "wsgi", "--port", str(self.web_port), "--no-ws",
                     "--blocking-threads", "8", "web.wsgi:app"],
             "worker": [*celery, "worker"],
             "beat": [*celery, "beat"],

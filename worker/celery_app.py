@@ -17,6 +17,7 @@ from shared.log import configure_logging
 from shared.queue import TaskName, make_celery, make_publisher
 from shared.redis_connection import connect
 from worker import heartbeat
+from worker.notice import report_templates
 from worker.problems import check_again_soon
 from worker.services import Services
 from worker.tasks import register
@@ -61,6 +62,7 @@ def _read_configuration(**_: Any) -> None:
     """Refuse to start with a configuration that cannot be used, and say why."""
     try:
         services().hasher  # noqa: B018  resolves the hash key
+        report_templates(services().config)
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None

@@ -19,7 +19,7 @@ import structlog
 from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, PrefixLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shared.config import Project
+from shared.config import Config, Project
 from shared.events import Change, Notice
 from shared.ledger import Entry
 from worker.project import Target
@@ -156,6 +156,13 @@ def template_problems(folder: str) -> Iterator[str]:
         problem = _first_problem(part, folder)
         if problem:
             yield f"{part}: {problem}"
+
+
+def report_templates(config: Config) -> None:
+    """Log what is wrong with the studies' templates; their mails are sent with our texts."""
+    for name, project in config.projects.items():
+        for problem in template_problems(project.templates) if project.templates else ():
+            log.error("template_failed", project=name, error=problem)
 
 
 def _first_problem(part: str, folder: str) -> str:

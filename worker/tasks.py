@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 
 from shared.queue import LONGEST_TASK_SECONDS, QUEUES, TaskName
+from worker import task_log
 from worker.services import Services
 from worker.steps.lookup_records import lookup_records
 from worker.steps.reconcile import reconcile
@@ -26,6 +27,7 @@ SOFT_LIMIT_SECONDS, HARD_LIMIT_SECONDS = 900, 960
 
 def register(app: Celery, services: Callable[[], Services]) -> None:
     """Register the tasks with an application. `services()` is called in each worker process, on first use."""
+    task_log.connect()
 
     @app.task(
         name=TaskName.LOOKUP,

@@ -1,0 +1,75 @@
+"""Lines of the worker: one that ends each step, and the same ids on all lines of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from shared.log import mask_phone_numbers
+from shared.queue import TaskName
+from tests import builders
+from worker import task_log
+from worker.notice import report_templates
+
+
+@pytest.fixture(autouse=True)
+def _no_ids_left() -> Iterator[None]:
+    yield
+    structlog.contextvars.clear_contextvars()
+
+
+def lines(task: str, *args: str, state: str = "SUCCESS") -> list[Any]:
+    """What is logged while a task with these arguments runs and says "hello"."""
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logged:
+        task_log.begin(SimpleNamespace(name=task), args)  # type: ignore[arg-type]
+        structlog.get_logger("step").info("hello")
+        task_log.end(state=state)
+    return logged
+
+
+@pytest.mark.parametrize("task", [TaskName.LOOKUP, TaskName.EMAIL])
+def test_each_line_of_a_task_carries_its_step_project_and_event(task: TaskName) -> None:
+    ids = {"step": task.removeprefix("optout."), "project": "asthma", "event_id": "SM1"}
+    for line in lines(task, "asthma", "SM1"):
+        assert line.items() >= ids.items()
+
+
+def test_a_step_ends_with_one_line_that_says_how_and_how_long() -> None:
+    line = lines(TaskName.UPDATE, "asthma")[-1]
+    assert (line["event"], line["outcome"], line["log_level"]) == ("step_ended", "done", "info")
+    assert line["took_ms"] >= 0
+
+
+def test_a_step_that_fails_ends_with_an_error() -> None:
+    line = lines(TaskName.SWEEP, state="FAILURE")[-1]
+    assert (line["outcome"], line["log_level"]) == ("failed", "error")
+
+
+def test_the_next_task_does_not_inherit_the_ids() -> None:
+    lines(TaskName.LOOKUP, "asthma", "SM1")
+    assert "event_id" not in lines(TaskName.SWEEP)[0]
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_a_task_of_celerys_own_has_a_line_too() -> None:
+    assert lines("celery.ping")[-1]["step"] == "celery.ping"
+
+
+def test_numbers_are_masked_however_deep_they_are() -> None:
+    fields = {"args": ("asthma", "+16505550100"), "problems": [{"seen": "call 650-555-0100"}]}
+    masked = mask_phone_numbers(None, "info", fields)
+    assert masked == {"args": ["asthma", "[number]"], "problems": [{"seen": "call [number]"}]}
+
+
+def test_templates_that_do_not_work_are_reported_at_start() -> None:
+    table = builders.project_table(templates="/nowhere")
+    with capture_logs() as logged:
+        report_templates(builders.config({"asthma": table}))
+    assert [(line["event"], line["project"], line["error"]) for line in logged] == [
+        ("template_failed", "asthma", "/nowhere is not a folder")
+    ]

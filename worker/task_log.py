@@ -1,0 +1,53 @@
+"""One canonical log line per step, and the ids that run through all lines from webhook to mail.
+
+While a task runs, every line of it carries step, project and event_id (the message SID): what the web process
+logged about the same message has the same id.
+"""
+
+import time
+from contextvars import ContextVar
+from typing import Any
+
+import structlog
+from celery import Task
+from celery.signals import task_postrun, task_prerun
+
+from shared.queue import TaskName
+
+# The arguments of each task, by the names that its log lines give them.
+_ARGUMENTS = {
+    TaskName.LOOKUP: ("project", "event_id"),
+    TaskName.UPDATE: ("project",),
+    TaskName.EMAIL: ("project", "event_id"),
+    TaskName.RECONCILE: ("project",),
+    TaskName.SWEEP: (),
+}
+
+_began: ContextVar[float] = ContextVar("began", default=0.0)
+log = structlog.get_logger(__name__)
+
+
+def connect() -> None:
+    """Listen to Celery's signals in this process and its children."""
+    task_prerun.connect(begin, weak=False)
+    task_postrun.connect(end, weak=False)
+
+
+def begin(task: Task[Any, Any], args: tuple[Any, ...], **_: Any) -> None:
+    """A task begins: bind its ids."""
+    names = _ARGUMENTS.get(TaskName(task.name), ()) if task.name in set(TaskName) else ()
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(
+        step=task.name.removeprefix("optout."), **dict(zip(names, args, strict=False))
+    )
+    _began.set(time.monotonic())
+
+
+def end(state: str | None = None, **_: Any) -> None:
+    """A task ends: the canonical line, and the ids are let go."""
+    took_ms = round((time.monotonic() - _began.get()) * 1000)
+    if state == "SUCCESS":
+        log.info("step_ended", outcome="done", took_ms=took_ms)
+    else:
+        log.error("step_ended", outcome="failed", took_ms=took_ms)
+    structlog.contextvars.clear_contextvars()
