@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared import phone
 from shared.phone import PhoneHasher, channel_and_address, numbers_in, sender_number
 
 
@@ -118,3 +119,11 @@ class TestHash:
     def test_another_number_gives_another_hash(self) -> None:
         hasher = PhoneHasher("key")
         assert len({hasher(f"+1650555{n:04d}") for n in range(10_000)}) == 10_000
+
+
+@given(
+    st.from_regex(r"\A[(+]?[0-9() .-]{0,3}[0-9]{1,4}[) .-]{0,3}[0-9]{2,4}[ .-]{0,2}[0-9]{2,5}\Z"),
+    st.sampled_from(["US", "CA", "GB", "MX", None]),
+)
+def test_the_quick_way_says_what_the_library_says(text: str, region: str | None) -> None:
+    assert phone._e164(text, region) == phone._e164_by_library(text, region)

@@ -167,7 +167,7 @@ class _Round:
         self._ledger.forget_pending(self._project, [phone for phone in batch if phone not in texts])
         records = self._gateway.read(ids) if ids else {}
         self._index.forget([record for record in ids if record not in records])
-        holders = {phone: _holders(phone, records, ids) for phone in texts}
+        holders = _holders(list(texts), [records[record] for record in ids if record in records])
         nowhere = [phone for phone in texts if not holders[phone] and phone not in self._doubted]
         if nowhere:
             # The index was wrong, or is old: believe it only after a refresh, in the next round.
@@ -338,6 +338,10 @@ class _Round:
         )
 
 
-def _holders(phone: str, records: Mapping[str, RecordState], ids: Sequence[str]) -> list[RecordState]:
-    """The records that really hold a phone now, in the index's order."""
-    return [records[record] for record in ids if record in records and phone in records[record].phones]
+def _holders(phones: Sequence[str], records: Sequence[RecordState]) -> dict[str, list[RecordState]]:
+    """The records that really hold each phone now, in the index's order."""
+    holders: dict[str, list[RecordState]] = {phone: [] for phone in phones}
+    for record in records:
+        for phone in record.phones & holders.keys():
+            holders[phone].append(record)
+    return holders
