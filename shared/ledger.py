@@ -3,12 +3,13 @@
 The scripts use keys that they derive from their arguments, so Redis must not be a cluster.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +126,10 @@ class Ledger:
     def _accept_script(self) -> str:
         return (LUA / "accept.lua").read_text()
 
+    @cached_property
+    def _accept_hash(self) -> str:
+        return hashlib.sha1(self._accept_script.encode(), usedforsecurity=False).hexdigest()
+
     # --- events -------------------------------------------------------------------------------
 
     def accept(
@@ -145,12 +150,21 @@ class Ledger:
         """
         with self.redis.pipeline(transaction=True) as pipe:
             for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
-                self._accept_one(event, message, now, pipe)
+                # The first one brings the script's whole text, so that the server knows it by its hash for the
+                # others: redis-py would ask for that beforehand, at the cost of a round trip.
+                script = (
+                    partial(pipe.evalsha, self._accept_hash)
+                    if len(pipe)
+                    else partial(pipe.eval, self._accept_script)
+                )
+                self._accept_one(event, message, now, script)
             if counted:
                 pipe.hincrby(keys.METRICS, "|".join(counted), 1)
             return [Accepted(answer) for answer in pipe.execute()[: len(events)]]
 
-    def _accept_one(self, event: OptOutEvent, message: Message, now: datetime, pipe: Any) -> None:
+    def _accept_one(
+        self, event: OptOutEvent, message: Message, now: datetime, script: Callable[..., Any]
+    ) -> None:
         project, now_ms = event.project, milliseconds(now)
         newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
         names = [
@@ -164,10 +178,7 @@ class Ledger:
             keys.intents(project),
             message.queue,
         ]
-        # The script's whole text, as a webhook accepts one event: redis-py would first ask, at the cost of a
-        # round trip, whether the server knows the script by its hash.
-        pipe.eval(
-            self._accept_script,
+        script(
             len(names),
             *names,
             project,
