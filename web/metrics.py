@@ -7,7 +7,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shared import keys
+from shared.config import broker_url, redis_url
 from shared.ledger import Ledger
+from shared.queue import QUEUES
 
 # Figures that are counted under keys.METRICS as "name|label value|…": name -> help, label names.
 COUNTED = {
@@ -33,6 +35,7 @@ class LedgerCollector(Collector):
         yield from self._reconciled()
         yield self._problems()
         yield self._index()
+        yield self._queues()
 
     def _events(self) -> Metric:
         family = CounterMetricFamily(
@@ -101,4 +104,16 @@ class LedgerCollector(Collector):
         family = GaugeMetricFamily("optout_indexed_phones", "Phones in the index", labels=["project"])
         for project in self._projects:
             family.add_metric([project], self._redis.hlen(keys.index_phones(project)))
+        return family
+
+    def _queues(self) -> Metric:
+        """Celery keeps each queue as a list in Redis; of another broker nothing is known here."""
+        family = GaugeMetricFamily(
+            "optout_queue_length",
+            "Messages that wait for a worker, where Redis is the broker",
+            labels=["queue"],
+        )
+        if broker_url() == redis_url():
+            for queue in QUEUES.values():
+                family.add_metric([queue], self._redis.llen(queue))
         return family
