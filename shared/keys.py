@@ -25,6 +25,11 @@ def unfinished(project: str) -> str:
     return f"{PREFIX}:unfinished:{project}"
 
 
+def arrived(project: str) -> str:
+    """List: ids of new events that no lookup has seen yet, where messages and events are stored in one step."""
+    return f"{PREFIX}:arrived:{project}"
+
+
 def mailing(project: str) -> str:
     """Sorted set: ids of events whose e-mail is due, by the ms since when."""
     return f"{PREFIX}:mailing:{project}"

@@ -33,6 +33,8 @@ LUA = Path(__file__).parent / "lua"
 # doubling pauses, of which the longest also bounds how long a recovery of REDCap goes unnoticed.
 FIRST_PAUSE_MS = 60_000
 LONGEST_PAUSE_MS = 300_000
+# For how long a lookup in the queue is believed to be there: what comes after that sends another.
+LOOKUP_WAITS_MS = 5_000
 # What failed is tried again sooner a few times, for what passes within a minute.
 QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 
@@ -146,7 +148,8 @@ class Ledger:
         from the message log, which is read newest first.
 
         A webhook waits for the disk only once, so on the way: `counted` is the label of a figure of `/metrics`
-        to add to, and `messages` are put into their queues, each if its event is new.
+        to add to, and `messages` are put into their queues, each if its event is new and no other lookup of its
+        project waits there: that one takes it along (`take_arrived`).
         """
         with self.redis.pipeline(transaction=True) as pipe:
             for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
@@ -177,6 +180,8 @@ class Ledger:
             keys.COUNTS,
             keys.intents(project),
             message.queue,
+            keys.arrived(project),
+            keys.queued(f"lookup:{project}"),
         ]
         script(
             len(names),
@@ -193,6 +198,7 @@ class Ledger:
             keys.event(project, ""),
             self._retention_seconds,
             message.text,
+            LOOKUP_WAITS_MS,
         )
 
     def load(self, project: str, event_id: str) -> Entry | None:
@@ -239,15 +245,29 @@ class Ledger:
                     pipe.hgetall(keys.event(project, event_id))
                 yield [Entry.decode(stored) for stored in pipe.execute() if stored]
 
+    def take_arrived(self, project: str, limit: int) -> list[Entry]:
+        """Events that no lookup has seen yet; what is taken here and then lost is found by sweep."""
+        ids = self.redis.lpop(keys.arrived(project), limit) or []
+        return self.entries_of(project, ids)
+
     def match(self, entry: Entry, records: Sequence[str], *, now: datetime) -> bool:
         """Note an event's records and ask for its phone's update. False where the event has ended meanwhile."""
+        return bool(self.match_all(entry.project, [(entry, records)], now=now))
+
+    def match_all(
+        self, project: str, found: Sequence[tuple[Entry, Sequence[str]]], *, now: datetime
+    ) -> set[str]:
+        """The same for many events. Answers the ids of those that had not ended."""
         now_ms = milliseconds(now)
-        return bool(
-            self._scripts["match"](
-                keys=[keys.event(entry.project, entry.event_id), keys.pending(entry.project), keys.DUE],
-                args=[entry.project, entry.event_id, json.dumps(records), now_ms, now_ms + FIRST_PAUSE_MS],
-            )
-        )
+        with self.redis.pipeline(transaction=False) as pipe:
+            for entry, records in found:
+                self._scripts["match"](
+                    keys=[keys.event(project, entry.event_id), keys.pending(project), keys.DUE],
+                    args=[project, entry.event_id, json.dumps(records), now_ms, now_ms + FIRST_PAUSE_MS],
+                    client=pipe,
+                )
+            answers = pipe.execute()
+        return {entry.event_id for (entry, _), matched in zip(found, answers, strict=True) if matched}
 
     def settle(self, project: str, outcomes: Iterable[Outcome], *, now: datetime) -> list[str]:
         """End events. Answers the ids of those whose e-mail is now due."""

@@ -1,8 +1,10 @@
 -- Records one event, once, and makes it the phone's latest status unless a newer one is known.
--- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 queue
+-- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 queue, 10 arrived,
+--       11 mark of a lookup that waits in the queue
 -- ARGV: 1 project, 2 event id, 3 change, 4 occurred ms, 5 received ms, 6 phone hash ('' = no phone number),
 --       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
---       10 prefix of event keys, 11 retention in seconds, 12 message for the queue if the event is new ('' = none)
+--       10 prefix of event keys, 11 retention in seconds, 12 message for the queue if the event is new ('' = none),
+--       13 how many ms the mark stays
 -- Answers: 'known', 'stale' (an older change: superseded), 'unmatched' (no phone number) or 'new'.
 local project, id, change, occurred = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local received, phone, source, due_at = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
@@ -97,5 +99,9 @@ if current then
 end
 redis.call('HSET', KEYS[2], phone, table.concat({change, ARGV[4], id, string.format('%.0f', last_start)}, '|'))
 record('received', '')
-if ARGV[12] ~= '' then redis.call('LPUSH', KEYS[9], ARGV[12]) end
+-- One lookup takes along all that have arrived: another message is needed only where none waits in the queue.
+if ARGV[12] ~= '' then
+  redis.call('RPUSH', KEYS[10], id)
+  if redis.call('SET', KEYS[11], '1', 'NX', 'PX', ARGV[13]) then redis.call('LPUSH', KEYS[9], ARGV[12]) end
+end
 return 'new'

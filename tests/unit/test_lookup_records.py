@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from shared import keys
-from shared.queue import TaskName
-from tests.builders import REDCAP_TOKEN, hashed, sid
+from shared.events import OptOutEvent, State
+from shared.intake import accept
+from shared.ledger import Outcome
+from shared.queue import QUEUES, RedisPublisher, TaskName
+from tests.builders import REDCAP_TOKEN, hashed, opt_out_event, sid
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
 from worker.steps.lookup_records import lookup_records
@@ -161,3 +164,85 @@ def test_a_lookup_after_the_crash_of_a_written_update_is_left_to_the_updater() -
     lookup_records("asthma", stop.event_id, asthma.services)
     assert asthma.state(stop) == "pending"
     assert asthma.redis.zcard(keys.pending("asthma")) == 1
+
+
+class TestTakingAlong:
+    """Where broker and ledger share a Redis, a lookup takes along all that has arrived."""
+
+    def arrive(self, asthma: Study, *phones: str, change: str = "STOP") -> list[OptOutEvent]:
+        events = [opt_out_event(phone, change) for phone in phones]
+        for event in events:
+            accept([event], ledger=asthma.ledger, publish=RedisPublisher(asthma.redis))
+        return events
+
+    def waiting(self, asthma: Study) -> int:
+        return int(asthma.redis.llen(QUEUES[TaskName.LOOKUP]))
+
+    def test_one_message_waits_for_many_events(self) -> None:
+        asthma = enrolled(5)
+        self.arrive(asthma, *map(fictional_phone, range(1, 6)))
+        assert self.waiting(asthma) == 1
+
+    def test_one_lookup_finds_the_records_of_all_and_asks_for_one_update(self) -> None:
+        asthma = enrolled(5)
+        events = self.arrive(asthma, *map(fictional_phone, range(1, 6)))
+        lookup_records("asthma", events[0].event_id, asthma.services)
+        assert [(asthma.state(event), asthma.entry(event).records) for event in events] == [
+            ("pending", (str(number),)) for number in range(1, 6)
+        ]
+        assert asthma.published.of(TaskName.UPDATE) == [("asthma",)]
+        assert asthma.exports() == 1
+
+    def test_what_comes_after_the_lookup_has_begun_sends_another_message(self) -> None:
+        asthma = enrolled(2)
+        (first,) = self.arrive(asthma, fictional_phone(1))
+        lookup_records("asthma", first.event_id, asthma.services)
+        self.arrive(asthma, fictional_phone(2))
+        assert self.waiting(asthma) == 2  # the first was not taken from this queue, as no worker runs here
+
+    def test_those_that_no_record_holds_end_after_one_refresh_for_all(self) -> None:
+        asthma = enrolled(2)
+        events = self.arrive(asthma, fictional_phone(1), "+16505559998", "+16505559999")
+        lookup_records("asthma", events[0].event_id, asthma.services)
+        assert [asthma.state(event) for event in events] == [
+            "pending",
+            "no_matching_record",
+            "no_matching_record",
+        ]
+        assert asthma.exports() == 1
+
+    def test_a_change_that_was_overtaken_on_the_way_stays_superseded(self) -> None:
+        asthma = enrolled(2)
+        (first,) = self.arrive(asthma, fictional_phone(1))
+        (stop,) = self.arrive(asthma, fictional_phone(2))
+        (start,) = self.arrive(asthma, fictional_phone(2), change="START")
+        lookup_records("asthma", first.event_id, asthma.services)
+        assert [asthma.state(event) for event in (first, stop, start)] == ["pending", "superseded", "pending"]
+
+    def test_a_lookup_whose_own_event_has_ended_takes_the_others_along_all_the_same(self) -> None:
+        asthma = enrolled(2)
+        first, second = self.arrive(asthma, fictional_phone(1), fictional_phone(2))
+        asthma.ledger.settle(
+            "asthma",
+            [Outcome(event_id=first.event_id, phone_hash=first.phone_hash, state=State.FAILED)],
+            now=asthma.clock(),
+        )
+        lookup_records("asthma", first.event_id, asthma.services)
+        assert asthma.state(second) == "pending"
+
+    def test_during_an_outage_each_is_put_off(self) -> None:
+        asthma = enrolled(2)
+        events = self.arrive(asthma, fictional_phone(1), fictional_phone(2))
+        asthma.redcap.faults.add("http_503", times=None)
+        lookup_records("asthma", events[0].event_id, asthma.services)
+        assert [asthma.state(event) for event in events] == ["received", "received"]
+        asthma.redcap.faults.clear()
+        asthma.sweep_later()
+        assert [asthma.state(event) for event in events] == ["updated", "updated"]
+
+    def test_events_that_a_dying_worker_had_taken_are_found_by_sweep(self) -> None:
+        asthma = enrolled(2)
+        events = self.arrive(asthma, fictional_phone(1), fictional_phone(2))
+        assert len(asthma.ledger.take_arrived("asthma", 500)) == 2
+        asthma.sweep_later()
+        assert [asthma.state(event) for event in events] == ["updated", "updated"]

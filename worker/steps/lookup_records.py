@@ -1,6 +1,7 @@
 """Which records hold the phone of an event?"""
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
@@ -8,7 +9,7 @@ import structlog
 from shared import keys
 from shared.config import Project
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
-from shared.events import UNFINISHED, Notice, State
+from shared.events import UNFINISHED, Notice, State, Status
 from shared.ledger import Entry, Outcome
 from worker.problems import note_problem
 from worker.services import Services
@@ -17,14 +18,48 @@ from worker.services import Services
 # nightly run still mends the record when REDCap is back.
 GIVE_UP_AFTER = timedelta(days=1)
 
+# At a time, so that the first of a storm are on their way to REDCap while the others are looked up.
+MOST_TAKEN_ALONG = 500
+
 log = structlog.get_logger(__name__)
 
 
 def lookup_records(project: str, event_id: str, services: Services) -> None:
-    """Find the event's records, and ask for their update; or end the event where no record holds its phone."""
-    ledger = services.ledger
-    entry, config = ledger.load(project, event_id), services.project_config(project)
-    if entry is None or entry.state not in UNFINISHED:
+    """Find the event's records, and ask for their update; or end the event where no record holds its phone.
+
+    Events that have arrived meanwhile are taken along: in a storm thousands, for which no message waits.
+    """
+    services.coalescer.taken(f"lookup:{project}")
+    own = services.ledger.load(project, event_id)
+    if own is not None:
+        _look_up(own, services)
+    while arrived := services.ledger.take_arrived(project, MOST_TAKEN_ALONG):
+        waiting = [entry for entry in arrived if entry.state is State.RECEIVED]
+        known = _known(project, waiting, services)
+        _ask_for_update(project, known, services)
+        handed_on = {entry.event_id for entry, _ in known}
+        for entry in waiting:
+            if entry.event_id not in handed_on:
+                _look_up(entry, services)
+
+
+def _known(project: str, entries: Sequence[Entry], services: Services) -> list[tuple[Entry, list[str]]]:
+    """Those whose phone is in the index and was not changed again since, with their records."""
+    if services.project_config(project) is None:
+        return []
+    phones = [entry.phone_hash for entry in entries]
+    records, statuses = services.index(project).records(phones), services.ledger.statuses(project, phones)
+    latest = {Status.decode(text).event_id for text in statuses.values()}
+    return [
+        (entry, records[entry.phone_hash])
+        for entry in entries
+        if entry.phone_hash in records and entry.event_id in latest
+    ]
+
+
+def _look_up(entry: Entry, services: Services) -> None:
+    ledger, project, config = services.ledger, entry.project, services.project_config(entry.project)
+    if entry.state not in UNFINISHED:
         return
     if config is None:
         _end(
@@ -35,7 +70,11 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
         )
         return
     status = ledger.status(project, entry.phone_hash)
-    if status is not None and status.event_id != event_id and not ledger.intents(project, [entry.phone_hash]):
+    if (
+        status is not None
+        and status.event_id != entry.event_id
+        and not ledger.intents(project, [entry.phone_hash])
+    ):
         _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {status.event_id}")
         return
     try:
@@ -77,10 +116,19 @@ def _hand_on(entry: Entry, config: Project, records: list[str], services: Servic
         notice = Notice.UNMATCHED if config.notify_unmatched and config.notify else None
         _end(entry, services, State.NO_MATCHING_RECORD, reason="no record holds this number", notice=notice)
         return
-    services.index(entry.project).used(services.now())
-    if services.ledger.match(entry, records, now=services.now()):
-        log.info("records_found", project=entry.project, event_id=entry.event_id, records=len(records))
-        services.request_update(entry.project)
+    _ask_for_update(entry.project, [(entry, records)], services)
+
+
+def _ask_for_update(project: str, found: Sequence[tuple[Entry, list[str]]], services: Services) -> None:
+    if not found:
+        return
+    services.index(project).used(services.now())
+    matched = services.ledger.match_all(project, found, now=services.now())
+    for entry, records in found:
+        if entry.event_id in matched:
+            log.info("records_found", project=project, event_id=entry.event_id, records=len(records))
+    if matched:
+        services.request_update(project)
 
 
 def _put_off(entry: Entry, error: RedcapUnavailable, services: Services) -> None:
