@@ -3,6 +3,7 @@
 import smtplib
 import ssl
 from email.message import EmailMessage
+from functools import cached_property
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from shared.errors import ConfigError, MailDeferred, MailRefused
@@ -38,6 +39,11 @@ class Mailer:
         """Host and port; without the login."""
         return f"{self._host}:{self._port}"
 
+    @cached_property
+    def _tls_context(self) -> ssl.SSLContext:
+        """Made once, as reading the system's certificates takes longer than sending a mail."""
+        return ssl.create_default_context()
+
     def send(self, message: EmailMessage) -> list[str]:
         """Send one message. Answers the addresses that the server refused while it took the others.
 
@@ -59,15 +65,16 @@ class Mailer:
             raise MailDeferred("smtp_unreachable", type(error).__name__) from None
 
     def _connected(self) -> smtplib.SMTP:
-        context = ssl.create_default_context()
         server: smtplib.SMTP
         if self._tls:
-            server = smtplib.SMTP_SSL(self._host, self._port, timeout=TIMEOUT_SECONDS, context=context)
+            server = smtplib.SMTP_SSL(
+                self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._tls_context
+            )
         else:
             server = smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS)
         try:
             if self._starttls:
-                server.starttls(context=context)
+                server.starttls(context=self._tls_context)
             if self._user:
                 server.login(self._user, self._password)
         except BaseException:
