@@ -176,6 +176,7 @@ def running_world(folder: Path) -> Iterator[World]:
             "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
             "OPTOUT_HASH_KEY": HASH_KEY,
             "OPTOUT_SMTP_URL": smtp.url,
+            "FLOWER_UNAUTHENTICATED_API": "true",  # tests read it; without this Flower keeps it shut
         }
         platform = Platform(folder, configuration(redcap.url), secrets, level="DEBUG")
         stack.enter_context(platform)
