@@ -78,6 +78,7 @@ def make_celery(url: str) -> Celery:
         task_default_queue=QUEUES[TaskName.SWEEP],
         # An exchange for each: queues that share exchange and routing key would all get each message.
         task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES.values()],
+        task_routes={task.value: {"queue": queue} for task, queue in QUEUES.items()},
         task_serializer="json",
         accept_content=["json"],
         enable_utc=True,

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery
 
-from shared.queue import LONGEST_TASK_SECONDS, QUEUES, TaskName
+from shared.queue import LONGEST_TASK_SECONDS, TaskName
 from worker import task_log
 from worker.services import Services
 from worker.steps.lookup_records import lookup_records
@@ -31,7 +31,6 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(
         name=TaskName.LOOKUP,
-        queue=QUEUES[TaskName.LOOKUP],
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
     )
@@ -40,7 +39,6 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(
         name=TaskName.UPDATE,
-        queue=QUEUES[TaskName.UPDATE],
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
     )
@@ -49,7 +47,6 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(
         name=TaskName.EMAIL,
-        queue=QUEUES[TaskName.EMAIL],
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
     )
@@ -58,7 +55,6 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(
         name=TaskName.RECONCILE,
-        queue=QUEUES[TaskName.RECONCILE],
         soft_time_limit=LONGEST_TASK_SECONDS - 60,
         time_limit=LONGEST_TASK_SECONDS,
     )
@@ -68,7 +64,6 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(
         name=TaskName.SWEEP,
-        queue=QUEUES[TaskName.SWEEP],
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
     )
