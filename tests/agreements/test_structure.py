@@ -1,0 +1,248 @@
+"""Agreements that no single module can keep: who imports whom, what is registered where, names for others."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.config import Config, Project, Reconcile, Smtp, TwilioAccount
+from shared.queue import QUEUES, TaskName
+from tests.builders import config
+from tests.fakes import RecordingPublisher, fake_redis
+from tests.processes import ROOT
+from web.app import build_services, create_app
+
+PACKAGES = ("shared", "web", "worker")
+# What may connect or read the environment when it is imported: it is what a process starts with.
+ENTRY_POINTS = {"web.wsgi", "worker.celery_app"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Every module of the program, by its dotted name."""
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            yield node.module or ""
+
+
+class TestImports:
+    @pytest.mark.parametrize(
+        ("package", "forbidden"),
+        [("shared", {"web", "worker", "tests"}), ("web", {"worker", "tests"}), ("worker", {"web", "tests"})],
+    )
+    def test_the_data_flows_one_way(self, package: str, forbidden: set[str]) -> None:
+        wrong = [
+            (name, imported)
+            for name, path in modules()
+            if name.split(".")[0] == package
+            for imported in imports(path)
+            if imported.split(".")[0] in forbidden
+        ]
+        assert wrong == []
+
+    def test_steps_know_no_celery(self) -> None:
+        steps = [(name, path) for name, path in modules() if name.startswith("worker.steps.")]
+        assert steps
+        wrong = [name for name, path in steps if any(i.split(".")[0] == "celery" for i in imports(path))]
+        assert wrong == []
+
+    def test_only_the_gateway_speaks_http_to_redcap_and_only_the_mailer_smtp(self) -> None:
+        importers = {
+            library: {name for name, path in modules() if library in {i.split(".")[0] for i in imports(path)}}
+            for library in ("requests", "smtplib", "twilio")
+        }
+        assert importers["smtplib"] <= {"worker.mailer"} | {n for n in importers["smtplib"] if "check" in n}
+        assert not any(name.startswith(("web", "shared")) for name in importers["requests"])
+
+    def test_importing_a_module_opens_no_socket_and_reads_no_setting(self) -> None:
+        """So that tests and tools may import anything, and a process fails where it says why."""
+        names = [name for name, _ in modules() if name not in ENTRY_POINTS]
+        result = subprocess.run(
+            [sys.executable, "-c", WATCHED_IMPORTS, json.dumps(names)],
+            cwd=ROOT, env=os.environ | {"OPTOUT_REDIS_URL": "redis://127.0.0.1:9/0"},
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout) == []
+
+    def test_the_watch_over_imports_sees_what_it_is_for(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.py").write_text(
+            "import os, socket\nos.environ.get('OPTOUT_X')\nsocket.socket().connect_ex(('127.0.0.1', 9))\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", WATCHED_IMPORTS, '["bad"]'],
+            cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        seen = json.loads(result.stdout)
+        assert "bad: reads OPTOUT_X" in seen
+        assert any(line.startswith("bad: socket.connect") for line in seen)
+
+
+WATCHED_IMPORTS = """
+import importlib, json, os, sys
+sys.path.insert(0, "")
+seen, current = [], ""
+
+def by_ourselves():
+    # Whether the program's own code asks: libraries copy the whole environment.
+    frame = sys._getframe(2)
+    while "frozen" in frame.f_code.co_filename or frame.f_code.co_filename == os.__file__:
+        frame = frame.f_back
+    return frame.f_code.co_filename.startswith(os.getcwd()) and "site-packages" not in frame.f_code.co_filename
+
+class Watched(type(os.environ)):
+    def __getitem__(self, name):
+        if str(name).startswith("OPTOUT_") and by_ourselves():
+            seen.append(f"{current}: reads {name}")
+        return super().__getitem__(name)
+
+os.environ.__class__ = Watched
+
+def hook(event, args):
+    if event in {"socket.connect", "socket.getaddrinfo", "socket.sendto"}:  # urllib3 binds to look for IPv6
+        seen.append(f"{current}: {event}")
+
+sys.addaudithook(hook)
+for current in json.loads(sys.argv[1]):
+    importlib.import_module(current)
+print(json.dumps(seen))
+"""
+
+
+@cache
+def celery_app() -> Any:
+    """The workers' application: an entry point, so it is imported only where it is needed."""
+    return importlib.import_module("worker.celery_app").app
+
+
+class TestTasks:
+    @pytest.fixture
+    def app(self) -> Any:
+        return celery_app()
+
+    def test_every_task_is_registered_by_the_name_that_others_rely_on(self, app: Any) -> None:
+        registered = {name for name in app.tasks if name.startswith("optout.")}
+        assert registered == {name.value for name in TaskName}
+
+    def test_every_task_has_a_queue_that_the_workers_consume(self, app: Any) -> None:
+        consumed = {queue.name for queue in app.conf.task_queues}
+        assert set(QUEUES) == set(TaskName)
+        assert set(QUEUES.values()) == consumed
+        for name in TaskName:
+            assert app.amqp.router.route({}, name.value)["queue"].name == QUEUES[name]
+            assert app.tasks[name.value].time_limit
+
+    def test_what_makes_a_lost_worker_harmless_is_set(self, app: Any) -> None:
+        conf = app.conf
+        assert conf.task_acks_late
+        assert conf.task_reject_on_worker_lost
+        assert conf.worker_prefetch_multiplier == 1
+        longest = max(app.tasks[name.value].time_limit for name in TaskName)
+        assert conf.broker_transport_options["visibility_timeout"] > longest
+
+    def test_each_step_is_a_file_and_a_function_named_like_its_task(self) -> None:
+        steps = {path.stem for path in (ROOT / "worker" / "steps").glob("*.py")} - {"__init__"}
+        assert steps == {name.value.removeprefix("optout.") for name in TaskName}
+        for step in steps:
+            tree = ast.parse((ROOT / "worker" / "steps" / f"{step}.py").read_text())
+            functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            assert step in functions
+
+
+class TestRoutes:
+    # Every route with who may call it: "signed" proves Twilio's signature, "open" tells nothing personal.
+    ROUTES = {  # noqa: RUF012
+        "/twilio/inbound": ({"POST"}, "signed"),
+        "/twilio/events": ({"POST"}, "signed"),
+        "/healthz": ({"GET"}, "open"),
+        "/readyz": ({"GET"}, "open"),
+        "/metrics": ({"GET"}, "open"),
+    }
+
+    def test_every_route_is_listed_with_its_decision(self) -> None:
+        app = create_app(build_services(config(), fake_redis(), RecordingPublisher()))
+        found = {
+            str(rule): set(rule.methods or ()) - {"HEAD", "OPTIONS"} for rule in app.url_map.iter_rules()
+        }
+        assert found == {path: methods for path, (methods, _) in self.ROUTES.items()}
+
+    def test_a_signed_route_refuses_an_unsigned_request_and_an_open_one_does_not(self) -> None:
+        app = create_app(build_services(config(), fake_redis(), RecordingPublisher()))
+        client = app.test_client()
+        for path, (methods, decision) in self.ROUTES.items():
+            method = methods.copy().pop()
+            if decision == "signed":
+                kind = "application/x-www-form-urlencoded" if path.endswith("inbound") else "application/json"
+                assert client.open(path, method=method, data=b"", content_type=kind).status_code == 403
+            else:
+                assert client.open(path, method=method).status_code == 200
+
+
+class TestKeys:
+    def test_redis_keys_are_named_in_one_place(self) -> None:
+        wrong = [
+            name
+            for name, path in modules()
+            if name != "shared.keys" and re.search(r"""["']f?optout:""", path.read_text())
+        ]
+        assert wrong == []
+
+    def test_every_key_has_the_prefix(self) -> None:
+        from shared import keys
+
+        for name, value in vars(keys).items():
+            if name.isupper() and name != "PREFIX":
+                assert str(value).startswith("optout:"), name
+
+
+class TestDocuments:
+    def documents(self) -> str:
+        paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        return "\n".join(path.read_text() for path in paths if path.exists())
+
+    def test_every_make_target_that_a_document_names_exists(self) -> None:
+        targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        named = set(re.findall(r"(?:`|^|\s\s)make ([a-z][a-z-]*)", self.documents(), re.MULTILINE))
+        assert named >= {"demo", "test"}
+        assert named <= targets
+
+    def test_the_makefile_lists_every_target_as_phony_and_with_a_text(self) -> None:
+        text = (ROOT / "Makefile").read_text()
+        targets = re.findall(r"^([a-z][a-z-]*):.*", text, re.MULTILINE)
+        phony = set(" ".join(re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)).split())
+        assert set(targets) == phony
+        without = [name for name in targets if not re.search(rf"^{name}:.*## \S", text, re.MULTILINE)]
+        assert without == []
+
+    def test_every_configuration_key_is_described_where_the_example_points_to(self) -> None:
+        document = (ROOT / "docs" / "configuration.md").read_text()
+        tables = set(Config.model_fields) - {"reconcile", "smtp", "twilio", "projects"}
+        keys = tables.union(*(table.model_fields for table in (Reconcile, Smtp, TwilioAccount, Project)))
+        assert sorted(key for key in keys if f"`{key}`" not in document) == []
+
+    def test_every_key_says_what_it_is(self) -> None:
+        for table in (Reconcile, Smtp, TwilioAccount, Project):
+            assert [key for key, field in table.model_fields.items() if not field.description] == []
