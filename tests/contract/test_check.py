@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,7 +24,6 @@ from shared.config import parse_config
 from shared.errors import TwilioRefused
 from shared.events import Source, State
 from shared.ledger import Outcome
-from shared.phone import numbers_in
 from shared.queue import make_celery
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
@@ -60,6 +60,8 @@ from worker.services import Services
 from worker.twilio_side import TwilioSide
 
 LONG_KEY = "k" * 40
+# Digits that may look like a number: those of SIDs and of this machine's address.
+NO_NUMBER = re.compile(r"[A-Z]{2}[0-9a-f]{32}|127\.0\.0\.1(:\d+)?")
 NOW = datetime.now(UTC)
 Found = list[Finding | Seen]
 
@@ -395,7 +397,7 @@ def test_no_finding_holds_a_phone_number_or_a_secret(world: World, id_: str) -> 
     texts = [item.seen if isinstance(item, Finding) else item.text for item in world.run(check)]
     secrets = [AUTH_TOKEN, builders.REDCAP_TOKEN, LONG_KEY, "u:p@"]
     for text in texts:
-        assert not list(numbers_in(text.replace(SERVICE_SID, "").replace(ACCOUNT_SID, ""), "US")), text
+        assert not re.search(r"\d[\d ().-]{5,}\d", NO_NUMBER.sub("", text)), text
         assert not [secret for secret in secrets if secret in text]
 
 
