@@ -106,7 +106,7 @@ class Stack:
         """Run a command in the project's root; a failure shows what it said."""
         done = subprocess.run(
             command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=seconds,
-            stdin=subprocess.DEVNULL, check=False,
+            stdin=subprocess.DEVNULL, check=False, errors="replace",
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -126,6 +126,11 @@ class Stack:
     def optout(self, *args: str) -> str:
         """`optout ARGS` in a worker's container."""
         return self.compose("exec", "-T", "worker", "optout", *args)
+
+    def events(self) -> dict[str, str]:
+        """The ledger: event id and project to state."""
+        told = json.loads(self.optout("events", "--json"))
+        return {f"{event['event_id']} {event['project']}": event["state"] for event in told}
 
     def containers(self, service: str) -> list[dict[str, Any]]:
         """`docker inspect` of a service's running containers."""

@@ -1,0 +1,182 @@
+"""RabbitMQ as the broker, Redis for the ledger only: a real server, killed and restarted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Platform, Process, free_port, wait_until
+from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
+from tests.simulators.twilio import (
+    ACCOUNT_SID,
+    AUTH_TOKEN,
+    PUBLIC_URL,
+    SENDER,
+    SERVICE_SID,
+    Account,
+    TwilioSimulator,
+)
+
+# Debian's own start script would change to another user; the server's own runs as whoever starts it.
+SERVERS = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"))
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        not SERVERS, reason="rabbitmq-server is not installed (Debian: apt install rabbitmq-server)"
+    ),
+]
+
+TOKEN = "FAKEASTHMATOKEN00000000000000000"
+CONFIG = f"""
+public_url = "{PUBLIC_URL}"
+
+[twilio.main]
+account_sid = "{ACCOUNT_SID}"
+auth_token = "env:TEST_TWILIO_TOKEN"
+
+[projects.asthma]
+redcap_url = "{{redcap_url}}"
+redcap_token = "env:TEST_REDCAP_TOKEN"
+twilio = "main"
+messaging_service_sid = "{SERVICE_SID}"
+phone_field = "mobile"
+opt_out_field = "sms_opt_out_at"
+"""
+
+
+class RabbitMq:
+    """A server of our own on loopback: own ports, data and name server, so that no other one is met."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        names = str(free_port())
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": names,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": "optout-test@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        }
+        epmd = shutil.which("epmd") or "epmd"
+        self.names = Process("epmd", [epmd, "-port", names, "-address", "127.0.0.1"], env=env, folder=folder)
+        self.server = Process("rabbitmq", [str(SERVERS[-1])], env=env, folder=folder)
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+        if not self.names.running:
+            self.names.start()
+        started = self.server.text().count("Server startup complete")
+        self.server.start()
+        wait_until(
+            lambda: self.server.text().count("Server startup complete") > started,
+            seconds=90,
+            what="RabbitMQ is up",
+        )
+
+    def stop(self) -> None:
+        """Stop the server and its name server."""
+        self.server.stop()
+        self.names.stop()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The platform on RabbitMQ, a study, and participants who text."""
+
+    platform: Platform
+    rabbitmq: RabbitMq
+    study: Project
+    twilio: TwilioSimulator
+
+    def text(self, record: int, body: str = "STOP") -> int:
+        """A participant's text; answers the webhook's status."""
+        texted = self.twilio.text(
+            from_=fictional_phone(record), body=body, service=SERVICE_SID, advanced_opt_out=True
+        )
+        return texted.status
+
+    def expect_opted_out(self, records: range, seconds: float = 150) -> None:
+        """Wait until all show it; what a fault left behind, sweep finds within minutes."""
+        wait_until(
+            lambda: all(self.study.value(str(record), "sms_opt_out_at") for record in records),
+            seconds=seconds,
+            what="all are opted out",
+        )
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    study = classic_study()
+    enrol(study, 200)
+    rabbitmq = RabbitMq(folder)
+    twilio = TwilioSimulator([Account(sid=ACCOUNT_SID, auth_token=AUTH_TOKEN)], public_url=PUBLIC_URL)
+    twilio.add_service(sid=SERVICE_SID, senders=[SENDER])
+    with RedcapSimulator({TOKEN: study}).serve() as redcap:
+        secrets = {
+            "OPTOUT_HASH_KEY": "insecure-hash-key-of-the-tests-only",
+            "OPTOUT_BROKER_URL": rabbitmq.url,
+            "TEST_TWILIO_TOKEN": AUTH_TOKEN,
+            "TEST_REDCAP_TOKEN": TOKEN,
+        }
+        try:
+            rabbitmq.start()
+            with Platform(folder, CONFIG.format(redcap_url=redcap.url), secrets) as platform:
+                platform.start()
+                twilio.deliver_to(platform.web_url)
+                yield Stage(platform, rabbitmq, study, twilio)
+        finally:
+            rabbitmq.stop()
+
+
+def test_a_stop_goes_its_way_through_rabbitmq(stage: Stage) -> None:
+    assert stage.text(1) == 200
+    stage.expect_opted_out(range(1, 2), seconds=30)
+
+
+def test_redis_holds_the_ledger_and_no_queue(stage: Stage) -> None:
+    stored = stage.platform.redis.keys("*")
+    assert [key for key in stored if not key.startswith("optout:")] == []
+    assert stored
+
+
+def test_a_killed_worker_leaves_its_messages_to_the_next(stage: Stage) -> None:
+    records = range(10, 80)
+    for record in records:
+        if record == 40:
+            stage.platform["worker"].kill()
+        assert stage.text(record) == 200
+    stage.platform.start("worker")
+    stage.expect_opted_out(records)
+
+
+def test_rabbitmq_may_go_and_come_back_during_a_burst(stage: Stage) -> None:
+    """The web process stores first: it goes on answering 200, and sweep publishes what RabbitMQ did not get."""
+    records = range(100, 180)
+    for record in records:
+        if record == 120:
+            stage.rabbitmq.server.stop()
+        if record == 150:
+            stage.rabbitmq.start()
+        assert stage.text(record) == 200
+    stage.expect_opted_out(records, seconds=240)
+    for name in ("web", "worker", "beat", "flower"):
+        assert stage.platform[name].running, name
