@@ -44,6 +44,7 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "opt_out_event": "enrolment_arm_1",
         "opt_out_checkbox": "sms_opt_out",
         "notify": ["coordinator@example.edu"],
+        "notify_digest": "10m",
         "templates": "/etc/optout/asthma-mail",
         "notify_unmatched": True,
         "default_region": "US",

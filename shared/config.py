@@ -187,6 +187,11 @@ class Project(Table):
         None, description="A checkbox field whose code 1 is ticked while the participant is opted out."
     )
     notify: list[MailAddress] = Field([], description="Who gets the e-mails about this project's changes.")
+    notify_digest: Duration | None = Field(
+        None,
+        description='Gather changes for this long, such as "10m" or "1h", and tell them in one e-mail; what could '
+        "not be saved is told at once.",
+    )
     templates: str | None = Field(
         None,
         description="A folder with e-mail texts of the study's own: notice.subject, notice.txt, notice.html.",
@@ -216,6 +221,13 @@ class Project(Table):
     blocked_messages: bool = Field(
         False, description="The nightly run also takes texts refused with error 21610 as proof of an opt-out."
     )
+
+    @property
+    def digest_seconds(self) -> int:
+        """For how long changes are gathered into one e-mail; 0 = each is told by itself."""
+        if self.notify_digest is None:
+            return 0
+        return int(self.notify_digest[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.notify_digest[-1]]
 
     @property
     def keywords(self) -> Keywords:

@@ -35,6 +35,16 @@ def mailing(project: str) -> str:
     return f"{PREFIX}:mailing:{project}"
 
 
+def gathered(project: str) -> str:
+    """Sorted set: ids of events that wait for their project's digest, by the ms since when."""
+    return f"{PREFIX}:gathered:{project}"
+
+
+def outbox(project: str) -> str:
+    """List: ids of events whose e-mail is due and for which no message of their own was sent."""
+    return f"{PREFIX}:outbox:{project}"
+
+
 def status(project: str) -> str:
     """Hash: phone hash -> latest change."""
     return f"{PREFIX}:status:{project}"

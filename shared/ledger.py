@@ -38,7 +38,7 @@ LOOKUP_WAITS_MS = 5_000
 # What failed is tried again sooner a few times, for what passes within a minute.
 QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 
-Kind = Literal["lookup", "update", "email"]
+Kind = Literal["lookup", "update", "email", "digest"]
 
 
 class Accepted(StrEnum):
@@ -93,7 +93,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A piece of work that sweep has claimed. `event_id` is empty for an update."""
+    """A piece of work that sweep has claimed. `event_id` is empty for an update and a digest."""
 
     kind: Kind
     project: str
@@ -269,16 +269,22 @@ class Ledger:
             answers = pipe.execute()
         return {entry.event_id for (entry, _), matched in zip(found, answers, strict=True) if matched}
 
-    def settle(self, project: str, outcomes: Iterable[Outcome], *, now: datetime) -> list[str]:
-        """End events. Answers the ids of those whose e-mail is now due."""
+    def settle(
+        self, project: str, outcomes: Iterable[Outcome], *, now: datetime, digest_seconds: int = 0
+    ) -> list[str]:
+        """End events. Answers the ids of those whose e-mail is now due by itself.
+
+        With `digest_seconds`, notices are gathered for so long; what could not be saved is told at once.
+        """
         outcomes = list(outcomes)
         with self.redis.pipeline(transaction=False) as pipe:
             for outcome in outcomes:
-                self._settle_one(project, outcome, milliseconds(now), pipe)
+                gather_ms = 0 if outcome.notice is Notice.UNSAVED else digest_seconds * 1000
+                self._settle_one(project, outcome, milliseconds(now), gather_ms, pipe)
             answers = pipe.execute()
         return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
 
-    def _settle_one(self, project: str, outcome: Outcome, now_ms: int, pipe: Any) -> None:
+    def _settle_one(self, project: str, outcome: Outcome, now_ms: int, gather_ms: int, pipe: Any) -> None:
         self._scripts["settle"](
             keys=[
                 keys.event(project, outcome.event_id),
@@ -290,6 +296,7 @@ class Ledger:
                 keys.intents(project),
                 keys.mailing(project),
                 keys.ATTEMPTS,
+                keys.gathered(project),
             ],
             args=[
                 project,
@@ -303,9 +310,29 @@ class Ledger:
                 now_ms + FIRST_PAUSE_MS,
                 self._retention_seconds,
                 outcome.read_status,
+                gather_ms,
             ],
             client=pipe,
         )
+
+    def gathered(self, project: str, limit: int) -> list[str]:
+        """Ids of events that wait for the digest, longest waiting first."""
+        return list(self.redis.zrange(keys.gathered(project), 0, limit - 1))
+
+    def digested(self, project: str, event_ids: Sequence[str], *, digest_seconds: int) -> None:
+        """Forget events that a digest has told."""
+        self._scripts["digested"](
+            keys=[keys.gathered(project), keys.DUE, keys.ATTEMPTS],
+            args=[project, digest_seconds * 1000, *event_ids],
+        )
+
+    def queue_mails(self, project: str, event_ids: Sequence[str]) -> None:
+        """Put events into the outbox, from which `take_mails` takes them; what is lost there is found by sweep."""
+        self.redis.rpush(keys.outbox(project), *event_ids)
+
+    def take_mails(self, project: str, limit: int) -> list[str]:
+        """Ids of events whose e-mail is due."""
+        return self.redis.lpop(keys.outbox(project), limit) or []
 
     def notified(self, entry: Entry, notice: Notice, outcome: str) -> None:
         """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not."""

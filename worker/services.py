@@ -23,6 +23,9 @@ from worker.phone_index import PhoneIndex
 from worker.project import RedcapProject
 from worker.redcap import RedcapClient, new_session
 
+# A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
+MAILS_PER_MESSAGE = 25
+
 
 def utc_now() -> datetime:
     """The time; passed in where a test sets it."""
@@ -106,8 +109,13 @@ class Services:
             publish_or_leave(self.publish, TaskName.UPDATE, project)
 
     def request_mails(self, project: str, event_ids: Iterable[str]) -> None:
-        """Ask for the e-mails about events to be sent."""
-        publish_many_or_leave(self.publish, TaskName.EMAIL, [(project, event_id) for event_id in event_ids])
+        """Ask for the e-mails about events to be sent; in a storm one message stands for some of them."""
+        ids = list(event_ids)
+        leading = ids[::MAILS_PER_MESSAGE]
+        along = [event_id for place, event_id in enumerate(ids) if place % MAILS_PER_MESSAGE]
+        if along:
+            self.ledger.queue_mails(project, along)
+        publish_many_or_leave(self.publish, TaskName.EMAIL, [(project, event_id) for event_id in leading])
 
     def retry_soon(self, kind: Kind, project: str, event_id: str = "") -> None:
         """Have failed work tried again within seconds, the first few times; then it is sweep's."""

@@ -1,8 +1,10 @@
--- Ends an event, takes its phone from the pending set if nothing newer came, and asks for the e-mail.
--- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 due, 6 counts, 7 intents, 8 mailing, 9 attempts
+-- Ends an event, takes its phone from the pending set if nothing newer came, and asks for the e-mail or, where
+-- the project gathers its mails, for the digest.
+-- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 due, 6 counts, 7 intents, 8 mailing, 9 attempts, 10 gathered
 -- ARGV: 1 project, 2 event id, 3 phone hash, 4 state, 5 reason, 6 record ids (JSON), 7 notice ('' = none),
---       8 now ms, 9 due ms, 10 retention in seconds, 11 the status as it was read ('' = leave pending alone)
--- Answers: the notice that is now due, or ''.
+--       8 now ms, 9 due ms, 10 retention in seconds, 11 the status as it was read ('' = leave pending alone),
+--       12 for how many ms notices are gathered (0 = not)
+-- Answers: the notice whose e-mail is due by itself now, or ''.
 local project, id, phone, state, notice = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
 if ARGV[11] ~= '' then
   if redis.call('HGET', KEYS[2], phone) == ARGV[11] then
@@ -33,5 +35,10 @@ if notice == '' or string.find(' ' .. (before[3] or ''), ' ' .. notice .. ' ', 1
 redis.call('HSET', KEYS[1], 'notice', notice)
 redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[8], ARGV[8], id)
+if tonumber(ARGV[12]) > 0 then
+  redis.call('ZADD', KEYS[10], ARGV[8], id)
+  redis.call('ZADD', KEYS[5], 'NX', string.format('%.0f', ARGV[8] + ARGV[12]), 'digest|' .. project .. '|')
+  return ''
+end
 redis.call('ZADD', KEYS[5], ARGV[9], 'email|' .. project .. '|' .. id)
 return notice

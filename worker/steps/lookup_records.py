@@ -152,6 +152,12 @@ def _end(
         records=entry.records,
         notice=notice,
     )
-    due = services.ledger.settle(entry.project, [outcome], now=services.now())
+    config = services.project_config(entry.project)
+    due = services.ledger.settle(
+        entry.project,
+        [outcome],
+        now=services.now(),
+        digest_seconds=config.digest_seconds if config else 0,
+    )
     log.info("event_ended", project=entry.project, event_id=entry.event_id, state=state, reason=reason)
     services.request_mails(entry.project, due)

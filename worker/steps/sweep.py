@@ -61,5 +61,5 @@ def _publish(item: Due, services: Services) -> None:
             publish_or_leave(services.publish, TaskName.LOOKUP, item.project, item.event_id)
         case "update":
             publish_or_leave(services.publish, TaskName.UPDATE, item.project)
-        case "email":
+        case "email" | "digest":  # a digest has no event
             publish_or_leave(services.publish, TaskName.EMAIL, item.project, item.event_id)

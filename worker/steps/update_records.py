@@ -124,7 +124,7 @@ def settle(project: str, outcomes: Sequence[Outcome], services: Services) -> Non
     config = services.config.projects[project]
     if not config.notify:
         outcomes = [_silent(outcome) for outcome in outcomes]
-    due = services.ledger.settle(project, outcomes, now=services.now())
+    due = services.ledger.settle(project, outcomes, now=services.now(), digest_seconds=config.digest_seconds)
     for outcome in outcomes:
         log.info(
             "event_ended", project=project, event_id=outcome.event_id, state=outcome.state,

@@ -1,0 +1,13 @@
+-- Forgets events that a digest has told, and sets the next one's time by the oldest that has come since.
+-- KEYS: 1 gathered, 2 due, 3 attempts
+-- ARGV: 1 project, 2 for how many ms notices are gathered, then the event ids
+local due = 'digest|' .. ARGV[1] .. '|'
+for i = 3, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end
+redis.call('HDEL', KEYS[3], due)
+local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
+if oldest then
+  redis.call('ZADD', KEYS[2], string.format('%.0f', oldest + ARGV[2]), due)
+else
+  redis.call('ZREM', KEYS[2], due)
+end
+return 1
