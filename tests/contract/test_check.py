@@ -51,6 +51,7 @@ from tests.simulators.twilio import (
 from web.app import build_services, create_app
 from worker.checks.configuration import check_configuration
 from worker.checks.findings import CATALOGUE, Finding, Seen, Severity, named
+from worker.checks.redcap import check_redcap
 from worker.checks.redis_store import check_broker, check_redis
 from worker.checks.run import checks_for, run_checks
 from worker.checks.web import check_backlog, check_web, check_workers
@@ -657,6 +658,21 @@ def test_a_configuration_that_cannot_be_read_is_a_finding_too(
 def test_the_mail_password_never_shows(world: World) -> None:
     mailer = Mailer("smtp://user:hunter2@mail.example.edu:587?starttls=true", "a@example.edu")
     assert "hunter2" not in f"{mailer!r} {mailer.address}"
+
+
+def test_another_machine_s_clock_is_told_by_its_answers(world: World) -> None:
+    services = world.services()
+    found = check_redcap("asthma", services.config, redis=world.redis, now=lambda: NOW + timedelta(hours=1))
+    (finding,) = (item for item in found if isinstance(item, Finding))
+    assert finding.id == "clock-differs"
+    assert "s behind this machine's" in finding.seen
+
+
+def test_off_a_terminal_a_finding_is_not_wrapped(world: World) -> None:
+    world.monkeypatch.setenv("OPTOUT_CONFIG", str(world.folder / ("long" * 60) / "none.toml"))
+    lines = CliRunner().invoke(check_command).stdout.splitlines()
+    assert any(line.strip().startswith("mend: ") for line in lines)
+    assert "1 error, 0 warnings, 0 notes" in lines[-1]
 
 
 def test_an_http_address_on_this_machine_is_no_finding(world: World) -> None:

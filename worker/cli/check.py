@@ -1,15 +1,17 @@
 """`optout check`: the configuration against the live REDCap, Twilio, Redis and mail server."""
 
 import sys
+from collections import Counter
 
 import click
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from shared.config import broker_url, load_config
 from shared.errors import ConfigError
 from shared.queue import make_celery
-from worker.checks.findings import Finding, Severity
+from worker.checks.findings import Finding, Seen, Severity
 from worker.checks.run import Report, checks_for, run_checks
 from worker.cli.common import chosen_projects, make_services, print_json
 
@@ -57,23 +59,36 @@ def _report(project: str | None, url: str | None, patience: int) -> Report:
 
 
 def _show(report: Report) -> None:
-    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
-    for seen in report.right:
-        console.print(Text.assemble(("ok       ", "green"), (f"{seen.subject}: ", "bold"), seen.text))
-    for finding in report.findings:
-        console.print(
-            Text.assemble(
-                (f"{finding.severity.value:<8} ", _STYLES[finding.severity]),
-                (f"{finding.subject}: ", "bold"),
-                (f"[{finding.id}] ", "dim"),
-                f"{finding.kind.title}: {finding.seen}",
-            )
-        )
-        console.print(Text(f"         → {finding.mend or finding.kind.mend}"))
-    counts = dict.fromkeys(Severity, 0)
-    for finding in report.findings:
-        counts[finding.severity] += 1
-    total = ", ".join(
-        f"{number} {severity.value}{'' if number == 1 else 's'}" for severity, number in counts.items()
+    rows = [(Text("ok", "green"), _right(seen)) for seen in report.right]
+    rows += [(Text(each.severity.value, _STYLES[each.severity]), _lines(each)) for each in report.findings]
+    total = f"{_total(report)}; docs/checks.md explains each"
+    if not sys.stdout.isatty():  # nothing is wrapped, so that a line can be searched for
+        for label, text in rows:
+            click.echo(f"{label}\t{text.plain.replace(chr(10), chr(10) + chr(9))}")
+        click.echo(total)
+        return
+    table = Table.grid(padding=(0, 1))
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(total, style="bold")
+
+
+def _right(seen: Seen) -> Text:
+    return Text.assemble((f"{seen.subject}: ", "bold"), seen.text)
+
+
+def _lines(finding: Finding) -> Text:
+    return Text.assemble(
+        (f"{finding.subject}: ", "bold"),
+        finding.kind.title,
+        (f" [{finding.id}]\n", "dim"),
+        f"seen: {finding.seen}\n",
+        f"mend: {finding.mend or finding.kind.mend}",
     )
-    console.print(f"{total}; docs/checks.md explains each", style="bold")
+
+
+def _total(report: Report) -> str:
+    counts = Counter(finding.severity for finding in report.findings)
+    return ", ".join(f"{counts[each]} {each.value}{'' if counts[each] == 1 else 's'}" for each in Severity)
