@@ -435,8 +435,11 @@ class Ledger:
             pipe.hdel(keys.intents(project), phone)
             if ids:
                 pipe.delete(*(keys.event(project, event_id) for event_id in ids))
-                for key in (keys.events(project), keys.unfinished(project), keys.mailing(project)):
-                    pipe.zrem(key, *ids)
+                for key in (keys.events, keys.unfinished, keys.mailing, keys.gathered):
+                    pipe.zrem(key(project), *ids)
+                for key in (keys.arrived, keys.outbox):
+                    for event_id in ids:
+                        pipe.lrem(key(project), 0, event_id)
                 pipe.zrem(keys.DUE, *due)
                 pipe.hdel(keys.ATTEMPTS, *due)
             status, pending, intents, *_ = pipe.execute()

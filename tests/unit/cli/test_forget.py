@@ -40,6 +40,8 @@ def everything(redis: Any) -> dict[str, str]:
                 found[key] = str(redis.hgetall(key))
             case "zset":
                 found[key] = str(redis.zrange(key, 0, -1))
+            case "list":
+                found[key] = str(redis.lrange(key, 0, -1))
             case _:
                 found[key] = str(redis.get(key))
     return found
@@ -60,6 +62,17 @@ def test_no_trace_of_the_number_is_left_and_other_numbers_are_untouched(asthma: 
     assert mentions(asthma, hashed(GONE), done.event_id, waiting.event_id, late.event_id) == []
     assert mentions(asthma, hashed(OTHER)) == before
     assert asthma.state(other) == "updated"
+
+
+def test_ids_in_every_list_of_what_is_still_to_do_are_removed(asthma: Study) -> None:
+    event, other = asthma.text(GONE), asthma.text(OTHER)
+    for event_id in (event.event_id, other.event_id):
+        asthma.redis.lpush(keys.arrived("asthma"), event_id)
+        asthma.redis.lpush(keys.outbox("asthma"), event_id)
+        asthma.redis.zadd(keys.gathered("asthma"), {event_id: 1})
+    forget(GONE, "--yes")
+    assert mentions(asthma, event.event_id) == []
+    assert asthma.redis.lrange(keys.arrived("asthma"), 0, -1) == [other.event_id]
 
 
 def test_what_was_on_its_way_does_no_harm_afterwards(asthma: Study) -> None:
