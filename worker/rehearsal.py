@@ -234,14 +234,21 @@ class Rehearsal:
         if entry.state not in {State.UPDATED, State.ALREADY_CURRENT}:
             raise BrokenRehearsal(f"the {change} ended as {entry.state}: {entry.reason}")
         self._see_record(change, began)
-        if self._config.notify and entry.state is State.UPDATED:
-            entry = self._await(
-                change, sid, began, "e-mail handed to the mail server",
-                lambda entry: entry.notice is None and bool(entry.mail),
-                "the mail server is in the way, the mail will be tried again: optout check looks into it",
-            )  # fmt: skip
-            if not entry.mail.startswith("sent"):
-                raise BrokenRehearsal(f"the e-mail was not sent: {entry.mail}")
+        if not self._config.notify or entry.state is not State.UPDATED:
+            return
+        if self._config.notify_digest:
+            self.show(change, _since(began), "e-mail gathered for the project's digest")
+        else:
+            self._see_mail(change, sid, began)
+
+    def _see_mail(self, change: Change, sid: str, began: float) -> None:
+        entry = self._await(
+            change, sid, began, "e-mail handed to the mail server",
+            lambda entry: entry.notice is None and bool(entry.mail),
+            "the mail server is in the way, the mail will be tried again: optout check looks into it",
+        )  # fmt: skip
+        if not entry.mail.startswith("sent"):
+            raise BrokenRehearsal(f"the e-mail was not sent: {entry.mail}")
 
     def _await(
         self, change: Change, sid: str, began: float, stage: str, reached: Callable[[Entry], bool], where: str

@@ -144,6 +144,14 @@ def test_it_tries_the_words_where_the_project_reads_them() -> None:
         assert bench.stages[-1] == (Change.START, "e-mail handed to the mail server")
 
 
+def test_where_mails_are_gathered_it_does_not_wait_for_one() -> None:
+    project = classic_study()
+    project.add_record("TEST", mobile=AS_TYPED)
+    for bench in _bench(study(project, notify_digest="1h")):
+        bench.run()
+        assert bench.stages[-1] == (Change.START, "e-mail gathered for the project's digest")
+
+
 def test_it_knows_longitudinal_projects() -> None:
     project = longitudinal_study()
     project.add_record("TEST", mobile=AS_TYPED)
