@@ -33,6 +33,7 @@ lint: $(VENV)/ready  ## Style, security rules and strict types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/kubernetes-validate --quiet --strict --kubernetes-version 1.30.0 $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 ##@ Deploy it
 COMPOSE ?= docker compose

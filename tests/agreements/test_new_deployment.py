@@ -1,0 +1,107 @@
+"""`make deployment`, and the demo's folder: what they hold is what compose and the program look for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.config import load_config
+from tests.demo import CONFIG
+from tests.processes import ROOT
+from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID
+
+DEMO = ROOT / "deploy" / "demo"
+SECRETS = "/run/secrets/"
+
+
+def make_deployment(root: Path) -> subprocess.CompletedProcess[str]:
+    """Run deploy/new-deployment in a folder that holds nothing else of the project."""
+    (root / "deploy").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "deploy" / "new-deployment", root / "deploy")
+    shutil.copy(ROOT / "config.example.toml", root)
+    return subprocess.run([root / "deploy" / "new-deployment"], capture_output=True, text=True, check=False)
+
+
+def references(value: Any) -> set[str]:
+    """The secrets that a parsed configuration refers to by file, below the folder of secrets."""
+    if isinstance(value, str):
+        return {value.removeprefix(f"file:{SECRETS}")} if value.startswith(f"file:{SECRETS}") else set()
+    if isinstance(value, dict):
+        return set().union(*(references(each) for each in value.values()))
+    return set().union(*(references(each) for each in value)) if isinstance(value, list) else set()
+
+
+def test_a_new_deployment_fits_the_program(tmp_path: Path) -> None:
+    assert make_deployment(tmp_path).returncode == 0
+    folder = tmp_path / "deployment"
+    config = (folder / "config.toml").read_text()
+    load_config(folder / "config.toml")
+    assert '= "env:' not in config
+    named = references(tomllib.loads(config))
+    assert {"hash_key", "smtp_url", "twilio/main"} <= named
+    assert [name for name in named if not (folder / "secrets" / name).is_file()] == []
+    assert "OPTOUT_DEPLOYMENT=./deployment" in (tmp_path / ".env").read_text().splitlines()
+
+
+@pytest.mark.parametrize("demo", [True, False])
+def test_a_deployment_holds_every_secret_of_the_compose_file(tmp_path: Path, demo: bool) -> None:
+    if not demo:
+        make_deployment(tmp_path)
+    folder = DEMO if demo else tmp_path / "deployment"
+    compose = (ROOT / "docker-compose.yml").read_text()
+    single = [
+        line.split("/secrets/")[1].strip(' "}')
+        for line in compose.splitlines()
+        if "{file:" in line and "/secrets/" in line
+    ]
+    assert len(single) == 5
+    assert [name for name in [*single, "twilio", "redcap"] if not (folder / "secrets" / name).exists()] == []
+    password = (folder / "secrets" / "redis_auth.conf").read_text().removeprefix("requirepass ").strip()
+    assert (folder / "secrets" / "redis_url").read_text().strip() == f"redis://:{password}@redis:6379/0"
+
+
+def test_its_folder_is_closed_and_its_files_can_be_read_by_the_containers(tmp_path: Path) -> None:
+    make_deployment(tmp_path)
+    folder = tmp_path / "deployment"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [path for path in folder.rglob("*") if not path.stat().st_mode & 0o004] == []
+
+
+def test_every_deployment_gets_secrets_of_its_own(tmp_path: Path) -> None:
+    made = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_deployment(tmp_path / name)
+        secrets = tmp_path / name / "deployment" / "secrets"
+        made |= {(secrets / each).read_text() for each in ("hash_key", "redis_auth.conf", "flower_login")}
+    assert len(made) == 6
+    assert min(len(secret.split()[-1]) for secret in made) >= 40
+
+
+def test_a_deployment_that_exists_is_left_alone(tmp_path: Path) -> None:
+    make_deployment(tmp_path)
+    key = (tmp_path / "deployment" / "secrets" / "hash_key").read_text()
+    again = make_deployment(tmp_path)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    assert (tmp_path / "deployment" / "secrets" / "hash_key").read_text() == key
+
+
+def test_the_containers_demo_has_the_studies_of_make_demo() -> None:
+    told = CONFIG.format(
+        public_url=PUBLIC_URL, account_sid=ACCOUNT_SID, service_sid=SERVICE_SID,
+        redcap_url="http://simulators:8900/api/", sleep_sender="+16505550177",
+    )  # fmt: skip
+    ours, theirs = load_config(DEMO / "config.toml"), tomllib.loads(told)
+    for name, project in theirs["projects"].items():
+        stored = ours.projects[name].model_dump(exclude={"redcap_token"})
+        assert {key: stored[key] for key in project if key != "redcap_token"} == {
+            key: value for key, value in project.items() if key != "redcap_token"
+        }
+    assert set(ours.projects) == set(theirs["projects"])
+    assert (DEMO / "secrets" / "twilio" / "main").read_text().strip() == AUTH_TOKEN
