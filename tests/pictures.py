@@ -49,7 +49,9 @@ def storm(world: World) -> None:
     """STOPs of many participants within a second."""
     enrol(world.asthma, STORM, start=100)
     for number in range(100, 100 + STORM):
-        world.twilio.text(from_=fictional_phone(number), service=SERVICE_SID, body="STOP", advanced_opt_out=True)
+        world.twilio.text(
+            from_=fictional_phone(number), service=SERVICE_SID, body="STOP", advanced_opt_out=True
+        )
     records = [str(number) for number in range(100, 100 + STORM)]
     world.expect("the storm is over", lambda: world.opted_out(world.asthma, *records))
 
