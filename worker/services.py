@@ -26,6 +26,8 @@ from worker.redcap import RedcapClient, new_session
 # A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
 MAILS_PER_MESSAGE = 25
 
+SWEEP_SLOT_SECONDS = 2
+
 
 def utc_now() -> datetime:
     """The time; passed in where a test sets it."""
@@ -119,6 +121,13 @@ class Services:
 
     def retry_soon(self, kind: Kind, project: str, event_id: str = "") -> None:
         """Have failed work tried again within seconds, the first few times; then it is sweep's."""
-        pause = self.ledger.retry_soon(kind, project, event_id, now=self.now())
-        if pause is not None and self.coalescer.first("sweep", seconds=pause):
-            publish_or_leave(self.publish, TaskName.SWEEP, delay_seconds=pause + 0.2)
+        now = self.now()
+        pause = self.ledger.retry_soon(kind, project, event_id, now=now)
+        if pause is None:
+            return
+        # One sweep for all that becomes due within the same two seconds, at their end: an earlier one that is
+        # on its way already would come too soon for this work, and the next is a minute away.
+        slot = int((now.timestamp() + pause) // SWEEP_SLOT_SECONDS) + 1
+        wait = slot * SWEEP_SLOT_SECONDS - now.timestamp() + 0.2
+        if self.coalescer.first(f"sweep:{slot}", seconds=wait):
+            publish_or_leave(self.publish, TaskName.SWEEP, delay_seconds=wait)

@@ -23,7 +23,6 @@ log = structlog.get_logger(__name__)
 
 def sweep(services: Services) -> dict[str, int]:
     """Publish overdue work, then look after projects with problems. Answers what was published by kind."""
-    services.coalescer.taken("sweep")
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
     published = {kind: sum(item.kind == kind for item in due) for kind in ("lookup", "update", "email")}
     for item in due:
