@@ -123,7 +123,9 @@ def test_an_outage_puts_the_lookup_off_and_asks_for_a_sweep_soon() -> None:
     event = asthma.text(fictional_phone(1))
     look_up(asthma)
     assert asthma.state(event) == "received"
-    assert [(m.task, 5 <= m.delay_seconds < 6) for m in asthma.published.messages] == [(TaskName.SWEEP, True)]
+    assert [(m.task, 5 <= m.delay_seconds < 7.3) for m in asthma.published.messages] == [
+        (TaskName.SWEEP, True)
+    ]
 
 
 def test_a_lookup_that_failed_for_a_day_ends_and_is_told() -> None:
@@ -159,7 +161,7 @@ def test_a_project_with_a_known_problem_is_not_asked_for_each_event() -> None:
 def test_a_lookup_after_the_crash_of_a_written_update_is_left_to_the_updater() -> None:
     asthma = enrolled()
     stop = asthma.text(fictional_phone(1))
-    asthma.ledger.intend("asthma", {hashed(fictional_phone(1)): stop.event_id})
+    asthma.ledger.intend("asthma", {hashed(fictional_phone(1)): stop.event_id}, now=asthma.clock())
     asthma.text(fictional_phone(1), "START")
     lookup_records("asthma", stop.event_id, asthma.services)
     assert asthma.state(stop) == "pending"
@@ -246,3 +248,25 @@ class TestTakingAlong:
         assert len(asthma.ledger.take_arrived("asthma", 500)) == 2
         asthma.sweep_later()
         assert [asthma.state(event) for event in events] == ["updated", "updated"]
+
+
+def test_work_that_is_put_off_later_than_a_sweep_on_its_way_gets_a_sweep_of_its_own() -> None:
+    """Else it would wait for beat's next sweep, up to a minute."""
+    asthma = enrolled()
+    asthma.redcap.faults.add("http_503", times=None)
+    for number in (1, 2, 3):
+        asthma.text(fictional_phone(number))
+        asthma.work()
+        asthma.clock.ahead += timedelta(seconds=3)
+    assert [message.task for message in asthma.later] == [TaskName.SWEEP] * 3
+
+
+def test_work_that_is_put_off_to_the_same_moment_shares_one_sweep() -> None:
+    asthma = enrolled()
+    asthma.redcap.faults.add("http_503", times=None)
+    moment = asthma.clock()
+    asthma.services.now = lambda: moment
+    for number in (1, 2, 3):
+        asthma.text(fictional_phone(number), received=moment)
+    asthma.work()
+    assert [message.task for message in asthma.later] == [TaskName.SWEEP]

@@ -483,7 +483,7 @@ class TestOutages:
         asthma.published.messages.clear()
         update_records("asthma", asthma.services)
         assert asthma.state(event) == "pending"
-        assert [(m.task, 5 <= m.delay_seconds < 6) for m in asthma.published.messages] == [
+        assert [(m.task, 5 <= m.delay_seconds < 7.3) for m in asthma.published.messages] == [
             (TaskName.SWEEP, True)
         ]
         asthma.redcap.faults.clear()
