@@ -13,6 +13,8 @@ from shared.events import Source
 INBOUND_MESSAGE_TYPE = "com.twilio.messaging.inbound-message.received"
 # 34 characters at Twilio; anything that could not be a SID would end in Redis keys and logs.
 _SID = re.compile(r"[A-Z]{2}[0-9A-Za-z]{8,62}")
+# Twilio's age. A time before 1970 would be a negative number of milliseconds, which the ledger cannot hold.
+_YEARS = range(2008, 2100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -61,7 +63,7 @@ def messages_of_events(body: bytes) -> Iterator[InboundMessage]:
     """
     try:
         batch = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested a thousand times
         raise Malformed("not_json") from None
     if not isinstance(batch, list) or not all(isinstance(event, dict) for event in batch):
         raise Malformed("not_an_array_of_events")
@@ -121,4 +123,6 @@ def _time(value: str) -> datetime:
         moment = datetime.fromisoformat(value)
     except ValueError:
         raise Malformed("no_timestamp") from None
+    if moment.year not in _YEARS:
+        raise Malformed("strange_timestamp")
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
