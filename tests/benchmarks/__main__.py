@@ -1,0 +1,48 @@
+"""`make bench`: measures what matters beside its alternatives, and writes docs/benchmarks.md.
+
+    python -m tests.benchmarks [--full] [--only ingress,storm]     with --only, nothing is written
+
+It lies under tests/ because it stands on the same processes and simulators, and so that the same strict types and
+lint rules hold for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks import footprint, index, ingress, one_stop, reconciliation, storm
+from tests.benchmarks.report import machine, print_section, write_page
+
+MEASURES = {
+    "ingress": ingress.measure,
+    "one_stop": one_stop.measure,
+    "storm": storm.measure,
+    "reconciliation": reconciliation.measure,
+    "index": index.measure,
+    "footprint": footprint.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("--full", action="store_true", help="larger and longer")
+    parser.add_argument("--only", help="comma-separated: " + ", ".join(MEASURES))
+    chosen = parser.parse_args()
+    names = chosen.only.split(",") if chosen.only else list(MEASURES)
+    began, facts, sections = time.monotonic(), machine(), []
+    with tempfile.TemporaryDirectory(prefix="optout-bench-") as folder:
+        for name in names:
+            before = time.monotonic()
+            section = MEASURES[name](Path(folder) / name, full=chosen.full)
+            sections.append(section)
+            print_section(section)
+            print(f"[{name}: {time.monotonic() - before:.0f} s]\n", flush=True)
+    if not chosen.only:
+        write_page(sections, facts, full=chosen.full, seconds=time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()

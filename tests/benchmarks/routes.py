@@ -1,0 +1,72 @@
+"""What the ingress is measured against, as WSGI applications for the same server."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+from flask import Flask, Response, request
+from twilio.request_validator import RequestValidator
+
+from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
+
+INBOUND = "/twilio/inbound"
+SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
+
+
+def _silence() -> Response:
+    return Response(SILENCE, content_type="text/xml; charset=utf-8")
+
+
+def _verified() -> bool:
+    signature = request.headers.get("X-Twilio-Signature", "")
+    return RequestValidator(AUTH_TOKEN).validate(PUBLIC_URL + request.path, request.form, signature)
+
+
+def make_bare() -> Flask:
+    """Reads the form and answers: the least that Flask can do."""
+    app = Flask("bare", static_folder=None)
+
+    @app.post(INBOUND)
+    def inbound() -> Response:
+        assert request.form["MessageSid"]
+        return _silence()
+
+    return app
+
+
+def make_verify_only() -> Flask:
+    """Verifies the signature and answers; keeps nothing."""
+    app = Flask("verify_only", static_folder=None)
+
+    @app.post(INBOUND)
+    def inbound() -> Response:
+        return _silence() if _verified() else Response(status=403)
+
+    return app
+
+
+def make_textbook() -> Flask:
+    """The textbook route: verify, then `task.delay`. Celery's own defaults; nothing stored, nothing deduplicated."""
+    app = Flask("textbook", static_folder=None)
+    celery = Celery("textbook", broker=os.environ["OPTOUT_REDIS_URL"], set_as_current=False)
+    celery.conf.task_ignore_result = True
+
+    @celery.task(name="textbook.handle")
+    def handle(message_sid: str, sender: str, recipient: str, change: str) -> None:
+        """Never runs here: only its publishing is measured."""
+
+    @app.post(INBOUND)
+    def inbound() -> Response:
+        if not _verified():
+            return Response(status=403)
+        form = request.form
+        handle.delay(form["MessageSid"], form["From"], form["To"], form["OptOutType"])
+        return _silence()
+
+    return app
+
+
+bare = make_bare()
+verify_only = make_verify_only()
+textbook = make_textbook()

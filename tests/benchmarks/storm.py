@@ -1,0 +1,200 @@
+"""3. A text blast: thousands of STOPs at once, into a large project whose REDCap is slow and bans the impatient."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from shared import keys
+from tests.benchmarks.load import Load, closed_loop, webhook
+from tests.benchmarks.report import Section, verdict
+from tests.benchmarks.world import (
+    World,
+    configuration,
+    family,
+    mail_server,
+    peak_rss_megabytes,
+    platform,
+    redcap,
+    whole_world,
+)
+from tests.processes import BIN, Process, wait_until
+
+CONNECTIONS = 16
+RECORDS = 100_000
+SLOW = {"latency_seconds": 0.15, "seconds_per_record_written": 0.002}
+LIMIT = 600  # requests per minute; one more is a ban
+# The alternatives would be banned at once, so that they are measured on fewer STOPs, without a limit.
+SAMPLE = 200
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a storm cost."""
+
+    stops: int
+    load: Load
+    requests: int
+    shown_seconds: float  # after the last webhook's answer, until REDCap shows all
+    told_seconds: float  # until all mails are out
+    mails: int
+    banned: bool = False
+
+
+def measure(folder: Path, *, full: bool) -> Section:
+    section = Section("3. Storm")
+    stops = 10_000 if full else 5_000
+    section.say(
+        f"{stops:,} STOPs of different participants, as fast as they are taken ({CONNECTIONS} connections), into a "
+        f"project of {RECORDS:,} records; REDCap simulator with 150 ms per call and 2 ms per record written, which bans "
+        f"an address above {LIMIT} requests a minute. Ours is limited to 300 a minute, its default.",
+        f"The alternatives were measured on {SAMPLE} STOPs, in a project of 1,000 records and without a limit, all to "
+        "their favour, and extrapolated in proportion: (a) does lookup, update and mail inside the web request "
+        "(8 threads), (b) is one Celery chain of lookup, update and mail per event (4 processes).",
+    )
+    ours, memory = _ours(folder / "ours", stops)
+    inside = _alternative(folder / "inside", "inside_the_request")
+    chained = _alternative(folder / "chain", "chain_per_event")
+    factor = stops / SAMPLE
+    section.table(
+        [
+            "",
+            "REDCap requests",
+            "Shown after the last webhook, s",
+            "Mails out, s",
+            "Webhook p50 ms",
+            "p99 ms",
+            "Mails",
+        ],
+        [
+            _row(f"(a) inside the request, × {factor:.0f}", inside, factor),
+            _row(f"(b) chain per event, × {factor:.0f}", chained, factor),
+            _row("ours, as measured", ours, 1),
+        ],
+    )
+    section.bars(
+        "storm-requests", f"REDCap requests for {stops:,} STOPs", "",
+        {"(a) inside the request": inside.requests * factor, "(b) chain per event": chained.requests * factor,
+         "ours": ours.requests},
+    )  # fmt: skip
+    whole = {
+        "(a) inside the request": _whole(inside) * factor,
+        "(b) chain per event": _whole(chained) * factor,
+        "ours": _whole(ours),
+    }
+    section.bars(
+        "storm-seconds", f"Seconds from the first of {stops:,} STOPs until REDCap shows all", "s", whole
+    )
+    polite = chained.requests * factor / LIMIT
+    section.say(
+        f"(a) and (b) would be banned {LIMIT / (chained.requests / SAMPLE):.0f} STOPs into the storm. Held at the limit, "
+        f"they would take at least {polite:.0f} minutes. From first webhook to last field, ours took {_whole(ours):.0f} s, "
+        f"(b) {whole['(b) chain per event']:.0f} s at its own, forbidden pace.",
+        verdict(not ours.banned and ours.requests <= 150, f"no ban, at most 150 requests ({ours.requests})"),
+        verdict(ours.shown_seconds <= 90, "shown within 90 s of the last webhook"),
+        verdict(
+            chained.requests * factor >= 30 * ours.requests
+            and _later(chained, factor) >= 10 * ours.shown_seconds,
+            f"30 times fewer requests than (b) ({chained.requests * factor / ours.requests:.0f} times) and 10 times "
+            f"sooner after the last webhook ({_later(chained, factor) / max(ours.shown_seconds, 0.1):.0f} times)",
+        ),
+        'Without `notify_digest` there is one mail per participant; with `notify_digest = "10m"` the same storm makes '
+        f"{-(-stops // 500)} mails of at most 500 changes each.",
+        memory,
+    )
+    return section
+
+
+def _whole(outcome: Outcome) -> float:
+    return outcome.load.seconds + outcome.shown_seconds
+
+
+def _later(outcome: Outcome, factor: float) -> float:
+    """Of an alternative: how long after the last webhook, were they to come as fast as it takes them."""
+    return outcome.shown_seconds * factor
+
+
+def _row(name: str, outcome: Outcome, factor: float) -> list[object]:
+    return [
+        name,
+        f"{outcome.requests * factor:,.0f}",
+        f"{outcome.shown_seconds * factor:.1f}",
+        f"{outcome.told_seconds * factor:.1f}",
+        f"{outcome.load.percentile(0.5) * 1000:.0f}",
+        f"{outcome.load.percentile(0.99) * 1000:.0f}",
+        f"{outcome.mails * factor:,.0f}",
+    ]
+
+
+# --- ours -------------------------------------------------------------------------------------------------
+
+
+def _ours(folder: Path, stops: int) -> tuple[Outcome, str]:
+    prepared = [webhook(each, phone=each) for each in range(1, stops + 1)]
+    with whole_world(folder, records=RECORDS, config={}, **SLOW, requests_per_minute=LIMIT) as world:
+        before = int(world.platform.redis.info("memory")["used_memory"])
+        load = closed_loop(world.platform.web_url, prepared, connections=CONNECTIONS)
+        assert load.statuses == {200: stops}, load.statuses
+        last = time.monotonic()
+        wait_until(world.is_drained, seconds=600, what="REDCap shows all")
+        shown = time.monotonic() - last
+        wait_until(world.is_told, seconds=600, what="all mails are out")
+        told = time.monotonic() - last
+        counts = world.redcap.counts()
+        assert counts["records_written"] == stops, counts
+        outcome = Outcome(
+            stops, load, counts["total"], shown, told, world.mail.mails(), banned=bool(counts["banned"])
+        )
+        return outcome, _memory(world, before, stops)
+
+
+def _memory(world: World, before: int, stops: int) -> str:
+    used = world.platform.redis.info("memory")
+    workers = family(world.platform["worker"])
+    peaks = ", ".join(f"{peak_rss_megabytes(pid):.0f}" for pid in workers)
+    events = (int(used["used_memory"]) - before) / stops
+    return (
+        f"Memory: store {before / 2**20:.1f} MB before (index of {RECORDS:,} phones), peak "
+        f"{int(used['used_memory_peak']) / 2**20:.1f} MB; {events:.0f} bytes are kept per event. Peak resident sets of "
+        f"the worker and its children: {peaks} MB; of web: "
+        f"{max(peak_rss_megabytes(pid) for pid in family(world.platform['web'])):.0f} MB."
+    )
+
+
+# --- the alternatives -------------------------------------------------------------------------------------
+
+
+def _alternative(folder: Path, application: str) -> Outcome:
+    prepared = [webhook(each, phone=each) for each in range(1, SAMPLE + 1)]
+    folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        served = stack.enter_context(redcap(folder, records=1_000, **SLOW))
+        mail = stack.enter_context(mail_server(folder))
+        made = stack.enter_context(platform(folder, configuration(served.url), "redis", smtp_url=mail.url))
+        env = {**made.env, "BENCH_REDCAP_URL": served.url}
+        commands = {
+            "web-alternative": [*made["web"].command[:-1], f"tests.benchmarks.alternatives:{application}"]
+        }
+        if application == "chain_per_event":
+            celery = [str(BIN / "celery"), "-A", "tests.benchmarks.alternatives:celery", "worker"]
+            commands["worker-alternative"] = celery
+        for name, command in commands.items():
+            process = Process(name, command, env=env, folder=folder)
+            stack.callback(process.stop)
+            process.start()
+            if "celery" in command[0]:
+                wait_until(lambda process=process: " ready." in process.text(), what="the worker is ready")
+        wait_until(lambda: requests.get(made.web_url, timeout=1) is not None, what="the web process answers")
+        served.clear()
+        load = closed_loop(made.web_url, prepared, connections=CONNECTIONS)
+        last = time.monotonic()
+        assert load.statuses == {200: SAMPLE}, load.statuses
+        wait_until(lambda: served.counts()["records_written"] == SAMPLE, seconds=300, what="all are written")
+        shown = time.monotonic() - last
+        wait_until(lambda: mail.mails() == SAMPLE, seconds=300, what="all mails are out")
+        told = time.monotonic() - last
+        return Outcome(SAMPLE, load, served.counts()["total"], shown, told, mail.mails())
