@@ -4,6 +4,7 @@ Flower and beat load this module too, and neither gets a secret: Flower needs th
 beat the times in the configuration.
 """
 
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -55,6 +56,16 @@ register(app, services)
 @setup_logging.connect
 def _use_our_logging(**_: Any) -> None:
     configure_logging()
+
+
+# Where web and worker share a machine, Twilio's answer comes first: all that a worker does can wait a little.
+NICENESS = 10
+
+
+@worker_init.connect
+def _stand_back(**_: Any) -> None:
+    """Give way to the web process; the children inherit it."""
+    os.nice(NICENESS)
 
 
 @worker_init.connect
