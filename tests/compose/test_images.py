@@ -104,13 +104,14 @@ def test_redis_can_be_reached_by_those_who_need_it_only(stack: Stack) -> None:
     assert "NOAUTH" in inside(stack, "redis", "redis-cli ping")
 
 
-def test_web_has_no_way_out(stack: Stack) -> None:
-    """REDCap, here the simulated one, is on the worker's network only."""
-    attempt = (
-        "python -c \"import socket; socket.create_connection(('{}', {}), 3)\" && echo reached || echo cut off"
-    )
-    gateway = stack.containers("worker")[0]["NetworkSettings"]["Networks"][f"{stack.project}_outside"][
-        "IPAddress"
-    ]
-    assert inside(stack, "worker", attempt.format("simulators", 8900)).strip() == "reached"
-    assert inside(stack, "web", attempt.format(gateway, 8900)).strip() == "cut off"
+def test_web_and_flower_have_no_way_out(stack: Stack) -> None:
+    """REDCap, here the simulated one, answers on the worker's network only; published ports lead in, not out."""
+    [simulators] = stack.containers("simulators")
+    address = simulators["NetworkSettings"]["Networks"][f"{stack.project}_outside"]["IPAddress"]
+    attempt = f"import socket; socket.create_connection(('{address}', 8900), 3)"
+    tried = {name: inside(stack, name, f'python -c "{attempt}" 2>&1 || true') for name in PLATFORM[1:]}
+    assert tried["worker"] == ""
+    assert all("Error" in tried[name] for name in ("web", "beat", "flower"))
+    for network in ("public", "admin"):
+        described = json.loads(stack.run("docker", "network", "inspect", f"{stack.project}_{network}").stdout)
+        assert described[0]["Options"]["com.docker.network.bridge.enable_ip_masquerade"] == "false"
