@@ -448,10 +448,24 @@ class Ledger:
 
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
-    def intend(self, project: str, writes: dict[str, str]) -> None:
-        """Note that a write has begun for each phone hash, on behalf of an event id."""
-        if writes:
-            self.redis.hset(keys.intents(project), mapping=writes)
+    def intend(self, project: str, writes: dict[str, str], *, now: datetime) -> None:
+        """Note that a write has begun for each phone hash, on behalf of an event id.
+
+        The phone is pending from now on in any case: another updater may have settled it meanwhile (a lost
+        lock), and what this write leaves in REDCap has to be looked at again even if this process dies.
+        """
+        if not writes:
+            return
+        now_ms = milliseconds(now)
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.intents(project), mapping=writes)
+            pipe.zadd(keys.pending(project), dict.fromkeys(writes, now_ms), nx=True)
+            pipe.zadd(keys.DUE, {f"update|{project}|": now_ms + FIRST_PAUSE_MS}, nx=True)
+            pipe.execute()
+
+    def forget_intent(self, project: str, phone: str) -> None:
+        """Take back the note that a write has begun."""
+        self.redis.hdel(keys.intents(project), phone)
 
     def intents(self, project: str, phones: Sequence[str]) -> dict[str, str]:
         """Event ids whose write had begun, per phone hash."""

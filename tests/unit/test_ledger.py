@@ -152,7 +152,7 @@ class TestAccept:
         first, second = stop(0), start(1)
         accept(ledger, first)
         matched(ledger, first)
-        ledger.intend("asthma", {PHONE: first.event_id})
+        ledger.intend("asthma", {PHONE: first.event_id}, now=NOON)
         accept(ledger, second)
         assert states(ledger, first, second) == ["pending", "received"]
 
@@ -326,14 +326,14 @@ class TestSettle:
     def test_the_open_intent_of_the_event_ends_with_it(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        ledger.intend("asthma", {PHONE: event.event_id})
+        ledger.intend("asthma", {PHONE: event.event_id}, now=NOON)
         settle(ledger, outcome(event))
         assert ledger.intents("asthma", [PHONE]) == {}
 
     def test_the_intent_of_another_event_stays(self, ledger: Ledger) -> None:
         first, second = stop(0), start(1)
         accept(ledger, first, second)
-        ledger.intend("asthma", {PHONE: second.event_id})
+        ledger.intend("asthma", {PHONE: second.event_id}, now=NOON)
         settle(ledger, outcome(first, State.SUPERSEDED))
         assert ledger.intents("asthma", [PHONE]) == {PHONE: second.event_id}
 

@@ -73,7 +73,8 @@ def _look_up(entry: Entry, services: Services) -> None:
     if (
         status is not None
         and status.event_id != entry.event_id
-        and not ledger.intents(project, [entry.phone_hash])
+        # Its own write may have reached REDCap: then the updater judges.
+        and ledger.intents(project, [entry.phone_hash]).get(entry.phone_hash) != entry.event_id
     ):
         _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {status.event_id}")
         return

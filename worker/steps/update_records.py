@@ -209,8 +209,11 @@ class _Round:
     ) -> None:
         """Writes that began before a crash and were overtaken since: did they reach REDCap?"""
         for phone, event_id in intents.items():
+            if event_id == statuses[phone].event_id:
+                continue
             entry = self._ledger.load(self._project, event_id)
-            if entry is None or event_id == statuses[phone].event_id:
+            if entry is None:  # its retention is over
+                self._ledger.forget_intent(self._project, phone)
                 continue
             status = Status(
                 change=entry.change,
@@ -270,6 +273,7 @@ class _Round:
                     for state in holders[phone]
                 )
             },
+            now=self._services.now(),
         )
         for rows in groups:
             self._import(rows, id_field, written)
