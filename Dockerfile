@@ -70,10 +70,10 @@ USER 10001:10001
 CMD ["celery", "-q", "-A", "worker.celery_app", "worker"]
 
 # Never part of a deployment: fictional studies, a fake Twilio and a mailbox, and the story that they play.
-FROM worker AS demo
-USER root
+FROM runtime AS demo
 COPY --from=demo-packages /opt/venv /opt/venv
-COPY web web
+COPY --chmod=755 deploy/optout /usr/local/bin/optout
+COPY worker worker
 COPY tests tests
 RUN python -m compileall -q .
 USER 10001:10001
