@@ -16,11 +16,22 @@ log = structlog.get_logger(__name__)
 
 
 def note_problem(project: str, error: Permanent, services: Services) -> None:
-    """Show a project's problem in `/readyz`, the metrics and the log."""
-    text = json.dumps({"problem": error.code, "detail": error.detail}, sort_keys=True)
+    """Show a project's problem in `/readyz`, the metrics and the log, with whether its events are kept until then."""
+    kept = isinstance(error, ProjectProblem)
+    text = json.dumps({"problem": error.code, "detail": error.detail, "events_kept": kept}, sort_keys=True)
     if services.redis.hget(keys.PROBLEMS, project) != text:
         services.redis.hset(keys.PROBLEMS, project, text)
         log.error("project_problem", project=project, problem=error.code, detail=error.detail)
+
+
+def known_problem(project: str, services: Services) -> Permanent | None:
+    """The problem that is noted for a project, as it was raised, or None."""
+    text = services.redis.hget(keys.PROBLEMS, project)
+    if text is None:
+        return None
+    stored = json.loads(text)
+    kind = ProjectProblem if stored.get("events_kept", True) else RedcapRefused
+    return kind(stored["problem"], stored["detail"])
 
 
 def check_projects(services: Services) -> None:

@@ -147,6 +147,15 @@ def test_a_refused_token_fails_the_event_and_shows_as_a_problem() -> None:
     assert asthma.mailer.subjects == ["[asthma] Opt-out (STOP) could NOT be saved"]
 
 
+def test_every_event_fails_at_once_while_the_token_is_known_to_be_refused() -> None:
+    asthma = enrolled(3)
+    asthma.redcap.faults.add("http_403", times=None)
+    first, second = asthma.text(fictional_phone(1)), asthma.text(fictional_phone(2))
+    asthma.work()
+    assert (asthma.state(first), asthma.state(second)) == ("failed", "failed")
+    assert asthma.problem()["events_kept"] is False
+
+
 def test_a_project_with_a_known_problem_is_not_asked_for_each_event() -> None:
     asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
     asthma.text(fictional_phone(1))

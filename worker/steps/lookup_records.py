@@ -1,17 +1,15 @@
 """Which records hold the phone of an event?"""
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
 
-from shared import keys
 from shared.config import Project
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import UNFINISHED, Notice, State, Status
 from shared.ledger import Entry, Outcome
-from worker.problems import note_problem
+from worker.problems import known_problem, note_problem
 from worker.services import Services
 
 # After this long an outage is no outage any more: the event ends as failed and the team is told. The
@@ -106,10 +104,9 @@ def _find(entry: Entry, services: Services) -> list[str]:
 
 def _refuse_while_broken(project: str, services: Services) -> None:
     """A project with a known problem is asked once a minute by sweep, not once for every event."""
-    known = services.redis.hget(keys.PROBLEMS, project)
-    if known:
-        stored = json.loads(known)
-        raise ProjectProblem(stored["problem"], stored["detail"])
+    problem = known_problem(project, services)
+    if problem is not None:
+        raise problem
 
 
 def _hand_on(entry: Entry, config: Project, records: list[str], services: Services) -> None:
