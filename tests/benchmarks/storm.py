@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import requests
 
-from shared import keys
 from tests.benchmarks.load import Load, closed_loop, webhook
 from tests.benchmarks.report import Section, verdict
 from tests.benchmarks.world import (
@@ -22,7 +22,7 @@ from tests.benchmarks.world import (
     redcap,
     whole_world,
 )
-from tests.processes import BIN, Process, wait_until
+from tests.processes import BIN, Process, serving, wait_until
 
 CONNECTIONS = 16
 RECORDS = 100_000
@@ -49,11 +49,11 @@ def measure(folder: Path, *, full: bool) -> Section:
     section = Section("3. Storm")
     stops = 10_000 if full else 5_000
     section.say(
-        f"{stops:,} STOPs of different participants, as fast as they are taken ({CONNECTIONS} connections), into a "
-        f"project of {RECORDS:,} records; REDCap simulator with 150 ms per call and 2 ms per record written, which bans "
-        f"an address above {LIMIT} requests a minute. Ours is limited to 300 a minute, its default.",
-        f"The alternatives were measured on {SAMPLE} STOPs, in a project of 1,000 records and without a limit, all to "
-        "their favour, and extrapolated in proportion: (a) does lookup, update and mail inside the web request "
+        f"{stops:,} STOPs of different participants, as fast as they are taken ({CONNECTIONS} connections), into "
+        f"a project of {RECORDS:,} records; REDCap simulator with 150 ms per call and 2 ms per record written, "
+        f"which bans an address above {LIMIT} requests a minute. Ours is limited to 300 a minute, its default.",
+        f"The alternatives were measured on {SAMPLE} STOPs, in a project of 1,000 records and without a limit, all "
+        "to their favour, and extrapolated in proportion: (a) does lookup, update and mail inside the web request "
         "(8 threads), (b) is one Celery chain of lookup, update and mail per event (4 processes).",
     )
     ours, memory = _ours(folder / "ours", stops)
@@ -91,9 +91,9 @@ def measure(folder: Path, *, full: bool) -> Section:
     )
     polite = chained.requests * factor / LIMIT
     section.say(
-        f"(a) and (b) would be banned {LIMIT / (chained.requests / SAMPLE):.0f} STOPs into the storm. Held at the limit, "
-        f"they would take at least {polite:.0f} minutes. From first webhook to last field, ours took {_whole(ours):.0f} s, "
-        f"(b) {whole['(b) chain per event']:.0f} s at its own, forbidden pace.",
+        f"(a) and (b) would be banned {LIMIT / (chained.requests / SAMPLE):.0f} STOPs into the storm. Held at the "
+        f"limit, they would take at least {polite:.0f} minutes. From first webhook to last field, ours took "
+        f"{_whole(ours):.0f} s, (b) {whole['(b) chain per event']:.0f} s at its own, forbidden pace.",
         verdict(not ours.banned and ours.requests <= 150, f"no ban, at most 150 requests ({ours.requests})"),
         verdict(ours.shown_seconds <= 90, "shown within 90 s of the last webhook"),
         verdict(
@@ -102,8 +102,8 @@ def measure(folder: Path, *, full: bool) -> Section:
             f"30 times fewer requests than (b) ({chained.requests * factor / ours.requests:.0f} times) and 10 times "
             f"sooner after the last webhook ({_later(chained, factor) / max(ours.shown_seconds, 0.1):.0f} times)",
         ),
-        'Without `notify_digest` there is one mail per participant; with `notify_digest = "10m"` the same storm makes '
-        f"{-(-stops // 500)} mails of at most 500 changes each.",
+        "Without `notify_digest` there is one mail per participant; with it, the same storm makes "
+        f"{-(-stops // MOST_PER_DIGEST)} mails of at most {MOST_PER_DIGEST} changes each.",
         memory,
     )
     return section
@@ -159,10 +159,14 @@ def _memory(world: World, before: int, stops: int) -> str:
     events = (int(used["used_memory"]) - before) / stops
     return (
         f"Memory: store {before / 2**20:.1f} MB before (index of {RECORDS:,} phones), peak "
-        f"{int(used['used_memory_peak']) / 2**20:.1f} MB; {events:.0f} bytes are kept per event. Peak resident sets of "
-        f"the worker and its children: {peaks} MB; of web: "
+        f"{int(used['used_memory_peak']) / 2**20:.1f} MB; {events:.0f} bytes are kept per event. Peak resident "
+        f"sets of the worker and its children: {peaks} MB; of web: "
         f"{max(peak_rss_megabytes(pid) for pid in family(world.platform['web'])):.0f} MB."
     )
+
+
+def _is_ready(worker: Process) -> bool:
+    return " ready." in worker.text()
 
 
 # --- the alternatives -------------------------------------------------------------------------------------
@@ -177,7 +181,7 @@ def _alternative(folder: Path, application: str) -> Outcome:
         made = stack.enter_context(platform(folder, configuration(served.url), "redis", smtp_url=mail.url))
         env = {**made.env, "BENCH_REDCAP_URL": served.url}
         commands = {
-            "web-alternative": [*made["web"].command[:-1], f"tests.benchmarks.alternatives:{application}"]
+            "web-alternative": serving(made["web"].command, f"tests.benchmarks.alternatives:{application}")
         }
         if application == "chain_per_event":
             celery = [str(BIN / "celery"), "-A", "tests.benchmarks.alternatives:celery", "worker"]
@@ -187,7 +191,7 @@ def _alternative(folder: Path, application: str) -> Outcome:
             stack.callback(process.stop)
             process.start()
             if "celery" in command[0]:
-                wait_until(lambda process=process: " ready." in process.text(), what="the worker is ready")
+                wait_until(partial(_is_ready, process), what="the worker is ready")
         wait_until(lambda: requests.get(made.web_url, timeout=1) is not None, what="the web process answers")
         served.clear()
         load = closed_loop(made.web_url, prepared, connections=CONNECTIONS)
