@@ -108,6 +108,8 @@ def _content(redis: Any, key: str) -> Any:
             return redis.zrange(key, 0, -1, withscores=False)
         case "stream":
             return redis.xrange(key)
+        case "none":  # taken or expired since it was listed
+            return ""
         case other:
             raise AssertionError(f"{key} has type {other}, which this scan cannot read")
 
