@@ -47,6 +47,7 @@ def build_services(config: Config, redis: RedisClient, publish: Publisher) -> Se
 def create_app(services: Services) -> Flask:
     """The WSGI application."""
     app = Flask("web", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # no browser asks here
     # Twilio does not follow 308, which werkzeug would answer to a doubled or missing slash.
     # Source: Twilio error 11216.
     app.url_map.merge_slashes = False
