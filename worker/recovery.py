@@ -1,6 +1,6 @@
 """From Twilio's message log into the ledger: what is missing goes through the one doorway.
 
-A dry run does the same with a `Rehearsal`, which imagines the ledger's answers and changes nothing.
+A dry run does the same with a `DryDoorway`, which imagines the ledger's answers and changes nothing.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def _publish_nothing(task: TaskName, *args: str, delay_seconds: float = 0) -> No
     del task, args, delay_seconds
 
 
-class Rehearsal(Doorway):
+class DryDoorway(Doorway):
     """A doorway that only imagines what `shared/lua/accept.lua` would do."""
 
     def __init__(self, project: str, services: Services) -> None:

@@ -26,7 +26,7 @@ from worker.locks import held
 from worker.message_log import MessageLog, open_message_log
 from worker.problems import note_problem
 from worker.project import RecordState, RedcapProject
-from worker.recovery import Doorway, Rehearsal, overtaken, put_in_order, recover, recover_blocked
+from worker.recovery import Doorway, DryDoorway, overtaken, put_in_order, recover, recover_blocked
 from worker.report import MOST_RECORDS_NAMED, Report, send_report
 from worker.services import Services
 from worker.steps.update_records import settle, update_records
@@ -128,7 +128,7 @@ class _Run:
         self.project = project
         self.services = services
         self.report = report
-        self._doorway = Rehearsal(project, services) if report.dry_run else Doorway(project, services)
+        self._doorway = DryDoorway(project, services) if report.dry_run else Doorway(project, services)
         self._ledger = services.ledger
         self._progress = progress
         self._index = services.index(project)
@@ -245,7 +245,7 @@ class _Run:
         settle(self.project, outcomes, self.services)
 
     def _count_statuses(self) -> None:
-        if isinstance(self._doorway, Rehearsal):
+        if isinstance(self._doorway, DryDoorway):
             self.report.statuses = self._ledger.count_statuses(self.project) + self._doorway.unseen()
             self.report.statuses_without_record = self.report.statuses - len(self._held)
             return
