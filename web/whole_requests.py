@@ -2,7 +2,10 @@
 
 A WSGI server gives a request a thread before its body has come, so that as many slow senders as there are
 threads keep everybody else waiting. Here the event loop waits for the bodies, each for a bounded time, and
-threads work on requests that are complete.
+threads work on requests that are complete. (Libraries that bridge the two, a2wsgi and asgiref, hand the body on as
+it comes, or know one thread only, and answer a query that is not ASCII with an error of their own.)
+
+Behind a proxy that buffers requests, any WSGI server does with `web.wsgi:app` alone.
 """
 
 import asyncio
