@@ -70,7 +70,7 @@ def _seen() -> Iterator[Seen]:
         }
         for path, responses in answers.items():
             for response in responses:
-                yield path, response.request.method, response.status_code, response.mimetype
+                yield path, response.request.method, response.status_code, response.mimetype or ""
         app = WholeRequests(ingress.app, body_seconds=0.05)
         for path in ("/twilio/inbound", "/twilio/events"):
             slow = ask(app, [b"Body=", NEVER], path=path, headers={"Content-Type": FORM})
