@@ -38,8 +38,8 @@ def measure(folder: Path, *, full: bool) -> Section:
         floor = [_floor(served.url, str(each)) for each in range(RECORDS - number, RECORDS)]
     p50, p95 = percentile(taken, 0.5) * 1000, percentile(taken, 0.95) * 1000
     section.say(
-        f"{number} STOPs, one after the other, REDCap simulator without added latency. From sending the request until "
-        "REDCap has written the field, and, as the floor, the export and the import alone, made directly."
+        f"{number} STOPs, one after the other, REDCap simulator without added latency. From sending the request "
+        "until REDCap has written the field, and, as the floor, the export and the import alone, made directly."
     )
     section.table(
         ["", "p50 ms", "p95 ms", "largest ms"],

@@ -20,7 +20,7 @@ def _silence() -> Response:
 
 def _verified() -> bool:
     signature = request.headers.get("X-Twilio-Signature", "")
-    return RequestValidator(AUTH_TOKEN).validate(PUBLIC_URL + request.path, request.form, signature)
+    return bool(RequestValidator(AUTH_TOKEN).validate(PUBLIC_URL + request.path, request.form, signature))
 
 
 def make_bare() -> Flask:

@@ -23,6 +23,7 @@ from tests.benchmarks.world import (
     whole_world,
 )
 from tests.processes import BIN, Process, serving, wait_until
+from worker.steps.send_email import MOST_PER_DIGEST
 
 CONNECTIONS = 16
 RECORDS = 100_000
@@ -184,7 +185,14 @@ def _alternative(folder: Path, application: str) -> Outcome:
             "web-alternative": serving(made["web"].command, f"tests.benchmarks.alternatives:{application}")
         }
         if application == "chain_per_event":
-            celery = [str(BIN / "celery"), "-A", "tests.benchmarks.alternatives:celery", "worker"]
+            celery = [
+                str(BIN / "celery"),
+                "-A",
+                "tests.benchmarks.alternatives:celery",
+                "worker",
+                "-l",
+                "info",
+            ]
             commands["worker-alternative"] = celery
         for name, command in commands.items():
             process = Process(name, command, env=env, folder=folder)
