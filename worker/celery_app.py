@@ -4,6 +4,7 @@ Flower and beat load this module too, and neither gets a secret: Flower needs th
 beat the times in the configuration.
 """
 
+import gc
 import os
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from shared.log import configure_logging
 from shared.queue import TaskName, make_celery, make_publisher
 from shared.redis_connection import connect
 from worker import heartbeat
+from worker.broker import outlive_lost_connections
 from worker.notice import report_templates
 from worker.problems import check_again_soon
 from worker.services import Services
@@ -25,6 +27,7 @@ from worker.tasks import register
 
 log = structlog.get_logger(__name__)
 
+outlive_lost_connections()
 app = make_celery(broker_url())
 app.set_default()
 app.conf.update(
@@ -77,6 +80,13 @@ def _read_configuration(**_: Any) -> None:
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None
+
+
+@worker_init.connect
+def _share_memory(**_: Any) -> None:
+    """Keep the garbage collector off all that is loaded by now, so that the children go on sharing its pages."""
+    gc.collect()
+    gc.freeze()
 
 
 @worker_ready.connect
