@@ -51,7 +51,9 @@ def forget_last_time() -> None:
         if not redis.keys(f"{keys.PREFIX}:events:*"):
             return
         # A worker that starts looks at every project first; not in the middle of that.
-        wait_until(lambda: redis.hlen(keys.VERIFIED) == STUDIES, what="the worker has looked at the studies")
+        # Where it found REDCap away, it looks again with the next sweep.
+        looked = "the worker has looked at the studies"
+        wait_until(lambda: redis.hlen(keys.VERIFIED) == STUDIES, seconds=120, what=looked)
         redis.delete(*redis.keys(f"{keys.PREFIX}:*"))
 
 

@@ -18,7 +18,7 @@ SECRETS = {
     "beat": {"redis_url"},
     "flower": {"redis_url", "flower_login"},
 }
-CODE = {"web": {"shared", "web"}, "worker": {"shared", "worker", "deploy"}}
+CODE = {"web": {"shared", "web", "deploy"}, "worker": {"shared", "worker", "deploy"}}
 
 
 def inside(stack: Stack, service: str, command: str) -> str:
