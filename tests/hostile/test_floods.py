@@ -83,7 +83,7 @@ def text_stop(platform: Platform) -> str:
 
 
 def stored(platform: Platform) -> set[str]:
-    return set(platform.redis.zrange(keys.events("asthma"), 0, -1))
+    return {str(each) for each in platform.redis.zrange(keys.events("asthma"), 0, -1)}
 
 
 @contextmanager
