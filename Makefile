@@ -35,6 +35,12 @@ lint: $(VENV)/ready  ## Style, security rules and strict types
 	@$(BIN)/mypy
 	@$(BIN)/kubernetes-validate --quiet --strict --kubernetes-version 1.30.0 $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
+##@ Measure it
+FULL ?=
+.PHONY: bench
+bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/benchmarks.md (FULL=1: larger, longer)
+	@$(BIN)/python -m tests.benchmarks $(if $(FULL),--full)
+
 ##@ Deploy it
 COMPOSE ?= docker compose
 

@@ -26,7 +26,7 @@ TEXTBOOK, OURS = list(APPLICATIONS)[2:]
 
 def measure(folder: Path, *, full: bool) -> Section:
     section = Section("1. Ingress")
-    number = 6_000 if full else 2_500
+    number = 6_000 if full else 2_000
     section.say(
         f"{number:,} signed webhooks of different participants over {CONNECTIONS} kept connections, one web process "
         "(granian, 8 threads), closed loop, then the next application; "

@@ -30,7 +30,7 @@ class Run:
 
 def measure(folder: Path, *, full: bool) -> Section:
     section = Section("4. Reconciliation")
-    numbers = [1_000, 10_000, 100_000] if full else [1_000, 10_000, 30_000]
+    numbers = [1_000, 10_000, 100_000]
     section.say(
         "`optout reconcile` as a process of its own, against as many messages in Twilio's log as records in REDCap, "
         "simulators without added latency. One message in ten is a STOP or START that no webhook has told, so that "

@@ -48,7 +48,7 @@ class Outcome:
 
 def measure(folder: Path, *, full: bool) -> Section:
     section = Section("3. Storm")
-    stops = 10_000 if full else 5_000
+    stops = 10_000
     section.say(
         f"{stops:,} STOPs of different participants, as fast as they are taken ({CONNECTIONS} connections), into "
         f"a project of {RECORDS:,} records; REDCap simulator with 150 ms per call and 2 ms per record written, "
