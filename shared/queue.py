@@ -92,6 +92,9 @@ def make_celery(url: str) -> Celery:
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # Also where Redis answers with an error (full, read-only for the length of a failover): by default such an
+        # answer to an acknowledgement ends the worker. Source: Celery docs, broker_channel_error_retry.
+        broker_channel_error_retry=True,
         broker_transport_options=_transport_options(url),
         # The web process stores before it publishes, and sweep publishes again: better to answer Twilio
         # than to insist here.

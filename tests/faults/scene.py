@@ -36,7 +36,7 @@ from tests.simulators.twilio import AUTH_TOKEN, Account, Texted, TwilioSimulator
 
 # Within this long everything has to be in order again after a fault, given that the minutes between two
 # sweeps are skipped (`hurry`).
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 150.0
 
 
 class ProxiedPlatform(Platform):
