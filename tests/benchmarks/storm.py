@@ -22,7 +22,7 @@ from tests.benchmarks.world import (
     redcap,
     whole_world,
 )
-from tests.processes import BIN, Process, serving, wait_until
+from tests.processes import BIN, Process, wait_until
 from worker.steps.send_email import MOST_PER_DIGEST
 
 CONNECTIONS = 16
@@ -182,7 +182,7 @@ def _alternative(folder: Path, application: str) -> Outcome:
         made = stack.enter_context(platform(folder, configuration(served.url), "redis", smtp_url=mail.url))
         env = {**made.env, "BENCH_REDCAP_URL": served.url}
         commands = {
-            "web-alternative": serving(made["web"].command, f"tests.benchmarks.alternatives:{application}")
+            "web-alternative": [*made["web"].command[:-1], f"tests.benchmarks.alternatives:{application}"]
         }
         if application == "chain_per_event":
             celery = [
