@@ -224,11 +224,11 @@ class _Run:
 
     def _take_up(self, entries: Sequence[Entry]) -> None:
         """Settle what was under way when the export began: a phone that it did not show has no record."""
-        held_phones = self._index.records([entry.phone_hash for entry in entries])
+        phones = [entry.phone_hash for entry in entries]
+        # A write that has begun may have reached a record that the export left out: the updater looks.
+        held_phones = {*self._index.records(phones), *self._ledger.intents(self.project, phones)}
         self._ledger.require_update(
-            self.project,
-            [entry.phone_hash for entry in entries if entry.phone_hash in held_phones],
-            now=self.services.now(),
+            self.project, [phone for phone in phones if phone in held_phones], now=self.services.now()
         )
         notice = self.services.unmatched_notice(self.project)
         outcomes = [
