@@ -389,7 +389,7 @@ class TestBodies:
     )
     def test_a_body_that_does_not_come_is_not_waited_for(self, ingress: Ingress, chunks: list[Any]) -> None:
         answer = ask(WholeRequests(ingress.app, body_seconds=0.05), chunks)
-        assert (answer.status, answer.content_type) == (408, "text/xml; charset=utf-8")
+        assert (answer.status, answer.content_type) == (503, "text/xml; charset=utf-8")
         assert ingress.nothing_happened()
 
     @pytest.mark.parametrize("path", [INBOUND, EVENTS, "/metrics", "/nowhere"])

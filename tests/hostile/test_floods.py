@@ -147,7 +147,7 @@ class TestSlowSenders:
             answer = b""
             while received := slow.recv(4096):
                 answer += received
-        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert answer.startswith(b"HTTP/1.1 503 ")
         assert answer.endswith(b"<Response />")
 
     def test_slow_headers_are_left_without_a_word(self, platform: Platform) -> None:

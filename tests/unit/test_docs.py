@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 MONITORING = ROOT / "deploy" / "monitoring"
 WRITTEN = [
     "checks.md", "configuration.md", "onboarding.md", "troubleshooting.md", "redcap-teams.md", "glossary.md",
-    "monitoring.md", "logs.md",
+    "monitoring.md", "logs.md", "security.md",
 ]  # fmt: skip
 
 
