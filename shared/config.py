@@ -83,6 +83,10 @@ def _known_region(name: str) -> str:
 def _web_address(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
         raise ValueError('must be an address such as "https://host/path", without user name or password')
+    try:
+        urlsplit(url).port  # noqa: B018  raises where it is none
+    except ValueError:
+        raise ValueError("must have a port between 0 and 65535, or none") from None
     return url
 
 

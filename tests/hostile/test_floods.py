@@ -20,7 +20,7 @@ import requests
 from shared import keys
 from tests.benchmarks.load import closed_loop, webhook
 from tests.builders import inbound_form
-from tests.processes import Platform
+from tests.processes import Platform, wait_until
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID, sign_form
 
 INBOUND = "/twilio/inbound"
@@ -209,6 +209,25 @@ class TestForgeries:
             for line in lines
             if line.startswith(prefix)
         }
+
+
+def test_what_is_under_way_when_the_server_is_stopped_is_answered(platform: Platform) -> None:
+    platform.redis.execute_command("CLIENT", "PAUSE", "1500", "ALL")  # type: ignore[no-untyped-call]
+    with ThreadPoolExecutor(12) as twilio:
+        sent = [twilio.submit(text_stop, platform) for _ in range(12)]
+        wait_until(lambda: len(established(platform)) >= 12, what="all are under way")
+        assert platform["web"].stop() == 0
+        try:
+            assert stored(platform) == {each.result() for each in sent}
+        finally:
+            platform.start("web")
+
+
+def established(platform: Platform) -> list[str]:
+    """The server's open connections, as the kernel lists them."""
+    ours = f":{platform.web_port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [row[2] for row in rows if row[1].endswith(ours) and row[3] == "01"]
 
 
 def test_the_log_of_a_flood_names_reasons_and_nothing_that_was_sent(served: Platform, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class TestMistakes:
             ({"public_url": None}, "public_url: missing. The address that Twilio calls"),
             ({"public_url": "optout.example.edu"}, "public_url: must be an address such as"),
             ({"public_url": "https://user:pass@example.edu"}, "public_url: must be an address such as"),
+            ({"public_url": "https://example.edu:99999"}, "public_url: must have a port between"),
             ({"time_zone": "Pacific"}, 'time_zone: must be an IANA time zone such as "America/Chicago"'),
             ({"retention_days": 0}, "retention_days: input should be greater than or equal to 1. How long"),
             ({"reconcile": {"at": "25:00"}}, "reconcile.at: does not have the right form. Time of day"),
