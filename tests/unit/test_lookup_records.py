@@ -153,7 +153,7 @@ def test_every_event_fails_at_once_while_the_token_is_known_to_be_refused() -> N
     first, second = asthma.text(fictional_phone(1)), asthma.text(fictional_phone(2))
     asthma.work()
     assert (asthma.state(first), asthma.state(second)) == ("failed", "failed")
-    assert asthma.problem()["events_kept"] is False
+    assert not asthma.problem()["events_kept"]
 
 
 def test_a_project_with_a_known_problem_is_not_asked_for_each_event() -> None:
