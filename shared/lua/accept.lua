@@ -84,7 +84,9 @@ if current then
   local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
   if c_id == id then return 'known' end
   c_occurred, c_start = tonumber(c_occurred), tonumber(c_start)
-  if occurred < c_occurred or (occurred == c_occurred and ARGV[9] == 'oldest') then
+  -- A webhook comes now: after all that is known, also where our clock was set back or another host's is ahead.
+  local comes_now = source == 'webhook' and occurred == received
+  if not comes_now and (occurred < c_occurred or (occurred == c_occurred and ARGV[9] == 'oldest')) then
     record('superseded', 'older than ' .. c_id)
     -- A START that was missed between two STOPs: the time that REDCap shows may be that of the first.
     if change == 'START' and c_change == 'STOP' and occurred > c_start then
@@ -95,7 +97,7 @@ if current then
     return 'stale'
   end
   supersede(c_id)
-  last_start = math.max(last_start, c_start)
+  last_start = math.min(math.max(last_start, c_start), occurred)
 end
 redis.call('HSET', KEYS[2], phone, table.concat({change, ARGV[4], id, string.format('%.0f', last_start)}, '|'))
 record('received', '')
