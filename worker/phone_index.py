@@ -46,7 +46,7 @@ end
 local i = 5
 while i <= #ARGV do
   local id, n = ARGV[i], tonumber(ARGV[i + 1])
-  local old, phones, have = redis.call('HGET', KEYS[2], id), {}, {}
+  local old, phones, have, seen = redis.call('HGET', KEYS[2], id), {}, {}, {}
   if old then
     local first = true
     local same = string.match(old, '^[^\\n]+') == generation
@@ -55,6 +55,7 @@ while i <= #ARGV do
         first = false
       elseif same then
         phones[#phones + 1] = part
+        seen[part] = true
       else
         have[part] = true
       end
@@ -62,14 +63,17 @@ while i <= #ARGV do
   end
   for j = 1, n do
     local phone = ARGV[i + 1 + j]
-    phones[#phones + 1] = phone
-    if have[phone] then
-      have[phone] = nil
-    else
-      local ids = redis.call('HGET', KEYS[1], phone)
-      redis.call('HSET', KEYS[1], phone, ids and (without(ids, id) .. '\\n' .. id) or id)
-      if redis.call('HEXISTS', KEYS[3], phone) == 1 then
-        found = found + redis.call('ZADD', KEYS[4], 'NX', now, phone)
+    if not seen[phone] then
+      seen[phone] = true
+      phones[#phones + 1] = phone
+      if have[phone] then
+        have[phone] = nil
+      else
+        local others = without(redis.call('HGET', KEYS[1], phone) or '', id)
+        redis.call('HSET', KEYS[1], phone, others == '' and id or others .. '\\n' .. id)
+        if redis.call('HEXISTS', KEYS[3], phone) == 1 then
+          found = found + redis.call('ZADD', KEYS[4], 'NX', now, phone)
+        end
       end
     end
   end
