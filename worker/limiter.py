@@ -49,7 +49,8 @@ class HostLimiter:
     def wait_for_turn(self) -> None:
         """Return when a request may be made. Raises RedcapUnavailable while the host is left alone."""
         rest = float(self._redis.hget(self._circuit, "until") or 0) - time.time()
-        if rest > 0:
+        # Longer than any rest: the clock was set back meanwhile.
+        if 0 < rest <= REST_AFTER_BAN_SECONDS:
             raise RedcapUnavailable("redcap_resting", f"left alone for another {rest:.0f} s after failures")
         self.take_turn()
 
