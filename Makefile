@@ -20,6 +20,10 @@ run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded 
 test: $(VENV)/ready  ## Every test that needs no container engine (T=path or -k… narrows)
 	@$(BIN)/python -m pytest $(T)
 
+.PHONY: test-faults
+test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes, and let Hypothesis try histories (part of make test)
+	@$(BIN)/python -m pytest tests/properties tests/faults $(T)
+
 .PHONY: test-unit
 test-unit: $(VENV)/ready  ## Unit tests: seconds
 	@$(BIN)/python -m pytest tests/unit $(T)

@@ -136,7 +136,7 @@ class Scene(World):
         deadline = time.monotonic() + seconds
         while True:
             try:
-                wait_until(condition, seconds=3, what=what)
+                wait_until(condition, seconds=1.5, what=what)
             except TimeoutError as error:
                 if time.monotonic() < deadline:
                     self.hurry()
@@ -145,13 +145,13 @@ class Scene(World):
                 raise
             return
 
-    def waiting(self) -> dict[str, int]:
-        """What is under way, of the projects that can be written."""
+    def waiting(self, also: str = "") -> dict[str, int]:
+        """What is under way, of the projects that can be written (and one more)."""
         redis = self.platform.redis
         figures = {
             f"{name} {what.__name__}": int(redis.zcard(what(name)))
             for name in STUDIES
-            if name != "dateonly"
+            if name != "dateonly" or name == also
             for what in (keys.unfinished, keys.pending, keys.mailing)
         }
         return {name: figure for name, figure in figures.items() if figure}
@@ -163,7 +163,7 @@ class Scene(World):
         accepted = [each for each in told if each.accepted]
         assert accepted, "nothing was accepted: this shows nothing"
         self.until(
-            lambda: all(self.value(each.who, project) for each in accepted) and not self.waiting(),
+            lambda: all(self.value(each.who, project) for each in accepted) and not self.waiting(project),
             what="all is in REDCap and told",
         )
         self.arrived += len(accepted)
