@@ -63,20 +63,15 @@ def measure(folder: Path, *, full: bool) -> Section:
     factor = stops / SAMPLE
     section.table(
         [
-            "",
-            "REDCap requests",
-            "Shown after the last webhook, s",
-            "Mails out, s",
-            "Webhook p50 ms",
-            "p99 ms",
-            "Mails",
+            "", "REDCap requests", "Webhooks answered after s", "REDCap shows all after s", "Mails out after s",
+            "Webhook p50 ms", "p99 ms", "Mails",
         ],
         [
             _row(f"(a) inside the request, × {factor:.0f}", inside, factor),
             _row(f"(b) chain per event, × {factor:.0f}", chained, factor),
             _row("ours, as measured", ours, 1),
         ],
-    )
+    )  # fmt: skip
     section.bars(
         "storm-requests", f"REDCap requests for {stops:,} STOPs", "",
         {"(a) inside the request": inside.requests * factor, "(b) chain per event": chained.requests * factor,
@@ -96,7 +91,9 @@ def measure(folder: Path, *, full: bool) -> Section:
         f"limit, they would take at least {polite:.0f} minutes. From first webhook to last field, ours took "
         f"{_whole(ours):.0f} s, (b) {whole['(b) chain per event']:.0f} s at its own, forbidden pace.",
         verdict(not ours.banned and ours.requests <= 150, f"no ban, at most 150 requests ({ours.requests})"),
-        verdict(ours.shown_seconds <= 90, "shown within 90 s of the last webhook"),
+        verdict(
+            ours.shown_seconds <= 90, f"shown within 90 s of the last webhook ({ours.shown_seconds:.0f} s)"
+        ),
         verdict(
             chained.requests * factor >= 30 * ours.requests
             and _later(chained, factor) >= 10 * ours.shown_seconds,
@@ -123,8 +120,9 @@ def _row(name: str, outcome: Outcome, factor: float) -> list[object]:
     return [
         name,
         f"{outcome.requests * factor:,.0f}",
-        f"{outcome.shown_seconds * factor:.1f}",
-        f"{outcome.told_seconds * factor:.1f}",
+        f"{outcome.load.seconds * factor:.0f}",
+        f"{_whole(outcome) * factor:.0f}",
+        f"{(outcome.load.seconds + outcome.told_seconds) * factor:.0f}",
         f"{outcome.load.percentile(0.5) * 1000:.0f}",
         f"{outcome.load.percentile(0.99) * 1000:.0f}",
         f"{outcome.mails * factor:,.0f}",
