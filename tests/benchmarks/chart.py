@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-WIDTH, LABEL, ROW, BAR = 720, 250, 34, 20
+WIDTH, LABEL, ROW, BAR = 780, 310, 34, 20
 COLOURS = ("#0b6e99", "#8a9ba8")
 
 
