@@ -58,13 +58,22 @@ class LedgerCollector(Collector):
             "optout_pending_phones", "Phones whose status has to reach REDCap", labels=["project"]
         )
         mailing = GaugeMetricFamily("optout_due_mails", "E-mails that are due", labels=["project"])
+        gathered = GaugeMetricFamily(
+            "optout_gathered_changes", "Changes that wait for their project's digest", labels=["project"]
+        )
         for project in self._projects:
             unfinished.add_metric([project], self._redis.zcard(keys.unfinished(project)))
             first = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
             oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
             pending.add_metric([project], self._redis.zcard(keys.pending(project)))
-            mailing.add_metric([project], self._redis.zcard(keys.mailing(project)))
-        yield from (unfinished, oldest, pending, mailing)
+            waiting = self._redis.zcard(keys.gathered(project))
+            # Gathered mails are due from sweep's first try on.
+            overdue = self._redis.hexists(keys.ATTEMPTS, f"digest|{project}|")
+            mailing.add_metric(
+                [project], self._redis.zcard(keys.mailing(project)) - (0 if overdue else waiting)
+            )
+            gathered.add_metric([project], waiting)
+        yield from (unfinished, oldest, pending, mailing, gathered)
 
     def _counted(self) -> Iterator[Metric]:
         stored = sorted(self._redis.hgetall(keys.METRICS).items())

@@ -14,6 +14,7 @@ from shared.queue import TaskName
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
+from web.metrics import LedgerCollector
 from worker.steps.send_email import MOST_PER_DIGEST, send_email
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -33,6 +34,12 @@ def stops(asthma: Study, *numbers: int) -> list[OptOutEvent]:
     return events
 
 
+def figures(asthma: Study) -> dict[str, int]:
+    """What /metrics tells about mails that were not sent yet."""
+    found = {each.name: each for each in LedgerCollector(asthma.ledger, ["asthma"]).collect()}
+    return {name: int(found[f"optout_{name}"].samples[0].value) for name in ("due_mails", "gathered_changes")}
+
+
 def texts(asthma: Study) -> list[str]:
     """The plain parts of the mails."""
     bodies = [mail.get_body(("plain",)) for mail in asthma.mailer.sent]
@@ -44,7 +51,17 @@ def test_changes_are_written_at_once_and_told_later() -> None:
     (event,) = stops(asthma, 1)
     assert asthma.state(event) == "updated"
     assert asthma.mailer.sent == []
-    assert asthma.redis.zcard(keys.mailing("asthma")) == 1  # it shows in /metrics that a mail is owed
+    assert figures(asthma) == {"due_mails": 0, "gathered_changes": 1}
+
+
+def test_gathered_mails_are_due_mails_once_their_time_has_come_and_the_server_is_away() -> None:
+    asthma = gathering()
+    stops(asthma, 1, 2)
+    asthma.mailer.errors.append(MailDeferred("smtp_deferred", "code 451"))
+    asthma.sweep_later(minutes=11)
+    assert figures(asthma) == {"due_mails": 2, "gathered_changes": 2}
+    asthma.sweep_later()
+    assert figures(asthma) == {"due_mails": 0, "gathered_changes": 0}
 
 
 def test_one_mail_tells_all_that_came_within_the_time() -> None:
