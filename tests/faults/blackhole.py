@@ -64,7 +64,7 @@ class Blackhole:
                     if key.fileobj is listener:
                         self._accept(listener)
                     elif key.fileobj in self._peers:
-                        self._forward(key.fileobj)  # type: ignore[arg-type]  # only sockets are registered
+                        self._forward(key.fileobj)
 
     def _accept(self, listener: socket.socket) -> None:
         near, _ = listener.accept()

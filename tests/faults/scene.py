@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -124,7 +125,7 @@ class Scene(World):
         """Let the pauses of minutes be over: all that is due later is due now, and hosts have rested."""
         redis = self.platform.redis
         with suppress(RedisError, OSError):
-            due = redis.zrange(keys.DUE, 0, -1)
+            due: list[Any] = redis.zrange(keys.DUE, 0, -1)
             if due:
                 redis.zadd(keys.DUE, dict.fromkeys(due, 0), xx=True)
             for circuit in redis.keys(f"{keys.circuit('')}*"):
@@ -233,11 +234,13 @@ def running_scene(folder: Path) -> Iterator[Scene]:
             "OPTOUT_HASH_KEY": HASH_KEY,
             "OPTOUT_SMTP_URL": smtp.url,
         }
+        twilio = TwilioSimulator([Account()])
+        secrets["OPTOUT_TWILIO_API_URL"] = stack.enter_context(twilio.serve()).url
         platform = ProxiedPlatform(folder, configuration(redcap.url), secrets, proxy=proxy)
         proxy.forward_to(platform.redis_port)
         stack.enter_context(platform)
         platform.start("redis", "web", "worker", "beat")
-        twilio = TwilioSimulator([Account()], deliver_to=platform.web_url)
+        twilio.deliver_to(platform.web_url)
         for number in {service for _, service, _, _ in STUDIES.values()}:
             twilio.add_service(sid=service_sid(number), senders=[sender_of(number)])
         yield Scene(platform, redcap, smtp, twilio, proxy=proxy)

@@ -23,10 +23,12 @@ def text(scene: Scene) -> Told:
 
 def accepted_again(scene: Scene, told: Told, *, seconds: float = 30) -> Told:
     """Twilio comes again until it gets a 2xx."""
-    return wait_until(
+    accepted: Told = wait_until(
         lambda: next((each for each in scene.resend([told]) if each.accepted), None),
-        seconds=seconds, what="the text is accepted",
-    )  # type: ignore[no-any-return]  # fmt: skip
+        seconds=seconds,
+        what="the text is accepted",
+    )
+    return accepted
 
 
 def test_valkey_killed_three_times_while_workers_run_and_they_still_consume(scene: Scene) -> None:

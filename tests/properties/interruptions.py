@@ -58,7 +58,7 @@ class Interruption:
         self._act()
 
 
-class InterruptedPipeline(Pipeline):  # type: ignore[type-arg]  # generic in the stubs only
+class InterruptedPipeline(Pipeline):
     """A transaction happens as a whole or not; of other pipelines a part may have reached the server."""
 
     interruption: Interruption
@@ -90,7 +90,7 @@ class InterruptedRedis(FakeRedis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         self.interruption.effect()
-        return super().execute_command(*args, **options)
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
         pipe = InterruptedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

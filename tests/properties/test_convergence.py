@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -68,7 +68,7 @@ PLACE = st.integers(0, 100)
 Strike = tuple[str, int, int] | None
 INTERRUPTION: st.SearchStrategy[Strike] = st.none() | st.tuples(
     st.sampled_from(["killed", "killed", "another task", "a delivery", "lost lock"]),
-    st.integers(0, 120),
+    st.integers(0, 45) | st.integers(0, 150),
     PLACE,
 )
 
@@ -171,7 +171,7 @@ class Convergence(RuleBasedStateMachine):
     def _replace_pauses(self) -> None:
         """Pauses take no time but the world's."""
         pause = lambda seconds: self.clock.shift(timedelta(seconds=seconds))  # noqa: E731
-        patches = [
+        patches: list[AbstractContextManager[object]] = [
             mock.patch.dict("os.environ", SECRETS),
             mock.patch.object(tenacity.nap, "time", SimpleNamespace(sleep=pause)),
             mock.patch("redis.lock.mod_time", SimpleNamespace(sleep=pause, monotonic=self._seconds)),
@@ -535,7 +535,7 @@ class Convergence(RuleBasedStateMachine):
             phones = self._hashes(record)
             stored = self.study.ledger.statuses("asthma", phones).values()
             latest = max(map(Status.decode, stored), key=lambda status: status.occurred_ms, default=None)
-            entry = latest and self.study.ledger.load("asthma", latest.event_id)
+            entry = self.study.ledger.load("asthma", latest.event_id) if latest else None
             if latest is None or entry is None or entry.state in {State.FAILED, State.NO_MATCHING_RECORD}:
                 continue
             value, ticked = (self.study.project.value(record, name) for name in (FIELD, BOX))
