@@ -17,12 +17,12 @@ run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded 
 
 ##@ Test it
 .PHONY: test
-test: $(VENV)/ready  ## Every test that needs no container engine (T=path or -k… narrows)
-	@$(BIN)/python -m pytest $(T)
+test: $(VENV)/ready  ## Every test that needs no container engine, but for the fault suite (T=path or -k… narrows)
+	@$(BIN)/python -m pytest -m "not faults" $(T)
 
 .PHONY: test-faults
-test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes, and let Hypothesis try histories (part of make test)
-	@$(BIN)/python -m pytest tests/properties tests/faults $(T)
+test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes: ten minutes and more, so not part of make test
+	@$(BIN)/python -m pytest tests/faults $(T)
 
 .PHONY: test-unit
 test-unit: $(VENV)/ready  ## Unit tests: seconds

@@ -1,4 +1,7 @@
-"""How many cases Hypothesis tries: some hundreds in `make test`, thousands with HYPOTHESIS_PROFILE=thorough."""
+"""How many cases Hypothesis tries: some hundreds in `make test`, thousands with HYPOTHESIS_PROFILE=thorough.
+
+The former are the same in every run, so that a change is judged by itself; the latter look for new ones.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,6 @@ _common = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-settings.register_profile("quick", _common, max_examples=150)
+settings.register_profile("quick", _common, max_examples=80)
 settings.register_profile("thorough", _common, max_examples=4000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -54,7 +54,7 @@ class TestBudget:
             time.pass_by(0.3 if number % 7 else 2.0)
         assert most_in_any_minute(moments) == 20
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25, deadline=None, derandomize=True)
     @given(
         limit=st.integers(1, 8),
         gaps=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=30),
