@@ -180,6 +180,8 @@ class _Round:
     def _portion(self, phones: Sequence[str]) -> tuple[list[str], list[str]]:
         """As many phones as fit into one request by their records, with these records' ids."""
         found = self._index.records(phones)
+        for phone, records in self._written_before(phones).items():
+            found[phone] = list(dict.fromkeys([*found.get(phone, []), *records]))
         batch: list[str] = []
         ids: dict[str, None] = {}
         for phone in phones:
@@ -189,6 +191,14 @@ class _Round:
             batch.append(phone)
             ids |= more
         return batch, list(ids)
+
+    def _written_before(self, phones: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The records that a write had begun for, of which we do not know the end: the index may lack them by now."""
+        entries = {
+            phone: self._ledger.load(self._project, event_id)
+            for phone, event_id in self._ledger.intents(self._project, phones).items()
+        }
+        return {phone: entry.records for phone, entry in entries.items() if entry is not None}
 
     def _write_and_settle(
         self, texts: dict[str, str], holders: dict[str, list[RecordState]], records: dict[str, RecordState]
