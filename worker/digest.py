@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from shared.config import Project
 from shared.ledger import Entry
-from worker.notice import _facts, _render
+from worker.notice import mail_facts, render
 from worker.project import Target
 
 PARTS = ("digest.subject", "digest.txt", "digest.html")
@@ -20,7 +20,9 @@ def compose_digest(
     """The message, with a plain and an HTML part; entries are told in the order of their changes."""
     ordered = sorted(entries, key=lambda entry: (entry.occurred_at, entry.event_id))
     changes = [
-        _facts(entry, entry.notice, project, zone, target) for entry in ordered if entry.notice is not None
+        mail_facts(entry, entry.notice, project, zone, target)
+        for entry in ordered
+        if entry.notice is not None
     ]
     facts = {
         "project": ordered[0].project,
@@ -30,7 +32,7 @@ def compose_digest(
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
     }
-    subject, text, html = (_render(part, facts, None) for part in PARTS)
+    subject, text, html = (render(part, facts, None) for part in PARTS)
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
     message["From"] = sender

@@ -51,7 +51,7 @@ def compose(
     target: Target | None = None,
 ) -> EmailMessage:
     """The message, with a plain and an HTML part. `target` is what is known of the REDCap project, for links."""
-    facts = _facts(entry, notice, project, zone, target)
+    facts = mail_facts(entry, notice, project, zone, target)
     subject, text, html = (_rendered(part, facts, project.templates) for part in PARTS)
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
@@ -73,7 +73,7 @@ def compose(
     return message
 
 
-def _facts(
+def mail_facts(
     entry: Entry, notice: Notice, project: Project, zone: ZoneInfo, target: Target | None
 ) -> dict[str, Any]:
     """All that templates may use; docs/redcap-teams.md lists it."""
@@ -126,15 +126,15 @@ def _environment(folder: str | None) -> ImmutableSandboxedEnvironment:
 
 def _rendered(part: str, facts: dict[str, Any], folder: str | None) -> str:
     if folder is None:
-        return _render(part, facts, None)
+        return render(part, facts, None)
     try:
-        return _render(part, facts, folder)
+        return render(part, facts, folder)
     except Exception as error:  # whatever a study's template does, the mail is sent
         log.error("template_failed", project=facts["project"], template=part, error=_said(error))
-        return _render(part, facts, None)
+        return render(part, facts, None)
 
 
-def _render(part: str, facts: dict[str, Any], folder: str | None) -> str:
+def render(part: str, facts: dict[str, Any], folder: str | None) -> str:
     return _environment(folder).get_template(part).render(facts)
 
 
@@ -168,7 +168,7 @@ def report_templates(config: Config) -> None:
 def _first_problem(part: str, folder: str) -> str:
     for facts in _examples():
         try:
-            _render(part, facts, folder)
+            render(part, facts, folder)
         except Exception as error:
             return _said(error)
     return ""

@@ -23,7 +23,7 @@ from tests.unit.test_notice_templates import entry
 from web.metrics import LedgerCollector
 from worker.checks.findings import CATALOGUE
 from worker.cli import main
-from worker.notice import _facts
+from worker.notice import mail_facts
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -125,7 +125,7 @@ def test_findings_that_troubleshooting_names_exist() -> None:
 
 def test_the_page_for_teams_lists_all_that_templates_may_use() -> None:
     config = builders.config()
-    facts = _facts(entry(), Notice.SAVED, config.projects["asthma"], ZoneInfo("UTC"), None)
+    facts = mail_facts(entry(), Notice.SAVED, config.projects["asthma"], ZoneInfo("UTC"), None)
     table = (DOCS / "redcap-teams.md").read_text().split("| Name | Holds |")[1].split("\n\n")[0]
     listed = {
         name for row in re.findall(r"^\| (.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)
