@@ -16,6 +16,6 @@ _common = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-settings.register_profile("quick", _common, max_examples=80)
+settings.register_profile("quick", _common, max_examples=60, derandomize=True)
 settings.register_profile("thorough", _common, max_examples=4000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
