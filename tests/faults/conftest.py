@@ -15,6 +15,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The platform; after the last test, everything that it kept, logged and sent is searched (promise P5)."""
     with running_scene(tmp_path_factory.mktemp("faults")) as scene:
         yield scene
+        print(f"{scene.arrived} accepted changes were broken in upon, and all arrived")
         assert scan(scene.platform, scene.needles(), more=scene.mail_texts()) == []
         assert scene.secrets_in_process_list() == []
 

@@ -71,8 +71,7 @@ class Scene(World):
     """A world whose parts are broken."""
 
     proxy: Blackhole = field(kw_only=True)
-    lost: int = 0  # accepted changes that never arrived, over all tests
-    arrived: int = 0
+    arrived: int = 0  # accepted changes that were seen in REDCap, over all tests
 
     # --- breaking -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from unittest import mock
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
+import pytest
 import requests
 import structlog
 import tenacity.nap
@@ -52,6 +53,8 @@ from worker.services import Services
 from worker.steps import reconcile as reconcile_module
 from worker.steps.reconcile import reconcile
 from worker.steps.sweep import sweep
+
+pytestmark = pytest.mark.timeout(7200)  # for thousands of cases
 
 BEGIN = datetime(2026, 5, 4, 17, 0, tzinfo=UTC)
 ZONE = ZoneInfo("America/Los_Angeles")
