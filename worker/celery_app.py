@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
-from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready
+from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready, worker_shutting_down
 
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
@@ -24,8 +24,10 @@ from worker.notice import report_templates
 from worker.problems import check_again_soon
 from worker.services import Services
 from worker.tasks import register
+from worker.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
+watchdog = Watchdog()
 
 outlive_lost_connections()
 app = make_celery(broker_url())
@@ -100,3 +102,16 @@ def _look_at_projects(**_: Any) -> None:
 def _show_life(**_: Any) -> None:
     """Every two seconds while the event loop turns and the broker is connected."""
     heartbeat.beat()
+    watchdog.heartbeat()
+
+
+@worker_ready.connect
+def _watch(**_: Any) -> None:
+    """Should the main loop end and leave the process, be started again."""
+    watchdog.start()
+
+
+@worker_shutting_down.connect
+def _stop_watching(**_: Any) -> None:
+    """A warm shutdown waits for its tasks."""
+    watchdog.stop()

@@ -219,6 +219,14 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended may wait for its parent)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @contextmanager
 def running_scene(folder: Path) -> Iterator[Scene]:
     """Start everything but Flower, with logs at DEBUG level."""

@@ -8,7 +8,7 @@ import pytest
 
 from shared import keys
 from shared.queue import QUEUES
-from tests.faults.scene import Scene, kill
+from tests.faults.scene import Scene, is_alive, kill
 from tests.processes import BIN, Process, wait_until
 
 pytestmark = pytest.mark.faults
@@ -44,6 +44,15 @@ def test_a_killed_worker_loses_nothing(scene: Scene) -> None:
     told = scene.while_texting(60, kill_and_restart)
     assert all(each.accepted for each in told)
     scene.expect_all_saved(told, repeats=4)
+
+
+def test_a_killed_main_process_leaves_no_children_that_work_on_unseen(scene: Scene) -> None:
+    worker = scene.platform["worker"]
+    children = worker.children()
+    kill(worker.pid)
+    wait_until(lambda: not any(map(is_alive, children)), seconds=20, what="the children end")
+    scene.restart("worker")
+    scene.expect_all_saved(scene.while_texting(5, lambda: None))
 
 
 def test_a_killed_web_process_loses_nothing_that_it_answered(scene: Scene) -> None:
