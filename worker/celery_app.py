@@ -102,13 +102,8 @@ def _look_at_projects(**_: Any) -> None:
 def _show_life(**_: Any) -> None:
     """Every two seconds while the event loop turns and the broker is connected."""
     heartbeat.beat()
+    # From the first one on: a worker that is run without heartbeats is not watched.
     watchdog.heartbeat()
-
-
-@worker_ready.connect
-def _watch(**_: Any) -> None:
-    """Should the main loop end and leave the process, be started again."""
-    watchdog.start()
 
 
 @worker_shutting_down.connect

@@ -21,7 +21,7 @@ def _kill_this_process() -> None:
 
 
 class Watchdog:
-    """Waits for heartbeats once it is started; runs `end` where they stop coming."""
+    """Waits for heartbeats from the first one on; runs `end` where they stop coming."""
 
     def __init__(
         self, *, patience_seconds: float = PATIENCE_SECONDS, end: Callable[[], None] = _kill_this_process
@@ -30,15 +30,14 @@ class Watchdog:
         self._end = end
         self._last = time.monotonic()
         self._stopping = threading.Event()
-
-    def start(self) -> None:
-        """Watch from now on."""
-        self.heartbeat()
-        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        self._thread: threading.Thread | None = None
 
     def heartbeat(self) -> None:
         """The main loop turns."""
         self._last = time.monotonic()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+            self._thread.start()
 
     def stop(self) -> None:
         """The worker is asked to end: it may take its time for the tasks that it has."""

@@ -56,17 +56,16 @@ def test_the_worker_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_without_heartbeat_is_ended() -> None:
     ended = threading.Event()
     dog = Watchdog(patience_seconds=0.05, end=ended.set)
-    dog.start()
+    dog.heartbeat()
     assert ended.wait(10)
 
 
 def test_a_worker_with_heartbeats_or_one_that_is_shutting_down_is_left_alone() -> None:
     ended = threading.Event()
     beating = Watchdog(patience_seconds=5.0, end=ended.set)
-    beating.start()
     stopping = Watchdog(patience_seconds=0.05, end=ended.set)
     stopping.stop()
-    stopping.start()
+    stopping.heartbeat()
     for _ in range(20):
         beating.heartbeat()
         time.sleep(0.01)
