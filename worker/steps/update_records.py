@@ -206,8 +206,10 @@ class _Round:
         statuses = {phone: Status.decode(text) for phone, text in texts.items()}
         intents = self._ledger.intents(self._project, list(texts))
         self._resolve_overtaken(intents, statuses, holders)
-        deciding = self._deciding(statuses, holders)
-        written = self._write(records, deciding, statuses, holders)
+        states = {state.record_id: state for group in holders.values() for state in group}
+        known = self._known(statuses, states)
+        deciding = _deciding(known, states)
+        written = self._write(records, deciding, known)
         outcomes = [
             self._outcome(phone, status, texts[phone], holders[phone], written, deciding, intents)
             for phone, status in statuses.items()
@@ -242,46 +244,32 @@ class _Round:
             )
             settle(self._project, [outcome], self._services)
 
-    def _deciding(
-        self, statuses: dict[str, Status], holders: dict[str, list[RecordState]]
-    ) -> dict[str, Status]:
-        """The status that counts for each record: of all phones that it holds, the latest change."""
-        states = {state.record_id: state for group in holders.values() for state in group}
+    def _known(self, statuses: dict[str, Status], states: dict[str, RecordState]) -> dict[str, Status]:
+        """The statuses of all phones of the records: a record may hold others than the pending ones."""
         others = {phone for state in states.values() for phone in state.phones} - set(statuses)
-        known = statuses | {
-            phone: Status.decode(text)
-            for phone, text in self._ledger.statuses(self._project, sorted(others)).items()
-        }
-        return {
-            record: max(
-                (known[phone] for phone in state.phones if phone in known),
-                key=lambda status: (status.occurred_ms, status.event_id),
-            )
-            for record, state in states.items()
-        }
+        stored = self._ledger.statuses(self._project, sorted(others))
+        return statuses | {phone: Status.decode(text) for phone, text in stored.items()}
 
     def _write(
         self,
         records: Mapping[str, RecordState],
         deciding: dict[str, Status],
-        statuses: dict[str, Status],
-        holders: dict[str, list[RecordState]],
+        known: dict[str, Status],
     ) -> _Written:
         groups = self._gateway.rows_to_write(
             {record: (records[record], status) for record, status in deciding.items()}
         )
         written, id_field = _Written(), self._gateway.target.id_field
         differing = {row[id_field] for rows in groups for row in rows}
-        # Noted before the write, so that after a crash the change that reached REDCap is still told.
+        # Noted before the write, so that after a crash the change that reached REDCap is still told; also for a
+        # phone that is not pending yet, whose change is written along with another's.
         self._ledger.intend(
             self._project,
             {
-                phone: status.event_id
-                for phone, status in statuses.items()
-                if any(
-                    state.record_id in differing and deciding[state.record_id] == status
-                    for state in holders[phone]
-                )
+                phone: deciding[record].event_id
+                for record in differing
+                for phone in records[record].phones
+                if known.get(phone) == deciding[record]
             },
             now=self._services.now(),
         )
@@ -350,6 +338,17 @@ class _Round:
             notice=notice,
             read_status=text,
         )
+
+
+def _deciding(known: dict[str, Status], states: dict[str, RecordState]) -> dict[str, Status]:
+    """The status that counts for each record: of all phones that it holds, the latest change."""
+    return {
+        record: max(
+            (known[phone] for phone in state.phones if phone in known),
+            key=lambda status: (status.occurred_ms, status.event_id),
+        )
+        for record, state in states.items()
+    }
 
 
 def _holders(phones: Sequence[str], records: Sequence[RecordState]) -> dict[str, list[RecordState]]:
