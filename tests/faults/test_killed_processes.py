@@ -51,6 +51,7 @@ def test_a_killed_main_process_leaves_no_children_that_work_on_unseen(scene: Sce
     children = worker.children()
     kill(worker.pid)
     wait_until(lambda: not any(map(is_alive, children)), seconds=20, what="the children end")
+    worker.kill()  # only takes note of its end
     scene.restart("worker")
     scene.expect_all_saved(scene.while_texting(5, lambda: None))
 
