@@ -6,51 +6,25 @@ import base64
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
-from redis import Redis
 
 from shared.intake import accept
 from shared.ledger import Ledger
 from shared.queue import QUEUES, CeleryPublisher, RedisPublisher, TaskName, make_celery, make_publisher
 from shared.redis_connection import connect
 from tests.builders import opt_out_event
-from tests.processes import Process, free_port, valkey_binary, wait_until
+from tests.processes import free_port
 
 # What differs from message to message.
 ALWAYS_NEW = {"id", "root_id", "correlation_id", "delivery_tag", "reply_to", "origin"}
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
-    command = [
-        valkey_binary(),
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--dir",
-        str(folder),
-        "--save",
-        "",
-    ]
-    server = Process("valkey", command, env={}, folder=Path(folder))
-    server.start()
-    try:
-        with Redis(port=port) as client:
-            wait_until(client.ping, what="the server answers")
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.stop()
-
-
 @pytest.fixture
-def redis(url: str) -> Iterator[Any]:
-    client = connect(url)
+def redis(valkey_url: str) -> Iterator[Any]:
+    client = connect(valkey_url)
     client.flushall()
     yield client
     client.close()
@@ -73,16 +47,16 @@ def comparable(message: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", TaskName)
-def test_a_message_is_what_celery_would_have_sent(redis: Any, url: str, task: TaskName) -> None:
+def test_a_message_is_what_celery_would_have_sent(redis: Any, valkey_url: str, task: TaskName) -> None:
     args = ("asthma", "SM" + "0" * 32)[: 0 if task is TaskName.SWEEP else 2]
-    with make_celery(url) as app:
+    with make_celery(valkey_url) as app:
         CeleryPublisher(app)(task, *args)
         RedisPublisher(redis)(task, *args)
         assert comparable(taken(redis, task)) == comparable(taken(redis, task))
 
 
-def test_a_delay_is_an_eta_as_celery_writes_it(redis: Any, url: str) -> None:
-    with make_celery(url) as app:
+def test_a_delay_is_an_eta_as_celery_writes_it(redis: Any, valkey_url: str) -> None:
+    with make_celery(valkey_url) as app:
         CeleryPublisher(app)(TaskName.SWEEP, delay_seconds=30)
         RedisPublisher(redis)(TaskName.SWEEP, delay_seconds=30)
         theirs, ours = (

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from shared import keys
 from shared.queue import TaskName
-from tests.faults.blackhole import Blackhole
+from tests.blackhole import Blackhole
 from tests.integration.privacy import Needles
 from tests.integration.world import (
     HASH_KEY,

@@ -24,6 +24,7 @@ class Blackhole:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self.swallow_new = False
+        self.accepted = 0  # connections so far
         self.port = 0
 
     def forward_to(self, target_port: int) -> None:
@@ -68,6 +69,7 @@ class Blackhole:
 
     def _accept(self, listener: socket.socket) -> None:
         near, _ = listener.accept()
+        self.accepted += 1
         if self.swallow_new:
             self._swallowed.append(near)
             return
