@@ -25,7 +25,16 @@ from tests.simulators.twilio import Message, Texted
 
 pytestmark = pytest.mark.faults
 
-TROUBLE = ("http_500", "http_503", "reset", "tabs_page", "empty_200", "memory_200", "truncated", "missing_rows")
+TROUBLE = (
+    "http_500",
+    "http_503",
+    "reset",
+    "tabs_page",
+    "empty_200",
+    "memory_200",
+    "truncated",
+    "missing_rows",
+)
 FIELD, BOX = "sms_opt_out_at", "sms_opt_out___1"
 
 
