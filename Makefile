@@ -17,11 +17,11 @@ run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded 
 
 ##@ Test it
 .PHONY: test
-test: $(VENV)/ready  ## Every test that needs no container engine, but for the fault suite (T=path or -k… narrows)
-	@$(BIN)/python -m pytest -m "not faults" $(T)
+test: $(VENV)/ready  ## Every test that needs no container engine (T=path or -k… narrows; T=--ignore=tests/faults is quicker)
+	@$(BIN)/python -m pytest $(T)
 
 .PHONY: test-faults
-test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes: ten minutes and more, so not part of make test
+test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes: some eight minutes
 	@$(BIN)/python -m pytest tests/faults $(T)
 
 .PHONY: test-unit

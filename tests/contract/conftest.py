@@ -10,7 +10,7 @@ from redis import Redis
 from tests.processes import Process, free_port, valkey_binary, wait_until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def valkey_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A Valkey on loopback that keeps nothing."""
     folder, port = tmp_path_factory.mktemp("valkey"), free_port()

@@ -10,7 +10,7 @@ from tests.faults.scene import Scene, running_scene
 from tests.integration.privacy import scan
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The platform; after the last test, everything that it kept, logged and sent is searched (promise P5)."""
     with running_scene(tmp_path_factory.mktemp("faults")) as scene:

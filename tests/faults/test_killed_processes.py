@@ -11,7 +11,7 @@ from shared.queue import QUEUES
 from tests.faults.scene import Scene, is_alive, kill
 from tests.processes import BIN, Process, wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.timeout(600)  # one fault may be waited for longer than the usual three minutes
 
 
 def test_killed_worker_children_lose_nothing(scene: Scene) -> None:

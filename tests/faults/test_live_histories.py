@@ -23,7 +23,7 @@ from tests.faults.scene import Scene, kill
 from tests.integration.world import Participant
 from tests.simulators.twilio import Message, Texted
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.timeout(600)  # one fault may be waited for longer than the usual three minutes
 
 TROUBLE = (
     "http_500",
@@ -180,7 +180,7 @@ def nightly_run(scene: Scene) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_any_history_ends_in_the_latest_change(scene: Scene, seed: int) -> None:
     history = History(scene, seed)
     history.play()

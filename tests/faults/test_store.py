@@ -12,7 +12,7 @@ import requests
 from tests.faults.scene import Scene, Told
 from tests.processes import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.timeout(600)  # one fault may be waited for longer than the usual three minutes
 
 
 def text(scene: Scene) -> Told:

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.world import World, running_world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with running_world(tmp_path_factory.mktemp("platform")) as running:
         yield running
