@@ -121,6 +121,7 @@ class InterruptedMailer(FakeMailer):
     """Before the server's yes, and between it and our knowing of it, something may happen.
 
     `trouble` holds what goes wrong next: "refused_for_now", or "lost_answer" (taken, but we never hear so).
+    `unheard` are mails that may come once more: their sender cannot know that they were taken.
     """
 
     def __init__(self, interruption: Interruption) -> None:
@@ -130,6 +131,7 @@ class InterruptedMailer(FakeMailer):
         self.unheard: list[EmailMessage] = []
 
     def send(self, message: EmailMessage) -> list[str]:
+        taken = len(self.sent)
         self._interruption.effect()
         trouble = self.trouble.pop() if self.trouble else ""
         if trouble == "refused_for_now":
@@ -139,6 +141,9 @@ class InterruptedMailer(FakeMailer):
         if trouble == "lost_answer":
             self.unheard.append(message)
             raise MailDeferred("smtp_unreachable", "SMTPServerDisconnected")
+        if [str(other["Message-ID"]) for other in self.sent[taken:]].count(str(message["Message-ID"])) > 1:
+            # We stood still in the midst of sending for so long that another process took over.
+            self.unheard.append(message)
         return []
 
 

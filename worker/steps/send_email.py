@@ -11,7 +11,7 @@ from shared.ledger import Entry
 from worker.digest import compose_digest
 from worker.locks import held
 from worker.notice import compose
-from worker.project import known_target
+from worker.project import Target, known_target
 from worker.services import MAILS_PER_MESSAGE, Services
 
 # A mail server that is away for longer than this is nobody's temporary trouble.
@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 def send_email(project: str, event_id: str, services: Services) -> None:
     """Send the e-mail that is due for an event, if one is; without an event, the project's digest.
 
-    Where a crash falls between the server's yes and our note of it, the mail is sent once more; never not
-    at all.
+    Where a crash, or a standstill for longer than the lock holds, falls between our asking the server and our note
+    of its yes, the mail is sent once more; never not at all.
     """
     if not event_id:
         _send_digest(project, services)
@@ -37,18 +37,24 @@ def send_email(project: str, event_id: str, services: Services) -> None:
 
 
 def _send_due(project: str, event_id: str, services: Services) -> None:
-    """Two at a time are kept apart by a lock."""
+    """Two at a time are kept apart by a lock.
+
+    The entry is the last thing that is read before its mail goes out: who stood still for longer than the lock
+    holds, while another sent the mail, sees so here.
+    """
+    target = known_target(services.redis, project)
     with held(services.redis, f"email:{project}:{event_id}") as mine:
         entry = services.ledger.load(project, event_id) if mine else None
         if entry is None or entry.notice is None:
             return
-        _send(entry, entry.notice, services)
+        _send(entry, entry.notice, target, services)
 
 
 def _send_digest(project: str, services: Services) -> None:
     """Send what was gathered, in one mail or, where it is very much, in several."""
     config = services.project_config(project)
     seconds = config.digest_seconds if config else 0
+    target = known_target(services.redis, project)
     with held(services.redis, f"digest:{project}") as mine:
         while mine and (ids := services.ledger.gathered(project, MOST_PER_DIGEST)):
             entries = [
@@ -57,12 +63,14 @@ def _send_digest(project: str, services: Services) -> None:
                 # What could not be saved since is told by itself, at once.
                 if entry.notice not in {None, Notice.UNSAVED}
             ]
-            if entries and not _digest_is_done(project, entries, services):
+            if entries and not _digest_is_done(project, entries, target, services):
                 return
             services.ledger.digested(project, ids, digest_seconds=seconds)
 
 
-def _digest_is_done(project: str, entries: Sequence[Entry], services: Services) -> bool:
+def _digest_is_done(
+    project: str, entries: Sequence[Entry], target: Target | None, services: Services
+) -> bool:
     """Send one digest. False where the server did not take it for now."""
     config = services.project_config(project)
     if config is None or not config.notify or services.mailer is None:
@@ -73,7 +81,7 @@ def _digest_is_done(project: str, entries: Sequence[Entry], services: Services) 
         config,
         zone=services.config.zone(config),
         sender=services.mailer.sender,
-        target=known_target(services.redis, project),
+        target=target,
     )
     try:
         refused = services.mailer.send(message)
@@ -101,7 +109,7 @@ def _digest_done(entries: Sequence[Entry], outcome: str, services: Services) -> 
     level("digest_done", project=project, changes=len(entries), outcome=outcome)
 
 
-def _send(entry: Entry, notice: Notice, services: Services) -> None:
+def _send(entry: Entry, notice: Notice, target: Target | None, services: Services) -> None:
     config = services.project_config(entry.project)
     if config is None or not config.notify or services.mailer is None:
         _done(entry, notice, "nobody to tell", services)
@@ -112,7 +120,7 @@ def _send(entry: Entry, notice: Notice, services: Services) -> None:
         config,
         zone=services.config.zone(config),
         sender=services.mailer.sender,
-        target=known_target(services.redis, entry.project),
+        target=target,
     )
     try:
         refused = services.mailer.send(message)
