@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from shared import keys
-from shared.errors import RedcapUnavailable
+from shared.errors import RedcapRefused, RedcapUnavailable
 from shared.events import Notice
 from shared.queue import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, at, config, hashed, project_table
@@ -24,6 +24,7 @@ from tests.simulators.redcap import (
     longitudinal_study,
     repeating_phone_study,
 )
+from worker.project import RedcapProject
 from worker.steps import update_records as module
 from worker.steps.update_records import update_records
 
@@ -375,6 +376,57 @@ class TestRefusals:
         assert {asthma.state(event) for event in events} == {"failed"}
         assert asthma.imports() < 20
         assert asthma.problem()["problem"] == "redcap_refused"
+
+    @pytest.mark.parametrize("locked", [range(1, 7), range(1, 12), [1, 2, 3, 4, 5, 6, 12], range(2, 13)])
+    def test_many_records_refused_without_a_name_do_not_keep_the_others_from_being_written(
+        self, monkeypatch: pytest.MonkeyPatch, locked: Sequence[int]
+    ) -> None:
+        monkeypatch.setattr("worker.redcap._row_reasons", lambda _message, _sent: {})
+        asthma = enrolled(12)
+        for number in locked:
+            refuse_record(asthma, str(number))
+        events = {number: asthma.text(fictional_phone(number), when=NOON) for number in range(1, 13)}
+        asthma.work()
+        states = {number: asthma.state(event) for number, event in events.items()}
+        assert states == {number: "failed" if number in locked else "updated" for number in events}
+        assert {asthma.value(str(number)) for number in set(events) - set(locked)} == {SHOWN}
+        assert asthma.imports() < 2 * len(events)
+        assert asthma.problem() == {}
+
+    def test_refusals_of_single_records_for_different_reasons_are_no_refusal_of_the_project(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asthma = enrolled(20)
+        real = RedcapProject.write
+
+        def strict(self: RedcapProject, rows: Sequence[dict[str, str]]) -> None:
+            for row in rows:
+                if row["record_id"] != "13":
+                    reason = "form is locked" if int(row["record_id"]) % 2 else "record is locked"
+                    raise RedcapRefused("redcap_refused", f"status 400: {reason}")
+            real(self, rows)
+
+        monkeypatch.setattr(RedcapProject, "write", strict)
+        events = [asthma.text(fictional_phone(number), when=NOON) for number in range(1, 21)]
+        asthma.work()
+        assert [asthma.state(event) for event in events].count("failed") == 19
+        assert asthma.state(events[12]) == "updated"
+
+    def test_a_reason_that_differs_only_by_the_record_s_own_id_is_the_same_reason(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asthma = enrolled(64)
+        tries: list[int] = []
+
+        def closed(_self: RedcapProject, rows: Sequence[dict[str, str]]) -> None:
+            tries.append(len(rows))
+            raise RedcapRefused("redcap_refused", f"record {rows[0]['record_id']}: the project takes no data")
+
+        monkeypatch.setattr(RedcapProject, "write", closed)
+        events = [asthma.text(fictional_phone(number), when=NOON) for number in range(1, 65)]
+        asthma.work()
+        assert {asthma.state(event) for event in events} == {"failed"}
+        assert len(tries) < 20
 
     def test_a_refused_token_fails_every_pending_event_and_shows_as_a_problem(self) -> None:
         asthma = enrolled(3)

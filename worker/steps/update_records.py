@@ -5,9 +5,12 @@ and goes on until nothing is pending. While it waits for REDCap, further changes
 a lone STOP is written at once, a storm of thousands costs a handful of requests.
 """
 
+import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import ceil
 
 import structlog
 
@@ -25,8 +28,14 @@ from worker.steps.lookup_records import GIVE_UP_AFTER
 
 # After a round, another record may hold the phone by now: look, but not more often than this in a storm.
 REFRESH_PAUSE = timedelta(seconds=10)
-# So many single rows refused, without a reason that names them and without one success: it is not the rows.
+# A refusal that names no row is narrowed down by halving, which costs two imports for each row at the very most.
+# So many rows refused alone, all for the same reason and without one success: perhaps it is not the rows.
 MOST_NAMELESS_REFUSALS = 5
+# Then so many others are tried alone, from all over the rest. Are they refused for that reason too, it is the
+# project (say, it takes no more data), and some twenty imports have told so instead of a thousand.
+PROBES = 3
+
+ImportRow = dict[str, str]
 
 log = structlog.get_logger(__name__)
 
@@ -146,6 +155,72 @@ class _Written:
 
     saved: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
+
+
+class _Imports:
+    """The imports of one round, without the rows that REDCap refuses: it takes all rows of an import or none."""
+
+    def __init__(self, gateway: RedcapProject, written: _Written) -> None:
+        self._gateway = gateway
+        self._written = written
+        self._waiting: deque[list[ImportRow]] = deque()
+        self._nameless: list[RedcapRefused] = []  # of single rows, whose text names none
+        self._reasons: set[str] = set()  # theirs, different ones
+
+    def run(self, groups: Sequence[list[ImportRow]]) -> None:
+        """Write groups of rows. Raises RedcapRefused where it is not single rows that REDCap refuses."""
+        self._waiting.extend(groups)
+        while self._waiting:
+            self._waiting.extendleft(reversed(self._import(self._waiting.popleft())))
+            if self._waiting and self._looks_hopeless():
+                self._probe()
+
+    def _import(self, rows: list[ImportRow]) -> list[list[ImportRow]]:
+        """One import. Answers what of it is to be tried again."""
+        try:
+            self._gateway.write(rows)
+        except RowsRefused as error:
+            self._written.refused |= error.reasons
+            rest = [row for row in rows if self._id(row) not in error.reasons]
+            return [rest] if rest else []
+        except RedcapRefused as error:
+            if error.code != "redcap_refused":
+                raise
+            if len(rows) > 1:  # it names no row: halve until it is found
+                return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+            self._note_nameless(self._id(rows[0]), error)
+            return []
+        self._written.saved.update(map(self._id, rows))
+        return []
+
+    def _note_nameless(self, record: str, error: RedcapRefused) -> None:
+        self._written.refused[record] = error.detail
+        self._nameless.append(error)
+        self._reasons.add(re.sub(rf"\b{re.escape(record)}\b", "…", error.detail))
+
+    def _looks_hopeless(self) -> bool:
+        return (
+            not self._written.saved
+            and len(self._nameless) >= MOST_NAMELESS_REFUSALS
+            and len(self._reasons) == 1
+        )
+
+    def _probe(self) -> None:
+        """Try rows of the rest alone, until one shows that there is hope: go on then, else raise the refusal."""
+        rest = [row for rows in self._waiting for row in rows]
+        for row in rest[:: -ceil(len(rest) / PROBES)]:
+            self._import([row])
+            self._take_out(row)
+            if not self._looks_hopeless():
+                return
+        raise self._nameless[-1]
+
+    def _take_out(self, row: ImportRow) -> None:
+        left = [[other for other in rows if other is not row] for rows in self._waiting]
+        self._waiting = deque(rows for rows in left if rows)
+
+    def _id(self, row: ImportRow) -> str:
+        return row[self._gateway.target.id_field]
 
 
 class _Round:
@@ -273,35 +348,12 @@ class _Round:
             },
             now=self._services.now(),
         )
-        for rows in groups:
-            self._import(rows, id_field, written)
+        _Imports(self._gateway, written).run(groups)
         if written.refused:
             # Is it these records, or has the field changed? Raises ProjectProblem if so: nothing is settled.
             self._gateway.forget_target()
             self._gateway.target  # noqa: B018  asks REDCap
         return written
-
-    def _import(self, rows: list[dict[str, str]], id_field: str, written: _Written) -> None:
-        """One import; without the refused rows again, as REDCap takes all rows of an import or none."""
-        try:
-            self._gateway.write(rows)
-        except RowsRefused as error:
-            written.refused |= error.reasons
-            rest = [row for row in rows if row[id_field] not in error.reasons]
-            if rest:
-                self._import(rest, id_field, written)
-        except RedcapRefused as error:
-            hopeless = len(written.refused) >= MOST_NAMELESS_REFUSALS and not written.saved
-            if error.code != "redcap_refused" or hopeless:
-                raise
-            if len(rows) == 1:
-                written.refused[rows[0][id_field]] = error.detail
-            else:  # a refusal that names no row: halve until it is found
-                middle = len(rows) // 2
-                self._import(rows[:middle], id_field, written)
-                self._import(rows[middle:], id_field, written)
-        else:
-            written.saved.update(row[id_field] for row in rows)
 
     def _outcome(
         self,
