@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import requests
-from twilio.base.exceptions import TwilioException, TwilioRestException
+from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
@@ -34,24 +34,39 @@ def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
 def sorted_failures() -> Iterator[None]:
     """Raise TwilioUnavailable or TwilioRefused in place of what twilio-python raises.
 
-    A failing list page raises a plain TwilioException whose second argument is the response, and whose text
-    repeats it; so nothing of either is passed on but status and code. Source: twilio-python 9.13, base/page.py.
+    Their text repeats Twilio's answer, so nothing of it is passed on but status and code.
     """
     try:
         yield
-    except TwilioRestException as error:
-        raise _failure(error.status, error.code) from None
     except TwilioException as error:
-        response = error.args[1] if len(error.args) > 1 else None
-        raise _failure(getattr(response, "status_code", 0), None) from None
+        raise _failure(status_of(error), getattr(error, "code", None)) from None
     except requests.RequestException as error:
         raise TwilioUnavailable("twilio_unreachable", type(error).__name__) from None
     except ValueError:  # a page that is no JSON
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
 
 
-def _failure(status: int, code: int | None) -> TwilioUnavailable | TwilioRefused:
-    detail = f"status {status}" + (f", code {code}" if code else "")
+def status_of(error: TwilioException) -> int:
+    """The HTTP status of an error of twilio-python; 0 where there is none.
+
+    A single resource raises one of two kinds, by the form of the answer (base/version.py); a list page raises
+    the plain one, whose second argument is the response (base/page.py). Source: twilio-python 9.13.
+    """
+    if isinstance(error, TwilioRestException | TwilioServiceException):
+        return _whole_number(error.status)
+    response = error.args[1] if len(error.args) > 1 else None
+    return _whole_number(getattr(response, "status_code", 0))
+
+
+def _whole_number(status: object) -> int:
+    """The second kind takes its status from the answer's body as it stands there, a text perhaps."""
+    text = str(status)
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _failure(status: int, code: object) -> TwilioUnavailable | TwilioRefused:
+    number = _whole_number(code)
+    detail = f"status {status}" + (f", code {number}" if number else "")
     if status in _TRANSIENT_STATUS or status == 0:
         return TwilioUnavailable("twilio_server_error", detail)
     if status == 401:

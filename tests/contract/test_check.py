@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -291,6 +292,9 @@ def _senders_gone(world: World) -> None:
 
 REDCAP, INBOUND, ACCOUNT = "asthma: REDCap", "asthma: Twilio", "twilio.main"
 OURS = f"{PUBLIC_URL}/twilio/inbound"
+ODD_SINKS: list[Any] = [
+    None, {}, {"destination": None}, {"destination": 1}, {"destination": "https://["}, [], "", "no JSON", "[]",
+]  # fmt: skip
 
 PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "secret-missing": ("configuration", environment("TEST_REDCAP_TOKEN", "")),
@@ -383,6 +387,40 @@ def test_what_is_wrong_is_found(world: World, id_: str) -> None:
     check, spoil = PRODUCED_BY[id_]
     spoil(world)
     assert id_ in ids(world.run(check))
+
+
+@pytest.mark.parametrize("id_", ["twilio-token-refused", "twilio-token-stale", "service-missing"])
+def test_it_is_found_by_the_newer_form_of_twilios_errors_too(world: World, id_: str) -> None:
+    check, spoil = PRODUCED_BY[id_]
+    world.twilio.problem_details = True
+    spoil(world)
+    assert id_ in ids(world.run(check))
+
+
+def test_the_second_token_is_tried_by_the_newer_form_of_twilios_errors_too(world: World) -> None:
+    world.twilio.problem_details = True
+    _two_tokens("0" * 32, None)(world)
+    assert ids(world.run(INBOUND)) <= {"advanced-opt-out-unseen"}
+
+
+def test_a_campaign_that_twilio_does_not_show_is_no_finding(world: World) -> None:
+    world.twilio.fail("404", resource="Services/Usa2p", times=None)
+    found = world.run(INBOUND)
+    assert ids(found) <= {"advanced-opt-out-unseen"}
+    told = "Twilio does not tell whether it has an A2P 10DLC campaign"
+    assert told in [item.text for item in found if isinstance(item, Seen)]
+
+
+@pytest.mark.parametrize("configuration", ODD_SINKS)
+def test_a_sink_of_another_form_is_passed_over(world: World, configuration: Any) -> None:
+    world.twilio.add_sink().configuration = configuration
+    assert ids(world.run(INBOUND)) <= {"advanced-opt-out-unseen"}
+
+
+def test_a_sinks_configuration_may_come_as_a_text(world: World) -> None:
+    sink = world.twilio.add_sink(status="failed")
+    sink.configuration = json.dumps(sink.configuration)  # type: ignore[assignment]
+    assert ids(world.run(INBOUND)) >= {"sink-failed"}
 
 
 @pytest.mark.parametrize("check", ["configuration", "templates", "smtp", REDCAP, ACCOUNT, INBOUND])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -176,6 +177,12 @@ class TestWebhookMode:
         desk.service.inbound_request_url = None
         assert "A2P 10DLC" not in desk.setup().stdout
 
+    def test_a_campaign_that_twilio_does_not_show_keeps_nothing_from_being_done(self, desk: Desk) -> None:
+        desk.twilio.fail("404", resource="Services/Usa2p", times=None)
+        result = desk.setup()
+        assert (result.exit_code, desk.service.inbound_request_url) == (0, OURS)
+        assert "A2P 10DLC" in result.stdout
+
     def test_a_number_that_stays_outside_a_service_gets_the_address_itself(self, desk: Desk) -> None:
         desk.with_number_alone(sms_url=SURVEY)
         desk.projects["asthma"]["keyword_fallback"] = True
@@ -212,6 +219,16 @@ class TestEventsMode:
         (subscription,) = desk.twilio.subscriptions.values()
         assert subscription.sink_sid == sink.sid
         assert len(desk.twilio.sinks) == 1
+
+    def test_a_sink_whose_configuration_comes_as_a_text_is_ours_all_the_same(self, desk: Desk) -> None:
+        sink = desk.twilio.add_sink()
+        sink.configuration = json.dumps(sink.configuration)  # type: ignore[assignment]
+        assert "nothing to do" in desk.setup("--mode", "events").stdout
+
+    def test_a_sink_without_a_destination_is_passed_over(self, desk: Desk) -> None:
+        desk.twilio.add_sink().configuration = {}
+        assert desk.setup("--mode", "events").exit_code == 0
+        assert len(desk.twilio.sinks) == 2
 
     def test_a_sink_that_failed_is_replaced(self, desk: Desk) -> None:
         failed = desk.twilio.add_sink(status="failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 from twilio.base.exceptions import TwilioException, TwilioRestException
+from twilio.base.version import Version
 from twilio.http.response import Response
 from twilio.rest.api.v2010.account.message import MessageInstance
 
@@ -156,9 +158,26 @@ def listing_failed(status: int) -> TwilioException:
     return TwilioException("Unable to fetch page", Response(status, f"from {PAT}"))
 
 
+def fetching_failed(answered: int, **more: Any) -> TwilioException:
+    """What it raises for a single resource, where the answer is one of RFC 9457."""
+    about = {"type": "https://example.com/20003", "title": PAT, "detail": PAT}
+    answer = about | {"status": answered, "code": 20003} | more
+    return Version.exception("GET", "/x", Response(answered, json.dumps(answer)), "Unable to fetch record")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "told"),
     [
+        (fetching_failed(400), TwilioRefused, "twilio_refused: status 400, code 20003"),
+        (fetching_failed(401), TwilioRefused, "twilio_token_refused: status 401, code 20003"),
+        (fetching_failed(403), TwilioRefused, "twilio_refused: status 403, code 20003"),
+        (fetching_failed(404), TwilioRefused, "twilio_refused: status 404, code 20003"),
+        (fetching_failed(429), TwilioUnavailable, "twilio_server_error: status 429, code 20003"),
+        (fetching_failed(503), TwilioUnavailable, "twilio_server_error: status 503, code 20003"),
+        # Both come from the body as they stand there.
+        (fetching_failed(401, status="401"), TwilioRefused, "twilio_token_refused: status 401, code 20003"),
+        (fetching_failed(401, status=None), TwilioUnavailable, "twilio_server_error: status 0, code 20003"),
+        (fetching_failed(404, code=PAT), TwilioRefused, "twilio_refused: status 404"),
         (listing_failed(429), TwilioUnavailable, "twilio_server_error: status 429"),
         (listing_failed(503), TwilioUnavailable, "twilio_server_error: status 503"),
         (listing_failed(401), TwilioRefused, "twilio_token_refused: status 401"),

@@ -182,6 +182,8 @@ class _Way:
         status = self._side.campaign_status(service.sid)
         if status == "VERIFIED":
             yield Seen(self._name, "its A2P 10DLC campaign is verified")
+        elif status is None:
+            yield Seen(self._name, "Twilio does not tell whether it has an A2P 10DLC campaign")
         else:
             yield self._finding("campaign-unverified", f"{service.sid}: {status or 'no campaign'}")
 

@@ -10,6 +10,7 @@ class FaultKind(StrEnum):
     TOO_MANY = "429"
     UNAVAILABLE = "503"
     SERVER_ERROR = "500"
+    NOT_FOUND = "404"
     HANG = "hang"
     RESET = "reset"
     TRUNCATED = "truncated"

@@ -24,7 +24,7 @@ ADDRESS = re.compile(r"\+\d{2,15}|\d{3,15}|[a-z]+:\S+|[A-Za-z0-9][A-Za-z0-9 ]{0,
 
 
 class ApiError(Exception):
-    """An error in Twilio's own form: HTTP status, Twilio's code, text."""
+    """An error: HTTP status, Twilio's code, text."""
 
     def __init__(self, status: int, code: int, message: str) -> None:
         super().__init__(message)
@@ -32,10 +32,12 @@ class ApiError(Exception):
         self.code = code
         self.message = message
 
-    def response(self) -> Response:
+    def response(self, *, as_problem: bool = False) -> Response:
+        """In Twilio's own form, or as problem details (RFC 9457), which twilio-python 9.13 tells by `type`."""
         more = f"https://www.twilio.com/docs/errors/{self.code}"
-        content = {"code": self.code, "message": self.message, "more_info": more, "status": self.status}
-        answer = jsonify(content)
+        own = {"code": self.code, "message": self.message, "more_info": more, "status": self.status}
+        problem = {"type": more, "title": self.message, "status": self.status, "code": self.code}
+        answer = jsonify(problem if as_problem else own)
         answer.status_code = self.status
         if self.status == 401:
             answer.headers["WWW-Authenticate"] = 'Basic realm="Twilio API"'

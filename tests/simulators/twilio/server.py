@@ -84,7 +84,7 @@ def create_app(simulator: TwilioSimulator) -> Flask:
         app.add_url_rule(path, f"{method} {name}", handler, methods=[method])
     app.before_request(lambda: _before(simulator))
     app.after_request(lambda response: _after(simulator, response))
-    app.register_error_handler(ApiError, lambda error: error.response())
+    app.register_error_handler(ApiError, lambda error: error.response(as_problem=simulator.problem_details))
     app.register_error_handler(HTTPException, _http_error)
     return app
 
@@ -135,6 +135,7 @@ def _fail(simulator: TwilioSimulator, fault: Fault) -> ResponseReturnValue:
         FaultKind.TOO_MANY: (20429, "Too Many Requests"),
         FaultKind.UNAVAILABLE: (20503, "Service Unavailable"),
         FaultKind.SERVER_ERROR: (20500, "Internal Server Error"),
+        FaultKind.NOT_FOUND: (20404, "The requested resource was not found"),
     }[fault.kind]
     raise ApiError(int(fault.kind), code, text)
 

@@ -40,6 +40,7 @@ class TwilioSimulator(Holdings):
         super().__init__(public_url)
         self.blocks = BlockList()
         self.faults: list[Fault] = []
+        self.problem_details = False  # whether errors come in the form of RFC 9457
         self.request_log: list[LoggedRequest] = []
         self.network = Network()
         self.lock = threading.RLock()
@@ -234,7 +235,7 @@ class TwilioSimulator(Holdings):
         times: int | None = 1,
         seconds: float = 30.0,
     ) -> Fault:
-        """Make REST requests fail: kind 429, 503, 500, hang, reset or truncated; times=None: until mend()."""
+        """Make REST requests fail: kind 429, 503, 500, 404, hang, reset or truncated; times=None: until mend()."""
         fault = Fault(FaultKind(str(kind)), resource, method, page, times, seconds)
         self.faults.append(fault)
         return fault
