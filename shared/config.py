@@ -212,6 +212,11 @@ class Project(Table):
     )
     opt_out_keywords: list[Word] = Field([], description="Opt-out words beside Twilio's defaults.")
     opt_in_keywords: list[Word] = Field([], description="Opt-in words beside Twilio's defaults.")
+    ignored_keywords: list[Word] = Field(
+        [],
+        description="Words of Twilio's defaults that do not count: what was taken out in the Console's Advanced "
+        "Opt-Out, and YES for a toll-free number.",
+    )
     channels: list[Channel] = Field(
         ["sms", "rcs"], description="Channels whose changes count: sms (with MMS), rcs, whatsapp."
     )
@@ -236,7 +241,11 @@ class Project(Table):
     @property
     def keywords(self) -> Keywords:
         """The words that opt out and in."""
-        return Keywords(opt_out=tuple(self.opt_out_keywords), opt_in=tuple(self.opt_in_keywords))
+        return Keywords(
+            opt_out=tuple(self.opt_out_keywords),
+            opt_in=tuple(self.opt_in_keywords),
+            ignored=tuple(self.ignored_keywords),
+        )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

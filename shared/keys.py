@@ -45,6 +45,11 @@ def outbox(project: str) -> str:
     return f"{PREFIX}:outbox:{project}"
 
 
+def ordinary(project: str) -> str:
+    """Sorted set: SIDs of texts that Twilio told us without calling them an opt-in, by time of receipt in ms."""
+    return f"{PREFIX}:ordinary:{project}"
+
+
 def status(project: str) -> str:
     """Hash: phone hash -> latest change."""
     return f"{PREFIX}:status:{project}"

@@ -9,14 +9,17 @@ OPT_IN_DEFAULTS = frozenset({"start", "yes", "unstop"})
 
 
 class Keywords:
-    """The opt-out and opt-in words of one project: Twilio's defaults and the configured ones."""
+    """The opt-out and opt-in words of one project: Twilio's defaults, without `ignored`, and the configured ones."""
 
-    def __init__(self, *, opt_out: tuple[str, ...] = (), opt_in: tuple[str, ...] = ()) -> None:
-        extra_out = {normalised(word) for word in opt_out}
-        extra_in = {normalised(word) for word in opt_in}
+    def __init__(
+        self, *, opt_out: tuple[str, ...] = (), opt_in: tuple[str, ...] = (), ignored: tuple[str, ...] = ()
+    ) -> None:
+        extra_out, extra_in, dropped = (
+            {normalised(word) for word in kind} for kind in (opt_out, opt_in, ignored)
+        )
         # A configured word wins over a default of the other kind.
-        self._opt_out = (OPT_OUT_DEFAULTS - extra_in) | extra_out
-        self._opt_in = (OPT_IN_DEFAULTS - extra_out) | extra_in
+        self._opt_out = (OPT_OUT_DEFAULTS - extra_in - dropped) | extra_out
+        self._opt_in = (OPT_IN_DEFAULTS - extra_out - dropped) | extra_in
 
     def change(self, body: str) -> Change | None:
         """The change that a message asks for, or None.

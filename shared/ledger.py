@@ -35,6 +35,8 @@ FIRST_PAUSE_MS = 60_000
 LONGEST_PAUSE_MS = 300_000
 # For how long a lookup in the queue is believed to be there: what comes after that sends another.
 LOOKUP_WAITS_MS = 5_000
+# As long as Twilio keeps its message log, and a day for clocks. Source: Twilio docs, "Messages resource".
+ORDINARY_KEPT_MS = 401 * 86_400_000
 # What failed is tried again sooner a few times, for what passes within a minute.
 QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 
@@ -229,12 +231,26 @@ class Ledger:
                 pipe.exists(keys.event(project, event_id))
             return {event_id for event_id, found in zip(event_ids, pipe.execute(), strict=True) if found}
 
+    def note_ordinary(self, projects: Sequence[str], message_sid: str, *, now: datetime) -> None:
+        """Remember a text with an opt-in word that Twilio told us as an ordinary message."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            for project in projects:
+                pipe.zadd(keys.ordinary(project), {message_sid: milliseconds(now)})
+            pipe.execute()
+
+    def ordinary(self, project: str, message_sids: Sequence[str]) -> set[str]:
+        """Those of the texts that `note_ordinary` remembers."""
+        return self._members(keys.ordinary(project), message_sids)
+
     def unfinished(self, project: str, event_ids: Sequence[str]) -> set[str]:
         """Those of the ids whose events have not ended."""
-        if not event_ids:
+        return self._members(keys.unfinished(project), event_ids)
+
+    def _members(self, sorted_set: str, members: Sequence[str]) -> set[str]:
+        if not members:
             return set()
-        scores = self.redis.zmscore(keys.unfinished(project), event_ids)
-        return {event_id for event_id, score in zip(event_ids, scores, strict=True) if score is not None}
+        scores = self.redis.zmscore(sorted_set, members)
+        return {member for member, score in zip(members, scores, strict=True) if score is not None}
 
     def unfinished_entries(self, project: str) -> Iterator[list[Entry]]:
         """The events that have not ended, a few hundred at a time."""
@@ -503,6 +519,7 @@ class Ledger:
 
     def trim(self, project: str, *, now: datetime) -> int:
         """Forget the ids of events whose retention is over. Answers how many."""
+        self.redis.zremrangebyscore(keys.ordinary(project), "-inf", milliseconds(now) - ORDINARY_KEPT_MS)
         oldest = milliseconds(now) - self._retention_seconds * 1000 - 86_400_000
         return int(self.redis.zremrangebyscore(keys.events(project), "-inf", oldest))
 

@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from shared.errors import Malformed
+from shared.errors import Malformed, Rejected
 from shared.events import Source
 
 INBOUND_MESSAGE_TYPE = "com.twilio.messaging.inbound-message.received"
@@ -56,34 +55,44 @@ def message_of_form(form: Form) -> InboundMessage:
     )
 
 
-def messages_of_events(body: bytes) -> Iterator[InboundMessage]:
-    """Read an Event Streams batch: a JSON array of CloudEvents. Raises Malformed.
+def messages_of_events(body: bytes) -> tuple[list[InboundMessage], list[Rejected]]:
+    """Read an Event Streams batch: a JSON array of CloudEvents, or a single one. Raises Malformed where it is none.
 
-    Events of other types, such as the sink's test event, are passed over.
+    Answers its messages, and what is wrong with those that cannot be read. Events of other types, such as the
+    sink's test event, are passed over.
     """
     try:
         batch = json.loads(body)
     except (ValueError, RecursionError):  # the latter: nested a thousand times
         raise Malformed("not_json") from None
+    if isinstance(batch, dict) and "specversion" in batch:
+        batch = [batch]
     if not isinstance(batch, list) or not all(isinstance(event, dict) for event in batch):
         raise Malformed("not_an_array_of_events")
+    messages: list[InboundMessage] = []
+    refused: list[Rejected] = []
     for event in batch:
         if event.get("type") == INBOUND_MESSAGE_TYPE:
-            yield _message_of_event(event)
+            try:
+                messages.append(_message_of_event(event))
+            except Malformed as error:
+                refused.append(error)
+    return messages, refused
 
 
 def _message_of_event(event: dict[str, Any]) -> InboundMessage:
     data = event.get("data")
     if not isinstance(data, dict):
         raise Malformed("event_without_data")
+    opt_out_type = _text(data, "optOutType").upper()
     return InboundMessage(
         message_sid=_sid(_text(data, "messageSid")),
         account_sid=_sid(_text(data, "accountSid")),
         messaging_service_sid=_text(data, "messagingServiceSid"),
         sender=_required("from", _text(data, "from")),
         recipient=_required("to", _text(data, "to")),
-        body=_text(data, "body"),
-        opt_out_type=_text(data, "optOutType").upper(),
+        body="" if opt_out_type else _text(data, "body"),  # Twilio's judgement is enough
+        opt_out_type=opt_out_type,
         source=Source.EVENT_STREAM,
         occurred_at=_time(_text(data, "timestamp") or _text(event, "time")),
     )

@@ -32,9 +32,17 @@ class Router:
         An opt-out covers the whole Messaging Service, so that every project on it is concerned, and one
         that lists only the number as well. Source: Twilio help article 223134027.
         """
-        addresses = (message.messaging_service_sid, message.recipient)
-        found = [self._routes.get((message.account_sid, address), []) for address in addresses]
-        return list(dict.fromkeys(name for names in found for name in names))
+        channel, bare = channel_and_address(message.recipient)
+        found = [
+            *self._at(message, message.messaging_service_sid),
+            *self._at(message, message.recipient),
+            # A number that is listed without a prefix, on the other channels that count.
+            *(name for name in self._at(message, bare) if channel in self._projects[name].channels),
+        ]
+        return list(dict.fromkeys(found))
+
+    def _at(self, message: InboundMessage, address: str) -> list[str]:
+        return self._routes.get((message.account_sid, address), [])
 
     def events(self, message: InboundMessage, projects: list[str], now: datetime) -> Iterator[OptOutEvent]:
         """The changes that a message makes, one per project; none for HELP and all other texts."""
@@ -63,6 +71,21 @@ class Router:
         project: Project = self._projects[name]
         words_count = project.keyword_fallback or message.source is Source.EVENT_STREAM
         return self._keywords[name].change(message.body) if words_count else None
+
+    def ordinary(self, message: InboundMessage, projects: list[str]) -> list[str]:
+        """The projects for which a text holds an opt-in word, and that learn that Twilio does not call it so.
+
+        The webhook says it by the absence of OptOutType, once Advanced Opt-Out is on; the message log, which has
+        the words only, does not. Source: Twilio docs, "Advanced Opt-Out".
+        """
+        if message.opt_out_type or message.source is not Source.WEBHOOK:
+            return []
+        return [
+            name
+            for name in projects
+            if not self._projects[name].keyword_fallback
+            and self._keywords[name].change(message.body) is Change.START
+        ]
 
     def answer(self, projects: list[str]) -> str:
         """The TwiML for Twilio: silence, or a redirect to where REDCap handles the message.

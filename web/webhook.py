@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from shared.errors import Malformed, Rejected
+from shared.errors import Forged, Malformed, Rejected
 from shared.events import OptOutEvent
 from shared.intake import accept
 from web.parsing import InboundMessage, message_of_form, messages_of_events
@@ -37,10 +37,12 @@ def inbound() -> Response:
     """A Messaging Service's or number's inbound-message webhook."""
     request.max_content_length = INBOUND_LIMIT_BYTES
     services = _services()
+    signature = request.headers.get("X-Twilio-Signature")
+    if not signature:  # whatever it holds, it is not Twilio's
+        raise Forged("no_signature")
     if request.mimetype != "application/x-www-form-urlencoded":
         raise Malformed("no_form")
     form = request.form
-    signature = request.headers.get("X-Twilio-Signature")
     services.verifier.verify_form(_public_url(), form, signature, form.get("AccountSid"))
     message = message_of_form(form)
     projects = _store("inbound", [message])
@@ -53,11 +55,17 @@ def events() -> Response:
     request.max_content_length = EVENTS_LIMIT_BYTES
     body = request.get_data(cache=False)
     signers = _services().verifier.verify_json(_public_url(), body, request.headers.get("X-Twilio-Signature"))
-    messages = list(messages_of_events(body))
-    if any(message.account_sid not in signers for message in messages):
-        # One account's token must not speak for another account.
-        raise ForeignAccount
-    _store("events", messages)
+    messages, refused = messages_of_events(body)
+    # One account's token must not speak for another account.
+    own = [message for message in messages if message.account_sid in signers]
+    refused += [ForeignAccount() for _ in range(len(messages) - len(own))]
+    if refused and not own:
+        raise refused[0]
+    _store("events", own)
+    for (
+        error
+    ) in refused:  # they do not keep the others out: a whole batch that is refused does not come again
+        _note_refusal(error.status, error.reason)
     return _twiml(SILENCE)
 
 
@@ -88,6 +96,8 @@ def _store(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
     for message in messages:
         projects = services.router.projects(message)
         changes += services.router.events(message, projects, now)
+        if ordinary := services.router.ordinary(message, projects):
+            services.ledger.note_ordinary(ordinary, message.message_sid, now=now)
         if not projects:
             log.warning("message_of_no_project", message_sid=message.message_sid)
     if not changes:
@@ -141,9 +151,13 @@ def not_stored(error: RedisError) -> Response:
 
 
 def _refusal(status: int, reason: str) -> Response:
+    _note_refusal(status, reason)
+    return _twiml(SILENCE, status)
+
+
+def _note_refusal(status: int, reason: str) -> None:
     log.warning("request_refused", path=request.path, status=status, reason=reason)
     _count(request.path.rstrip("/").rpartition("/")[2], reason)
-    return _twiml(SILENCE, status)
 
 
 def _count(endpoint: str, outcome: str) -> None:

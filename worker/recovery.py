@@ -39,6 +39,17 @@ class Doorway:
         """Those of the ids whose change has yet to be written."""
         return self._ledger.unfinished(self._project, event_ids)
 
+    def without_ordinary(self, events: Sequence[OptOutEvent]) -> list[OptOutEvent]:
+        """Without the opt-ins that are none: their webhook came, and Twilio did not call them so.
+
+        The log does not say what Twilio made of a text, and words alone would take a survey's "yes" for an opt-in
+        where YES was taken out of Advanced Opt-Out. An opt-out by its word counts in any case: to believe one too
+        many contacts nobody.
+        """
+        opt_ins = [event.event_id for event in events if event.change is Change.START]
+        ordinary = self._ledger.ordinary(self._project, opt_ins)
+        return [event for event in events if event.event_id not in ordinary]
+
     def accept(self, events: Sequence[OptOutEvent]) -> list[Accepted]:
         """Hand events in. Not published one by one: the run finds their records by the export it makes anyway."""
         if not events:

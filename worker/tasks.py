@@ -58,9 +58,9 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         soft_time_limit=LONGEST_TASK_SECONDS - 60,
         time_limit=LONGEST_TASK_SECONDS,
     )
-    def _reconcile(project: str, since: str | None = None) -> dict[str, Any]:
+    def _reconcile(project: str, since: str | None = None, nightly: bool = False) -> dict[str, Any]:
         begin = datetime.fromisoformat(since) if since else None
-        return asdict(reconcile(project, services(), since=begin, nightly=since is None))
+        return asdict(reconcile(project, services(), since=begin, nightly=nightly))
 
     @app.task(
         name=TaskName.SWEEP,

@@ -20,7 +20,7 @@ import requests
 
 from shared import keys
 from shared.events import milliseconds
-from shared.queue import CeleryPublisher, TaskName, make_celery
+from shared.queue import QUEUES, TaskName, make_celery
 from tests.processes import BIN, ROOT, Platform, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.smtp import SmtpSimulator
@@ -186,12 +186,11 @@ def test_the_task_is_visible_with_its_report_and_its_time_in_the_metrics(worlds:
     assert "6505550001" not in metrics + world.platform.logs()
 
 
-def _ask_for_runs(world: World, number: int) -> None:
-    """Publish the task as so many beats do."""
-    app = make_celery(world.platform.redis_url)
-    for _ in range(number):
-        CeleryPublisher(app)(TaskName.RECONCILE, "asthma")
-    app.close()
+def _ask_for_runs(world: World, number: int, **how: bool) -> None:
+    """Publish the task so many times."""
+    with make_celery(world.platform.redis_url) as app:
+        for _ in range(number):
+            app.send_task(TaskName.RECONCILE, args=("asthma",), kwargs=how, queue=QUEUES[TaskName.RECONCILE])
 
 
 def _task(world: World, name: str) -> dict[str, Any] | None:
@@ -215,13 +214,23 @@ def test_a_run_that_was_missed_is_caught_up_with_by_the_next_sweep(worlds: World
 def test_two_beats_start_one_run(worlds: Worlds) -> None:
     world = worlds(3)
     world.platform.start("redis", "worker")
-    _ask_for_runs(world, 2)
+    _ask_for_runs(world, 2, nightly=True)
     log = world.platform["worker"].text
     wait_until(lambda: log().count('"reconciled"'), what="a run")
     wait_until(lambda: not world.platform.redis.llen("optout.reconcile"), what="the queue is empty")
     world.platform["worker"].stop()  # warm: what was taken is finished
     assert log().count('"reconciled"') == 1
     assert world.twilio.request_counts()["Messages"] == 1
+
+
+def test_a_run_that_somebody_asks_for_is_done_however_short_the_last_one_was_ago(worlds: Worlds) -> None:
+    world = worlds(3)
+    world.platform.start("redis", "worker")
+    log = world.platform["worker"].text
+    _ask_for_runs(world, 1)
+    wait_until(lambda: log().count('"reconciled"') == 1, what="a run")
+    _ask_for_runs(world, 1)
+    wait_until(lambda: log().count('"reconciled"') == 2, what="another run")
 
 
 def test_ten_thousand_messages_against_ten_thousand_records_cost_few_requests(worlds: Worlds) -> None:

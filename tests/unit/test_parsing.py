@@ -13,7 +13,7 @@ from werkzeug.datastructures import MultiDict
 from shared.errors import Malformed
 from shared.events import Source
 from tests.builders import at, batch, cloud_event, inbound_form, repeated
-from web.parsing import message_of_form, messages_of_events
+from web.parsing import InboundMessage, message_of_form, messages_of_events
 
 
 def form(**changes: str | None) -> MultiDict[str, str]:
@@ -28,8 +28,21 @@ def reason_of_form(pairs: Any) -> str:
 
 def reason_of_events(body: bytes) -> str:
     with pytest.raises(Malformed) as caught:
-        list(messages_of_events(body))
+        messages_of_events(body)
     return caught.value.reason
+
+
+def one_event(**changes: Any) -> InboundMessage:
+    [message], refused = messages_of_events(batch(cloud_event(**changes)))
+    assert refused == []
+    return message
+
+
+def reasons_of(*events: dict[str, Any]) -> list[str]:
+    """What is wrong with the events of a batch of which none can be read."""
+    messages, refused = messages_of_events(batch(*events))
+    assert messages == []
+    return [error.reason for error in refused]
 
 
 class TestForms:
@@ -81,24 +94,22 @@ class TestForms:
 class TestEvents:
     def test_every_part_that_matters_is_read(self) -> None:
         event = cloud_event()
-        [message] = messages_of_events(batch(event))
+        [message], _ = messages_of_events(batch(event))
         data = event["data"]
         assert (message.message_sid, message.account_sid) == (data["messageSid"], data["accountSid"])
-        assert (message.sender, message.recipient, message.body) == (data["from"], data["to"], "STOP")
+        assert (message.sender, message.recipient, message.body) == (data["from"], data["to"], "")
         assert (message.opt_out_type, message.source) == ("STOP", Source.EVENT_STREAM)
         assert message.occurred_at == at("2026-05-04T10:20:30.456+00:00")
 
     def test_the_envelope_s_time_stands_in_for_a_missing_timestamp(self) -> None:
-        [message] = messages_of_events(batch(cloud_event(timestamp=None)))
-        assert message.occurred_at == at("2026-05-04T10:20:31+00:00")
+        assert one_event(timestamp=None).occurred_at == at("2026-05-04T10:20:31+00:00")
 
     def test_a_time_without_zone_is_utc_and_one_with_a_zone_is_kept(self) -> None:
         for text in ("2026-05-04T10:20:30", "2026-05-04T12:20:30+02:00"):
-            [message] = messages_of_events(batch(cloud_event(timestamp=text)))
-            assert message.occurred_at == at("2026-05-04T10:20:30+00:00")
+            assert one_event(timestamp=text).occurred_at == at("2026-05-04T10:20:30+00:00")
 
     def test_an_empty_batch_has_no_message(self) -> None:
-        assert list(messages_of_events(b"[]")) == []
+        assert messages_of_events(b"[]") == ([], [])
 
     def test_events_of_other_types_are_passed_over_whatever_they_hold(self) -> None:
         others: list[dict[str, object]] = [
@@ -107,8 +118,20 @@ class TestEvents:
             {},
             {"data": None},
         ]
-        [message] = messages_of_events(batch(*others, cloud_event()))
-        assert message.body == "STOP"
+        messages, refused = messages_of_events(batch(*others, cloud_event()))
+        assert (len(messages), refused) == (1, [])
+
+    def test_a_single_event_without_its_array_is_taken_too(self) -> None:
+        [message], _ = messages_of_events(json.dumps(cloud_event()).encode())
+        assert message.opt_out_type == "STOP"
+
+    def test_the_words_are_read_where_twilio_gives_no_judgement_and_only_there(self) -> None:
+        assert one_event(optOutType=None).body == "STOP"
+        assert one_event(body=["STOP"]).body == ""
+
+    def test_an_event_that_cannot_be_read_leaves_the_others(self) -> None:
+        messages, refused = messages_of_events(batch(cloud_event(to=None), cloud_event()))
+        assert (len(messages), [error.reason for error in refused]) == (1, ["no_to"])
 
     @pytest.mark.parametrize(
         ("body", "reason"),
@@ -134,7 +157,7 @@ class TestEvents:
             ({"accountSid": ""}, "no_sid"),
             ({"from": None}, "no_from"),
             ({"to": " "}, "no_to"),
-            ({"body": ["STOP"]}, "body_is_no_text"),
+            ({"body": ["STOP"], "optOutType": None}, "body_is_no_text"),
             ({"timestamp": "yesterday"}, "no_timestamp"),
             ({"timestamp": 1777890030}, "timestamp_is_no_text"),
         ],
@@ -142,13 +165,13 @@ class TestEvents:
     def test_an_event_that_lacks_what_makes_it_a_message_is_malformed(
         self, changes: dict[str, Any], reason: str
     ) -> None:
-        assert reason_of_events(batch(cloud_event(**changes))) == reason
+        assert reasons_of(cloud_event(**changes)) == [reason]
 
     def test_an_event_without_data_is_malformed(self) -> None:
-        assert reason_of_events(batch({**cloud_event(), "data": "x"})) == "event_without_data"
+        assert reasons_of({**cloud_event(), "data": "x"}) == ["event_without_data"]
 
     def test_an_event_without_any_time_is_malformed(self) -> None:
-        assert reason_of_events(batch({**cloud_event(timestamp=None), "time": None})) == "no_timestamp"
+        assert reasons_of({**cloud_event(timestamp=None), "time": None}) == ["no_timestamp"]
 
 
 _json = st.recursive(
@@ -159,11 +182,9 @@ _json = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(cloud_event()["data"])), _json))
-def test_no_event_whatever_raises_anything_but_malformed(changes: dict[str, Any]) -> None:
+def test_any_event_whatever_is_read_or_refused(changes: dict[str, Any]) -> None:
     event = cloud_event()
     event["data"] |= changes
-    try:
-        [message] = messages_of_events(json.dumps([event]).encode())
-    except Malformed:
-        return
-    assert message.sender.strip()
+    messages, refused = messages_of_events(json.dumps([event]).encode())
+    assert len(messages) + len(refused) == 1
+    assert all(message.sender.strip() for message in messages)

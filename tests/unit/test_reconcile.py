@@ -226,6 +226,23 @@ class TestRecovery:
         night.run()
         assert night.value() == ""
 
+    @pytest.mark.parametrize("body", ["yes", "END"])
+    def test_words_that_were_taken_out_in_the_console_change_nothing(self, nights: Nights, body: str) -> None:
+        night = nights(ignored_keywords=["Yes", "end"])
+        night.received("STOP", 0)
+        night.run()
+        night.missed(body, 60)
+        assert night.run().changes_recovered == 0
+        assert night.value() == shown(seconds(0))
+
+    def test_a_survey_s_yes_that_twilio_told_as_an_ordinary_text_is_no_opt_in(self, night: Night) -> None:
+        night.received("STOP", 0)
+        ordinary, missed = night.missed("Yes", 60), night.missed("START", 120)
+        night.study.ledger.note_ordinary(["asthma"], ordinary.sid, now=night.study.clock())
+        assert (night.run().changes_recovered, night.value()) == (1, "")
+        assert night.study.ledger.load("asthma", ordinary.sid) is None
+        assert night.study.ledger.load("asthma", missed.sid) is not None
+
     def test_whatsapp_counts_only_where_it_is_configured(self, nights: Nights) -> None:
         for channels, value in ((["sms", "rcs"], ""), (["sms", "whatsapp"], shown(seconds(0)))):
             night = nights(channels=channels)

@@ -104,6 +104,16 @@ class TestChannels:
         [event] = events(router(), message(sender=sender))
         assert event.phone_hash == hashed("+16505550100")
 
+    def test_a_number_that_is_listed_without_prefix_is_meant_on_every_channel_that_counts(self) -> None:
+        table = project_table(messaging_service_sid=None, senders=[SENDER])
+        sent = message(
+            messaging_service_sid="", sender="whatsapp:+16505550100", recipient=f"whatsapp:{SENDER}"
+        )
+        assert events(router(asthma=table), sent) == []
+        assert router(asthma=table).projects(sent) == []
+        [event] = events(router(asthma={**table, "channels": ["sms", "whatsapp"]}), sent)
+        assert event.phone_hash == hashed("+16505550100")
+
     def test_whatsapp_counts_only_where_the_project_lists_it(self) -> None:
         listing = router(asthma=project_table(channels=["sms", "whatsapp"]))
         assert changes(router(), sender="whatsapp:+16505550100", opt_out_type="START") == []

@@ -80,6 +80,7 @@ def test_sweep_runs_each_minute_and_each_project_has_its_nightly_run() -> None:
     assert (sweep["task"], sweep["schedule"].seconds) == (TaskName.SWEEP, 60)
     assert sweep["options"] == {"queue": QUEUES[TaskName.SWEEP], "expires": 60.0}
     assert (nightly["task"], nightly["args"]) == (TaskName.RECONCILE, ("sleep",))
+    assert nightly["kwargs"] == {"nightly": True}
     assert nightly["options"]["queue"] == QUEUES[TaskName.RECONCILE]
 
 

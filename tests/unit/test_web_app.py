@@ -17,6 +17,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
 from shared import keys
+from shared.ledger import Ledger
 from shared.queue import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
@@ -123,6 +124,25 @@ class TestInbound:
         ingress = Ingress({"asthma": project_table(keyword_fallback=True)})
         ingress.inbound(inbound_form(Body="STOP", OptOutType="HELP"))
         assert ingress.nothing_happened()
+
+    def test_an_opt_in_word_that_twilio_does_not_call_one_is_remembered_as_ordinary(self) -> None:
+        ingress = Ingress({"asthma": project_table(), "sleep": project_table(keyword_fallback=True)})
+        form = inbound_form(Body=" Yes", OptOutType="")
+        assert ingress.inbound(form).status_code == 200
+        ledger = Ledger(ingress.redis)
+        assert ledger.ordinary("asthma", [form["MessageSid"], "SM1"]) == {form["MessageSid"]}
+        assert ledger.ordinary("sleep", [form["MessageSid"]]) == set()
+        assert (ingress.stored("asthma"), ingress.stored("sleep")) == ([], [form["MessageSid"]])
+
+    @pytest.mark.parametrize(
+        "changes", [{"Body": "START", "OptOutType": "START"}, {"Body": "STOP", "OptOutType": ""}]
+    )
+    def test_what_is_an_opt_in_or_no_opt_in_word_is_not(
+        self, ingress: Ingress, changes: dict[str, str]
+    ) -> None:
+        form = inbound_form(**changes)
+        ingress.inbound(form)
+        assert Ledger(ingress.redis).ordinary("asthma", [form["MessageSid"]]) == set()
 
     def test_a_redelivered_webhook_is_answered_and_counts_once(self, ingress: Ingress) -> None:
         form = inbound_form()
@@ -244,6 +264,10 @@ class TestRefusals:
         assert ingress.inbound(inbound_form(MessageSid=message_sid)).status_code == 400
         assert ingress.nothing_happened()
 
+    def test_without_a_signature_it_is_forged_whatever_it_holds(self, ingress: Ingress) -> None:
+        assert ingress.post("/twilio/inbound", b"{}", "application/json", "").status_code == 403
+        assert ingress.nothing_happened()
+
     def test_another_content_type_is_malformed(self, ingress: Ingress) -> None:
         response = ingress.post("/twilio/inbound", b'{"From": "+16505550100"}', "application/json", "x")
         assert (response.status_code, is_silence(response)) == (400, True)
@@ -353,10 +377,14 @@ class TestEvents:
         assert ingress.events(body).status_code == 400
         assert ingress.nothing_happened()
 
-    def test_one_malformed_event_keeps_the_whole_batch_out(self, ingress: Ingress) -> None:
-        """Twilio sends the batch again; half of it must not have counted as all of it."""
-        assert ingress.events(batch(cloud_event(), cloud_event(messageSid="x"))).status_code == 400
-        assert ingress.nothing_happened()
+    def test_an_event_that_cannot_be_read_or_is_anothers_does_not_keep_the_others_out(
+        self, ingress: Ingress
+    ) -> None:
+        sound, foreign = cloud_event(), cloud_event(messageSid="SM" + "a" * 32, accountSid="AC" + "9" * 32)
+        assert ingress.events(batch(cloud_event(messageSid="x"), sound, foreign)).status_code == 200
+        assert ingress.stored() == [sound["data"]["messageSid"]]
+        counted = ingress.redis.hgetall(keys.METRICS)
+        assert {name.split("|")[2] for name in counted} == {"accepted", "no_sid", "foreign_account"}
 
     def test_a_body_without_its_hash_in_the_url_is_refused(self, ingress: Ingress) -> None:
         signature = RequestValidator(AUTH_TOKEN).compute_signature(PUBLIC_URL + "/twilio/events", {})

@@ -1,5 +1,6 @@
 """The `optout` command. One module per subcommand; each prints tables on a terminal, plain lines otherwise."""
 
+import os
 import sys
 
 import click
@@ -40,7 +41,7 @@ def main() -> None:
 
     Reads the file that OPTOUT_CONFIG names (default config.toml) and the Redis at OPTOUT_REDIS_URL.
     """
-    configure_logging("WARNING")
+    configure_logging(os.environ.get("OPTOUT_LOG_LEVEL") or "WARNING")
 
 
 for command in (check, setup, test_message, top, events, status, replay, reconcile, forget):

@@ -148,7 +148,8 @@ class _Run:
         try:
             senders = message_log.senders()
             for sender in senders:
-                for events in message_log.pages(sender, since):
+                for page in message_log.pages(sender, since):
+                    events = self._doorway.without_ordinary(page)
                     self.report.changes_recovered += recover(events, self._doorway)
                     self._count_messages(message_log)
                     held_back += overtaken(events, self._doorway)
