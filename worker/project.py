@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from shared import keys
@@ -27,6 +27,7 @@ from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch
 STRUCTURE_SECONDS = 3600
 
 _MINUTES, _SECONDS = "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,12 @@ def checkbox_column(fields: dict[str, Row], name: str | None) -> str:
             f"opt_out_checkbox: {name} is no checkbox field with a choice coded 1; add that choice",
         )
     return f"{name}___1"
+
+
+def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """What one request may name, at a time."""
+    for start in range(0, len(items), MOST_RECORDS_PER_REQUEST):
+        yield items[start : start + MOST_RECORDS_PER_REQUEST]
 
 
 def is_a_time(value: str) -> bool:
@@ -218,11 +225,17 @@ class RedcapProject:
     # --- reading ----------------------------------------------------------------------------------
 
     def read(self, records: Sequence[str]) -> dict[str, RecordState]:
-        """The named records (at most MOST_RECORDS_PER_REQUEST) as they are now; deleted ones are left out.
+        """The named records as they are now; deleted ones are left out.
 
         A record that is missing from the answer is asked for once more: large answers have lacked rows
         without a word (REDCapR #400).
         """
+        found: dict[str, RecordState] = {}
+        for portion in _portions(records):
+            found |= self._read_portion(portion)
+        return found
+
+    def _read_portion(self, records: Sequence[str]) -> dict[str, RecordState]:
         found = self._read_once(records)
         missing = [record for record in records if record not in found]
         return found | self._read_once(missing) if missing else found
@@ -262,8 +275,8 @@ class RedcapProject:
         """The records that a broken-off export did not bring. Their ids alone are a small export."""
         ids = dict.fromkeys(self._record_id(row) for row in self._client.export_all([self.target.id_field]))
         left = [record for record in ids if record not in seen]
-        for start in range(0, len(left), MOST_RECORDS_PER_REQUEST):
-            yield from self._read_once(left[start : start + MOST_RECORDS_PER_REQUEST]).values()
+        for portion in _portions(left):
+            yield from self._read_once(portion).values()
 
     @property
     def _fields(self) -> list[str]:
@@ -368,8 +381,12 @@ class RedcapProject:
         return list(groups.values())
 
     def write(self, rows: Sequence[dict[str, str]]) -> None:
-        """Import rows of records that have just been read. Raises RowsRefused with a reason per record."""
-        self._client.import_rows(rows, self.target.id_field)
+        """Import rows of records that have just been read. Raises RowsRefused with a reason per record.
+
+        Portions before a refused one are written then; to write them again changes nothing.
+        """
+        for portion in _portions(rows):
+            self._client.import_rows(portion, self.target.id_field)
 
     def put_back(self, states: Sequence[RecordState]) -> None:
         """Write opt-out fields as they were read before. Raises as `write` does."""

@@ -24,6 +24,7 @@ from tests.simulators.redcap import (
     longitudinal_study,
     repeating_phone_study,
 )
+from worker import project as project_module
 from worker.project import RedcapProject
 from worker.steps import update_records as module
 from worker.steps.update_records import update_records
@@ -94,6 +95,23 @@ class TestWriting:
         asthma.work()
         assert {asthma.value(str(number)) for number in range(1, 26)} == {SHOWN}
         assert asthma.imports() == 3
+
+    def test_a_number_on_more_records_than_one_request_may_name_is_read_and_written_in_portions(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for place in (module, project_module):
+            monkeypatch.setattr(place, "MOST_RECORDS_PER_REQUEST", 10)
+        asthma = enrolled(0)
+        asthma.redcap.most_records_named = 10
+        for number in range(1, 26):
+            asthma.project.add_record(str(number), mobile="650-555-0001")
+        refuse_record(asthma, "17")
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        shown = {asthma.value(str(number)) for number in range(1, 26) if number != 17}
+        assert (shown, asthma.value("17"), asthma.state(event)) == ({SHOWN}, "", "failed")
+        named = [request.records for request in asthma.redcap.requests if request.kind != "metadata"]
+        assert max(named) == 10
 
     def test_every_record_that_holds_the_number_is_written_and_one_mail_lists_them(self) -> None:
         asthma = enrolled(2)
