@@ -5,6 +5,7 @@ and HTML can come back as data. Names below like "REDCapR #317" are issues of pu
 which the behaviour was reported.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -30,8 +31,10 @@ WHOLE_EXPORT_TIMEOUT_SECONDS = 300.0
 # PHP's max_input_vars is 1,000, and a server refused 846 ids (REDCapR #512).
 MOST_RECORDS_PER_REQUEST = 450
 
-_MEMORY_TEXT = "ran out of server memory"  # REDCapR's redcap_read help; seen with status 500 and 200
-_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+# How REDCap says that it was too much at once: PyCap #26 and #80 (with status 500, and 200), REDCapR #627
+# (REDCap 15.7.2), and PHP itself.
+_TOO_MUCH = ("ran out of server memory", "too much data", "smaller data set", "allowed memory size")
+_PASSING_STATUS = {408, 425, 429}  # and whatever a server or gateway says of itself: 500 and above
 
 
 class RowsRefused(RedcapRefused):
@@ -96,7 +99,7 @@ class RedcapClient:
 
     def text(self, content: str) -> str:
         """The answer of one of the calls that give plain text: version, generateNextRecordName."""
-        return self._ask({"content": content}).text.strip()
+        return _decoded(self._ask({"content": content}).content).strip()
 
     def export(
         self, fields: Sequence[str], *, records: Sequence[str] = (), events: Sequence[str] = ()
@@ -149,9 +152,12 @@ class RedcapClient:
 
     def _check_written(self, answer: Any, sent: set[str]) -> None:
         """An import that REDCap did not understand answers 200 and a count of 0 (PyCap #103)."""
-        if isinstance(answer, list) and {str(record) for record in answer} >= sent:
-            return
-        if isinstance(answer, dict) and str(answer.get("count")) == str(len(sent)):
+        if isinstance(answer, list):
+            written = {str(record) for record in answer} >= sent
+        else:
+            count = answer.get("count") if isinstance(answer, dict) else answer
+            written = str(count) == str(len(sent))
+        if written:
             return
         raise RedcapUnavailable("redcap_not_written", "the import's answer does not name all records")
 
@@ -200,29 +206,28 @@ class RedcapClient:
                 allow_redirects=False,
                 stream=stream,
             )
+            _classify(response, import_ids, unread=stream and not _claims_html(response))
         except requests.Timeout:
             kind = TooMuch if stream else RedcapUnavailable
             raise kind("redcap_timeout", "no answer in time") from None
         except requests.RequestException as error:
             # Without its text: urllib3 repeats addresses, and a proxy's may hold a password.
             raise RedcapUnavailable("redcap_unreachable", type(error).__name__) from None
-        _classify(response, import_ids, unread=stream and not _claims_html(response))
         return response
 
     def _json(self, response: requests.Response) -> Any:
+        text = _decoded(response.content)
         try:
-            return json.loads(response.content)
+            return json.loads(text)
         except ValueError:
-            _look_for_error_text(response.text)
-            raise RedcapUnavailable("redcap_strange_answer", "not JSON") from None
+            raise _trouble(text) or RedcapUnavailable("redcap_strange_answer", "not JSON") from None
 
     def _rows(self, response: requests.Response) -> Iterator[Row]:
         try:
             body = _body(response)
-            if not body.peek(64).lstrip().startswith(b"["):
-                _look_for_error_text(body.read(4096).decode(errors="replace"))
-                raise RedcapUnavailable("redcap_strange_answer", "an export that is no list of rows")
-            yield from ijson.items(body, "item", use_float=True)
+            if not _decoded(body.peek(64)).lstrip().startswith("["):
+                raise _no_rows(_decoded(body.read(65_536)))
+            yield from ijson.items(_CleanUtf8(body), "item", use_float=True)
         except ijson.JSONError:
             raise TooMuch("redcap_truncated", "the export broke off, or was no list of rows") from None
         except (requests.RequestException, StreamError, OSError) as error:
@@ -270,64 +275,99 @@ def _claims_html(response: requests.Response) -> bool:
     return "html" in response.headers.get("Content-Type", "").lower()
 
 
-def _classify(response: requests.Response, import_ids: set[str] | None, *, unread: bool) -> None:
-    """Return if this is an answer; else raise what it is. Status first, then what the body looks like.
+def _decoded(body: bytes) -> str:
+    """An answer's text. A stored value may hold bytes that are no UTF-8 (redcapAPI #290, REDCapR #391)."""
+    return body.decode("utf-8-sig", errors="replace")
 
-    A good answer of a stream is left unread. No answer that we ask for begins with "<", and every page does.
+
+class _CleanUtf8:
+    """A stream as `_decoded` reads it, for a parser that takes nothing but UTF-8: one bad byte ends no export."""
+
+    def __init__(self, body: io.BufferedReader) -> None:
+        self._body = body
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+
+    def read(self, size: int) -> bytes:
+        """About `size` bytes; none only at the end (or where none are asked for)."""
+        while chunk := self._body.read(size):
+            # A chunk may end within a character; what is left of it comes with the next one.
+            if text := self._decoder.decode(chunk):
+                return text.encode()
+        return self._decoder.decode(b"", final=size != 0).encode()
+
+
+def _classify(response: requests.Response, import_ids: set[str] | None, *, unread: bool) -> None:
+    """Return if this is an answer; else raise what it is. A good answer of a stream is left unread."""
+    if response.status_code != 200 or not unread:
+        _judge(response.status_code, _decoded(response.content), import_ids)
+
+
+def _judge(status: int, text: str, import_ids: set[str] | None) -> None:
+    """Status first, then what the body looks like: no answer that we ask for begins with "<", and every page does.
+
+    Only REDCap's own words are a refusal, for which changes are given up. Whatever else comes instead of an
+    answer, from gateways, firewalls or logins, is taken to pass.
     """
-    status = response.status_code
-    if status == 200 and unread:
-        return
-    text = response.text
-    if text.lstrip()[:1] == "<":
-        raise _page(status, text)
-    if status == 200:
-        return
-    if status in _TRANSIENT_STATUS:
-        _look_for_error_text(text)
-        raise RedcapUnavailable("redcap_server_error", f"status {status}")
+    if 300 <= status < 400:
+        raise RedcapUnavailable("redcap_redirects", f"status {status}: redcap_url is not the final address")
+    if status in _PASSING_STATUS or status >= 500:
+        raise _trouble(text) or RedcapUnavailable("redcap_server_error", f"status {status}")
     message = _error_message(text)
-    if status == 400 and import_ids is not None:
-        reasons = _row_reasons(message, import_ids)
-        if reasons:
-            raise RowsRefused(reasons)
-    raise RedcapRefused(_refusal_code(status, message), f"status {status}: {scrubbed(message)}")
+    if message is not None:
+        raise _refusal(status, message, import_ids)
+    if status != 200 or text.lstrip()[:1] == "<":
+        raise _page(status, text)
 
 
 def _page(status: int, text: str) -> RedcapUnavailable:
-    """A page for people where an answer for programs was due: never an answer, whatever its status."""
-    lowered = text.lower()
-    if "multiple" in lowered and "tabs" in lowered:
-        return RedcapUnavailable("redcap_tabs_page", "the page about several browser tabs")
-    if "banned" in lowered or status == 403:
+    """Something for people where an answer for programs was due: never an answer, whatever its status."""
+    if trouble := _trouble(text):
+        return trouble
+    if "banned" in text.lower() or status == 403:
         return RedcapUnavailable("redcap_banned", f"a page with status {status}: is our address banned?")
-    if _MEMORY_TEXT in lowered:
-        return TooMuch("redcap_out_of_memory", "the server ran out of memory")
-    if status in _TRANSIENT_STATUS:
-        return RedcapUnavailable("redcap_server_error", f"a page with status {status}")
-    if status in {301, 302, 303, 307, 308}:
-        return RedcapUnavailable(
-            "redcap_redirects", "redcap_url redirects: write its final address, with /api/"
-        )
     return RedcapUnavailable(
         "redcap_page", f"a page with status {status}: login, maintenance or a wrong redcap_url"
     )
 
 
-def _look_for_error_text(text: str) -> None:
-    """REDCap's errors that come with status 200, or with a broken body."""
-    if _MEMORY_TEXT in text.lower():
-        raise TooMuch("redcap_out_of_memory", "the server ran out of memory")
-    if "multiple browser tabs" in text.lower():
-        raise RedcapUnavailable("redcap_tabs_page", "the page about several browser tabs")
+def _trouble(text: str) -> RedcapUnavailable | None:
+    """What REDCap says of itself, with any status: it passes, or asks for less."""
+    lowered = text.lower()
+    if any(words in lowered for words in _TOO_MUCH):
+        return TooMuch("redcap_out_of_memory", "more at once than the server can prepare")
+    if "multiple" in lowered and "browser tabs" in lowered:
+        return RedcapUnavailable("redcap_tabs_page", "the page about several browser tabs")
+    return None
 
 
-def _error_message(text: str) -> str:
+def _no_rows(text: str) -> RedcapUnavailable | RedcapRefused:
+    """What an export is that is no list of rows, though its status is 200."""
+    message = _error_message(text)
+    if message is not None:
+        return _refusal(200, message, None)
+    return _trouble(text) or RedcapUnavailable("redcap_strange_answer", "an export that is no list of rows")
+
+
+def _error_message(text: str) -> str | None:
+    """REDCap's own words, also where the status says that all is well: PyCap goes by the key "error" alone."""
+    text = text.strip()
+    if text.startswith("ERROR:"):
+        return text.removeprefix("ERROR:").lstrip()
     try:
-        answer = json.loads(text)
+        answer = json.loads(text) if text.startswith("{") else None
     except ValueError:
-        return text.removeprefix("ERROR: ")
-    return str(answer.get("error", "")) if isinstance(answer, dict) else ""
+        return None
+    return str(answer["error"]) if isinstance(answer, dict) and "error" in answer else None
+
+
+def _refusal(status: int, message: str, import_ids: set[str] | None) -> RedcapRefused | RedcapUnavailable:
+    """What REDCap's own words mean."""
+    reasons = _row_reasons(message, import_ids or set())
+    if reasons:
+        return RowsRefused(reasons)
+    return _trouble(message) or RedcapRefused(
+        _refusal_code(status, message), f"status {status}: {scrubbed(message)}"
+    )
 
 
 def _refusal_code(status: int, message: str) -> str:

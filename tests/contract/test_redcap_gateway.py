@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3 import HTTPResponse
 
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import Change, Status, milliseconds
@@ -30,6 +34,9 @@ pytestmark = pytest.mark.usefixtures("naps")
 NOON = at("2026-05-04T19:00:00")
 SHOWN = "2026-05-04 12:00:00"
 FIELDS = ["record_id", "mobile", "sms_opt_out_at"]
+TOO_MUCH_AT_ONCE = [
+    "memory_200", "memory_400", "memory_500", "too_much_text", "too_much_200", "too_much_400", "too_much_500",
+]  # fmt: skip
 
 
 class Limiter:
@@ -100,6 +107,36 @@ def made(server: RedcapSimulator, redis: Any) -> Iterator[Any]:
     server.revoked.clear()
     server.requests.clear()
     server.requests_per_minute = server.most_records_named = None
+
+
+@pytest.fixture
+def scripted() -> Iterator[Any]:
+    """Makes a client that gets this body, with status 200."""
+    sessions: list[requests.Session] = []
+
+    def make(body: str | bytes) -> RedcapClient:
+        sessions.append(requests.Session())
+        sessions[-1].mount("https://", _Scripted(body if isinstance(body, bytes) else body.encode()))
+        return RedcapClient(
+            "https://redcap.example.edu/api/", REDCAP_TOKEN, limiter=Limiter(), session=sessions[-1]
+        )
+
+    yield make
+    for session in sessions:
+        session.close()
+
+
+class _Scripted(BaseAdapter):
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self._body = body
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        raw = HTTPResponse(io.BytesIO(self._body), status=200, preload_content=False)
+        return HTTPAdapter().build_response(request, raw)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def status(change: str = "STOP", when: Any = NOON) -> Status:
@@ -188,6 +225,29 @@ class TestReading:
         found = [state.record_id for state in gateway.project.read_all(at("2026-05-04T11:00:00"))]
         assert found == ["2"]
 
+    @pytest.mark.parametrize("fault", ["byte_order_mark", "latin_1"])
+    def test_bytes_that_are_no_json_spoil_neither_an_export_nor_its_other_records(
+        self, made: Any, fault: str
+    ) -> None:
+        gateway = made()
+        gateway.study.set_value("2", "mobile", "415\xa0555 0111 Zoë")
+        gateway.simulator.faults.add(fault, kind="export", times=None)
+        for states in (list(gateway.project.read_all()), gateway.project.read(["1", "2", "3"]).values()):
+            phones = {state.record_id: state.phones for state in states}
+            assert phones["1"] == {hashed(fictional_phone(1))}
+            assert phones["3"] == {hashed(fictional_phone(3))}
+        assert gateway.simulator.count("export") == 2  # at once, not in portions
+
+    def test_characters_that_a_piece_of_the_stream_ends_within_stay_whole(self, scripted: Any) -> None:
+        rows = [{"record_id": str(n), "note": "aä€😀"[n % 4 :] * 7} for n in range(20_000)]
+        text = json.dumps(rows, ensure_ascii=False)
+        assert list(scripted("\ufeff" + text).export_all(FIELDS)) == rows
+
+    def test_an_export_that_ends_within_a_character_has_broken_off(self, scripted: Any) -> None:
+        body = '[{"record_id": "1"}, {"record_id": "ü'.encode()[:-1]
+        with pytest.raises(TooMuch):
+            list(scripted(body).export_all(FIELDS))
+
 
 class TestWriting:
     def write(self, gateway: Gateway, *records: str, change: str = "STOP") -> None:
@@ -232,6 +292,21 @@ class TestWriting:
             self.write(gateway, "1", "2")
         assert set(caught.value.reasons) == {"2"}
 
+    @pytest.mark.parametrize(
+        "answer", ['["1","2"]', "[1, 2]", '{"count": 2}', '{"count": "2"}', "2", '"2"', "\ufeff2"]
+    )
+    def test_an_answer_that_names_or_counts_all_records_is_a_success(
+        self, scripted: Any, answer: str
+    ) -> None:
+        scripted(answer).import_rows([{"record_id": "1"}, {"record_id": "2"}], "record_id")
+
+    @pytest.mark.parametrize(
+        "answer", ["", "[]", '["1"]', '{"count": 0}', '{"count": 1}', "1", '"1"', "0", "null", "true", "{}"]
+    )
+    def test_any_other_answer_is_none(self, scripted: Any, answer: str) -> None:
+        with pytest.raises(RedcapUnavailable):
+            scripted(answer).import_rows([{"record_id": "1"}, {"record_id": "2"}], "record_id")
+
     def test_an_answer_without_the_written_ids_is_no_success(self, made: Any) -> None:
         gateway = made()
         gateway.project.target  # noqa: B018
@@ -255,10 +330,13 @@ class TestAnswersThatAreNone:
             ("ban_page", "redcap_banned"),
             ("firewall_page", "redcap_banned"),
             ("empty_200", "redcap_strange_answer"),
+            *((f"empty_{status}", "redcap_redirects") for status in (301, 302, 307)),
+            *((f"empty_{status}", "redcap_server_error") for status in (501, 507, 509, 520, 522, 530)),
+            *((f"empty_{status}", "redcap_page") for status in (204, 401, 404)),
+            ("empty_403", "redcap_banned"),
             ("reset", "redcap_unreachable"),
             ("cut_off", "redcap_unreachable"),
-            ("memory_500", "redcap_out_of_memory"),
-            ("memory_200", "redcap_out_of_memory"),
+            *((name, "redcap_out_of_memory") for name in TOO_MUCH_AT_ONCE),
             ("truncated", "redcap_strange_answer"),
         ],
     )
@@ -268,6 +346,13 @@ class TestAnswersThatAreNone:
         with pytest.raises(RedcapUnavailable) as caught:
             gateway.client.export(FIELDS, records=["1"])
         assert caught.value.code == code
+
+    @pytest.mark.parametrize("fault", [f"empty_{status}" for status in (302, 404, 501, 520)])
+    def test_an_import_without_a_word_of_redcap_s_is_no_refusal(self, made: Any, fault: str) -> None:
+        gateway = made()
+        gateway.simulator.faults.add(fault, kind="import", times=None)
+        with pytest.raises(RedcapUnavailable):
+            gateway.client.import_rows([{"record_id": "1", "sms_opt_out_at": SHOWN}], "record_id")
 
     @pytest.mark.parametrize("fault", ["http_503", "tabs_page", "reset"])
     def test_what_passes_in_a_moment_is_tried_again_at_once(
@@ -304,7 +389,7 @@ class TestAnswersThatAreNone:
     def test_an_address_that_redirects_says_so(self, made: Any) -> None:
         gateway = made()
         client = gateway.client_with(REDCAP_TOKEN, gateway.simulator.url.rstrip("/"))
-        with pytest.raises((RedcapUnavailable, RedcapRefused)):
+        with pytest.raises(RedcapUnavailable, match="redcap_redirects: status 301"):
             client.export(FIELDS)
         client._session.close()
 
@@ -314,9 +399,10 @@ class TestAnswersThatAreNone:
         with pytest.raises(RedcapUnavailable):
             list(gateway.client.export_all(FIELDS))
 
-    def test_a_stream_that_the_server_could_not_prepare_asks_for_less(self, made: Any) -> None:
+    @pytest.mark.parametrize("fault", TOO_MUCH_AT_ONCE)
+    def test_a_stream_that_the_server_could_not_prepare_asks_for_less(self, made: Any, fault: str) -> None:
         gateway = made()
-        gateway.simulator.faults.add("memory_200", times=None)
+        gateway.simulator.faults.add(fault, times=None)
         with pytest.raises(TooMuch):
             list(gateway.client.export_all(FIELDS))
 
@@ -331,6 +417,23 @@ class TestRefusals:
         assert "FFFF" not in f"{caught.value}{client!r}"
         assert gateway.limiter.turns == 1
         client._session.close()
+
+    @pytest.mark.parametrize("ask", [
+        lambda client: client.structure_object("project"), lambda client: client.export(FIELDS),
+        lambda client: list(client.export_all(FIELDS)), lambda client: client.version(),
+        lambda client: client.import_rows([{"record_id": "1"}], "record_id"),
+    ])  # fmt: skip
+    def test_an_error_is_one_whatever_the_status_says(self, made: Any, ask: Any) -> None:
+        gateway = made()
+        gateway.simulator.faults.add("error_200", times=None)
+        with pytest.raises(RedcapRefused, match="You do not have the right"):
+            ask(gateway.client)
+
+    def test_refused_rows_are_named_whatever_the_status_says(self, scripted: Any) -> None:
+        lines = json.dumps({"error": '"1","sms_opt_out_at","x","too much data in the field"'})
+        with pytest.raises(RowsRefused) as caught:
+            scripted(lines).import_rows([{"record_id": "1"}], "record_id")
+        assert set(caught.value.reasons) == {"1"}
 
     def test_an_unknown_field_is_named_as_such(self, made: Any) -> None:
         with pytest.raises(RedcapRefused) as caught:

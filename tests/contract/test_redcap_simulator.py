@@ -917,13 +917,19 @@ def test_too_many_named_records_meet_a_firewall(server: RedcapSimulator, classic
         ("http_503", 503, "text/html", "503"),
         ("http_504", 504, "text/html", "504"),
         ("empty_200", 200, "text/html", ""),
+        ("empty_302", 302, "text/html", ""),
+        ("empty_520", 520, "text/html", ""),
         ("tabs_page", 200, "text/html", "multiple browser tabs"),
         ("login_page", 200, "text/html", "password"),
         ("maintenance_page", 200, "text/html", "offline"),
         ("ban_page", 403, "text/html", "banned"),
         ("firewall_page", 403, "text/html", "Forbidden"),
         ("memory_200", 200, "text/html", '{"error":"REDCap ran out of server memory.'),
+        ("memory_400", 400, "application/json", '{"error":"REDCap ran out of server memory.'),
         ("memory_500", 500, "application/json", '{"error":"REDCap ran out of server memory.'),
+        ("too_much_text", 200, "application/json", "too much data"),
+        ("too_much_400", 400, "application/json", '{"error":"We are sorry'),
+        ("error_200", 200, "application/json", '{"error":"You do not have'),
         ("count_zero", 200, "application/json", '{"count":0}'),
     ],
 )
@@ -991,6 +997,17 @@ def test_a_cut_off_answer_ends_before_its_length(server: RedcapSimulator, classi
     server.faults.add("cut_off")
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         post(server)
+
+
+def test_a_byte_order_mark_goes_before_the_answer(server: RedcapSimulator, classic: Project) -> None:
+    server.faults.add("byte_order_mark")
+    assert post(server).content.startswith(b"\xef\xbb\xbf[")
+
+
+def test_values_of_another_encoding_are_no_utf_8(server: RedcapSimulator, classic: Project) -> None:
+    classic.add_record("ü", age="30")
+    server.faults.add("latin_1")
+    assert b'"\xfc"' in post(server).content
 
 
 def test_missing_rows_leave_a_well_formed_export(server: RedcapSimulator, classic: Project) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,13 @@ OUT_OF_MEMORY = (  # PyCap issues 26 (status 500) and 80
     "REDCap ran out of server memory. The request cannot be processed. Please try importing/exporting a "
     "smaller amount of data."
 )
+TOO_MUCH = (  # REDCapR issue 627 (REDCap 15.7.2)
+    "We are sorry, but apparently the data export is not able to complete successfully. It may simply be that "
+    "there is too much data trying to be exported at once, in which it is causing REDCap to crash. If this error "
+    "occurs again, it is recommended that you attempt to export a smaller data set."
+)
+# Statuses that gateways and web servers give without a body; 520 and above are Cloudflare's.
+WORDLESS = (200, 204, 301, 302, 307, 401, 403, 404, 501, 507, 509, 520, 522, 530)
 BAN_PAGE = (
     "<!DOCTYPE HTML><html><head><title>REDCap</title></head><body><h1>IP address banned</h1>"
     "<p>Your IP address has been banned due to suspected abuse. Please contact your REDCap "
@@ -141,18 +150,23 @@ def _token_revoked(context: Context) -> Answer:
     return _forbidden(context)
 
 
-def _memory_500(context: Context) -> Answer:
-    return ApiError(500, OUT_OF_MEMORY).answer(context.return_format)
-
-
 def _memory_200(context: Context) -> Answer:
     """PHP's own complaint, then REDCap's, as one page with status 200."""
     php = b"<br />\n<b>Fatal error</b>:  Allowed memory size of 134217728 bytes exhausted<br />\n"
-    return html_answer(200, (php + _memory_500(context).body).decode())
+    return html_answer(200, (php + ApiError(500, OUT_OF_MEMORY).answer(context.return_format).body).decode())
 
 
 def _empty(status: int) -> Callable[[Context], Answer]:
     return lambda context: html_answer(status, "")
+
+
+def _error(status: int, message: str) -> Callable[[Context], Answer]:
+    """An error of REDCap's; clients have met some with a status that says that all is well."""
+    return lambda context: ApiError(status, message).answer(context.return_format)
+
+
+def _too_much_as_text(context: Context) -> Answer:
+    return text_answer(TOO_MUCH, context.return_format)
 
 
 def _count_zero(context: Context) -> Answer:
@@ -167,9 +181,13 @@ INSTEAD: dict[str, Callable[[Context], Answer]] = {
     **{name: _page(name) for name in PAGES},
     "http_403": _forbidden,
     "http_500": _empty(500),  # PyCap issue 261: a crash with an empty body
-    "empty_200": _empty(200),
+    **{f"empty_{status}": _empty(status) for status in WORDLESS},
     "memory_200": _memory_200,
-    "memory_500": _memory_500,
+    "memory_400": _error(400, OUT_OF_MEMORY),
+    "memory_500": _error(500, OUT_OF_MEMORY),
+    "too_much_text": _too_much_as_text,
+    **{f"too_much_{status}": _error(status, TOO_MUCH) for status in (200, 400, 500)},
+    "error_200": _error(200, "You do not have the right to do this"),
     "count_zero": _count_zero,
     "token_revoked": _token_revoked,
     "reset": _reset,
@@ -195,6 +213,18 @@ def _missing_rows(fault: Fault, context: Context) -> Answer:
     return context.answer(keep=fault.keep)
 
 
+def _byte_order_mark(fault: Fault, context: Context) -> Answer:
+    answer = context.answer()
+    return replace(answer, body=codecs.BOM_UTF8 + answer.body)
+
+
+def _latin_1(fault: Fault, context: Context) -> Answer:
+    """Values that were stored in another encoding, and are sent as they are (redcapAPI issue 290)."""
+    answer = context.answer()
+    text = json.dumps(json.loads(answer.body), ensure_ascii=False)
+    return replace(answer, body=text.encode("latin-1"))
+
+
 def _slow_drip(fault: Fault, context: Context) -> Answer:
     return replace(context.answer(), drip_seconds=fault.seconds)
 
@@ -213,6 +243,8 @@ WITH_ANSWER: dict[str, Callable[[Fault, Context], Answer]] = {
     "truncated": _truncated,
     "cut_off": _cut_off,
     "missing_rows": _missing_rows,
+    "byte_order_mark": _byte_order_mark,
+    "latin_1": _latin_1,
     "slow_drip": _slow_drip,
     "hang": _hang,
 }
