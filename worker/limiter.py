@@ -22,8 +22,8 @@ end
 return tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]) + 60000 - now + 1
 """
 
-FIRST_REST_SECONDS = 2.0
-LONGEST_REST_SECONDS = 60.0
+# The rest after each failure in a row; the last one holds for all further ones.
+REST_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 # REDCap bans an address until an administrator lifts it; asking on would only show that we do not listen.
 REST_AFTER_BAN_SECONDS = 300.0
 
@@ -62,11 +62,13 @@ class HostLimiter:
 
     def failed(self, *, banned: bool = False) -> None:
         """Leave the host alone for a while, longer with each failure in a row."""
-        failures = int(self._redis.hincrby(self._circuit, "failures", 1))
-        rest = min(FIRST_REST_SECONDS * 2 ** (failures - 1), LONGEST_REST_SECONDS)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hincrby(self._circuit, "failures", 1)
+            pipe.expire(self._circuit, 3600)
+            failures = int(pipe.execute()[0])
+        rest = REST_SECONDS[min(failures, len(REST_SECONDS)) - 1]
         until = time.time() + (REST_AFTER_BAN_SECONDS if banned else rest)
         self._redis.hset(self._circuit, "until", until)
-        self._redis.expire(self._circuit, 3600)
 
     def succeeded(self) -> None:
         """The host answered: forget its failures."""

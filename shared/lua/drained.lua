@@ -3,6 +3,8 @@
 -- ARGV: 1 project
 -- Answers: how many are pending.
 local left = redis.call('ZCARD', KEYS[1])
-redis.call('HDEL', KEYS[3], 'update|' .. ARGV[1] .. '|')
-if left == 0 then redis.call('ZREM', KEYS[2], 'update|' .. ARGV[1] .. '|') end
+if left == 0 then
+  redis.call('ZREM', KEYS[2], 'update|' .. ARGV[1] .. '|')
+  redis.call('HDEL', KEYS[3], 'update|' .. ARGV[1] .. '|')
+end
 return left

@@ -430,6 +430,19 @@ class TestDueWork:
             ledger.claim_due(now=NOON + DAY, limit=10)
         assert pauses == [*QUICK_PAUSES_SECONDS, None]
 
+    def test_the_pauses_of_an_update_grow_until_nothing_is_pending(self, ledger: Ledger) -> None:
+        ledger.require_update("asthma", ["a"], now=NOON)
+        pauses = []
+        for _ in range(len(QUICK_PAUSES_SECONDS) + 1):
+            assert ledger.drained("asthma") == 1  # as each updater asks first
+            pauses.append(ledger.retry_soon("update", "asthma", now=NOON))
+            ledger.claim_due(now=NOON + DAY, limit=10)
+        assert pauses == [*QUICK_PAUSES_SECONDS, None]
+        ledger.forget_pending("asthma", ["a"])
+        assert ledger.drained("asthma") == 0
+        ledger.require_update("asthma", ["b"], now=NOON)
+        assert ledger.retry_soon("update", "asthma", now=NOON) == QUICK_PAUSES_SECONDS[0]
+
     def test_a_retry_of_work_that_is_done_does_not_bring_it_back(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)

@@ -11,6 +11,7 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared import keys
 from shared.errors import RedcapUnavailable
 from tests.builders import at
 from tests.fakes import fake_redis
@@ -125,6 +126,18 @@ class TestCircuit:
             time.pass_by(0.6)
             limiter.wait_for_turn()
 
+    def test_a_host_that_has_been_away_for_a_day_is_still_left_alone_for_a_minute_at_a_time(
+        self, time: Time, redis: Any
+    ) -> None:
+        redis.hset(keys.circuit(HOST), "failures", 1_100)
+        limiter = HostLimiter(redis, HOST, 100)
+        limiter.failed()
+        time.pass_by(59.5)
+        with pytest.raises(RedcapUnavailable, match="redcap_resting"):
+            limiter.wait_for_turn()
+        time.pass_by(0.6)
+        limiter.wait_for_turn()
+
     def test_an_answer_ends_the_rest_and_forgets_the_failures(self, time: Time, redis: Any) -> None:
         limiter = HostLimiter(redis, HOST, 100)
         for _ in range(4):
@@ -132,7 +145,7 @@ class TestCircuit:
         limiter.succeeded()
         limiter.wait_for_turn()
         limiter.failed()
-        time.pass_by(module.FIRST_REST_SECONDS + 0.1)
+        time.pass_by(module.REST_SECONDS[0] + 0.1)
         limiter.wait_for_turn()
 
     def test_a_ban_is_respected_for_minutes(self, time: Time, redis: Any) -> None:
