@@ -80,9 +80,13 @@ def _masked(value: Any) -> Any:
             return value
         case str():
             return _PHONE.sub("[number]", value)
-        case dict():
-            return {name: _masked(each) for name, each in value.items()}
-        case list() | tuple():
-            return [_masked(each) for each in value]
-        case _:
+        case bool() | float() | None:
             return value
+        case dict():
+            return {_masked(name): _masked(each) for name, each in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_masked(each) for each in value]
+        case int():
+            return "[number]" if _PHONE.fullmatch(str(value)) else value
+        case _:  # as the renderer would write it
+            return _PHONE.sub("[number]", repr(value))

@@ -1,8 +1,8 @@
 """The Celery tasks, each a thin view over a step of the same name: load, call, and nothing else.
 
 Retries are not Celery's: a step that fails leaves its work among the due work of the ledger, and sweep
-publishes it again. So no message waits in the broker with a countdown that a crash could lose, and no
-countdown comes near the visibility timeout.
+publishes it again. So a crash loses nothing with the messages that wait in the broker, and none waits there for
+more than half a minute: no countdown comes near the visibility timeout.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,26 @@ def test_a_line_is_json_with_its_fields(capsys: pytest.CaptureFixture[str]) -> N
         "mail_put_off", "asthma", "warning", "worker",
     )  # fmt: skip
     assert line["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        6505550100,
+        {"+16505550100": 1},
+        {("nested", b"650-555-0100")},
+        ValueError("650-555-0100"),
+        [{"deep": ("650-555-0100",)}],
+    ],
+)
+def test_a_number_is_masked_in_whatever_a_line_holds(
+    value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging()
+    structlog.get_logger("web").info("event", value=value, took_ms=12345, share=0.25, none=None)
+    line = capsys.readouterr().err
+    assert re.search(r"650.?555", line) is None
+    assert {"took_ms": 12345, "share": 0.25, "none": None}.items() <= json.loads(line).items()
 
 
 def test_a_library_s_line_is_masked_as_well(capsys: pytest.CaptureFixture[str]) -> None:
