@@ -5,13 +5,14 @@ validation types.
 """
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -25,6 +26,9 @@ from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch
 
 # A project's structure rarely changes; a refused import makes us read it again at once.
 STRUCTURE_SECONDS = 3600
+
+# So many record ids show whether REDCap hashes them: it hashes all or none.
+ENOUGH_IDS = 100
 
 _MINUTES, _SECONDS = "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"
 _Item = TypeVar("_Item")
@@ -40,6 +44,12 @@ class Target:
     checkbox_column: str = ""
     project_id: str = ""
     version: str = ""
+    # Codes that stand in a field for "there is no value".
+    missing_codes: Sequence[str] = ()
+    # Whether the record id is tagged as an identifier, so that exports without the full right hash it.
+    id_is_identifier: bool = False
+    # The arm of each event; empty in a classic project.
+    arms: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +60,8 @@ class RecordState:
     phones: frozenset[str]
     opt_out_value: str
     ticked: bool
+    # Whether it is in the arm of the opt-out event. A row for another arm would create the record there.
+    in_arm: bool = True
 
 
 def _is_set(flag: object) -> bool:
@@ -102,6 +114,36 @@ def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     """What one request may name, at a time."""
     for start in range(0, len(items), MOST_RECORDS_PER_REQUEST):
         yield items[start : start + MOST_RECORDS_PER_REQUEST]
+
+
+def missing_data_codes(project: Row) -> list[str]:
+    """The codes that stand for "no value" in any field; they come as "code, label | code, label"."""
+    choices = str(project.get("missing_data_codes") or "").replace("\n", "|").split("|")
+    return [code for choice in choices if (code := choice.split(",", 1)[0].strip())]
+
+
+def arm_of(event: str) -> str:
+    """An event's arm by its unique name: `enrolment_arm_1`, or `enrolment_arm_1b` where two have the same label."""
+    found = re.search(r"_arm_(\d+)[a-z]*$", event)
+    return found[1] if found else ""
+
+
+def are_hashed(records: Iterable[str]) -> bool:
+    """Whether all record ids look like what REDCap puts in place of identifiers: 32 hex digits (REDCapR #74)."""
+    ids = list(records)
+    return bool(ids) and all(re.fullmatch(r"[0-9a-f]{32}", record) for record in ids)
+
+
+def is_identifier(field: Row) -> bool:
+    """Whether a field of the data dictionary is tagged as an identifier."""
+    return str(field.get("identifier") or "").lower() in {"y", "1"}
+
+
+def is_repeating(rows: Iterable[Row], form: str, event: str | None) -> bool:
+    """Whether a form repeats at an event. A row without a form is about the whole event (PyCap's doctest)."""
+    return any(
+        (row.get("event_name") or event) == event and (row.get("form_name") or form) == form for row in rows
+    )
 
 
 def is_a_time(value: str) -> bool:
@@ -166,10 +208,9 @@ class RedcapProject:
                     f"{key}: the project has no field {name}; mend the name in the configuration or add the field",
                 )
         longitudinal = _is_set(project.get("is_longitudinal"))
-        if longitudinal:
-            self._check_events()
+        arms = self._read_arms() if longitudinal else {}
         if _is_set(project.get("has_repeating_instruments_or_events")):
-            self._check_not_repeating(fields[self.config.opt_out_field]["form_name"])
+            self._check_not_repeating(fields)
         return Target(
             # The record id is the first field of the data dictionary (REDCap API help, "Export Metadata").
             id_field=metadata[0]["field_name"],
@@ -178,6 +219,9 @@ class RedcapProject:
             checkbox_column=checkbox_column(fields, self.config.opt_out_checkbox),
             project_id=str(project.get("project_id", "")),
             version=self._version(),
+            missing_codes=missing_data_codes(project),
+            id_is_identifier=is_identifier(metadata[0]),
+            arms=arms,
         )
 
     def _version(self) -> str:
@@ -195,31 +239,50 @@ class RedcapProject:
                 f"redcap_project_id: {wanted}, but redcap_token opens project {seen}; put the right token there",
             )
 
-    def _check_events(self) -> None:
-        known = {
-            event["unique_event_name"] for event in self._client.structure_list("event", "unique_event_name")
+    def _read_arms(self) -> dict[str, str]:
+        """The arm of every event. Raises ProjectProblem where the configured events do not fit."""
+        events = self._client.structure_list("event", "unique_event_name")
+        names = [str(event["unique_event_name"]) for event in events]
+        arms = {
+            name: str(event.get("arm_num") or arm_of(name)) for name, event in zip(names, events, strict=True)
         }
-        listed = ", ".join(sorted(known))
-        if self.config.opt_out_event is None:
+        self._check_events(arms)
+        return arms
+
+    def _check_events(self, arms: Mapping[str, str]) -> None:
+        phone_event, opt_out_event, listed = (
+            self.config.phone_event,
+            self.config.opt_out_event,
+            ", ".join(sorted(arms)),
+        )
+        if opt_out_event is None:
             raise ProjectProblem(
                 "opt_out_event_missing",
                 f"opt_out_event: missing, but the project is longitudinal; name one of: {listed}",
             )
-        for key in ("phone_event", "opt_out_event"):
-            name = getattr(self.config, key)
-            if name is not None and name not in known:
+        for key, name in (("phone_event", phone_event), ("opt_out_event", opt_out_event)):
+            if name is not None and name not in arms:
                 raise ProjectProblem(
                     "no_such_event", f"{key}: the project has no event {name}; name one of: {listed}"
                 )
+        if phone_event is not None and arms[phone_event] != arms[opt_out_event]:
+            raise ProjectProblem(
+                "events_in_two_arms",
+                f"phone_event: {phone_event} is in another arm than opt_out_event {opt_out_event}; name two events "
+                "of one arm (each arm can have a [projects.NAME] table of its own)",
+            )
 
-    def _check_not_repeating(self, form: str) -> None:
-        for row in self._client.structure_list("repeatingFormsEvents"):
-            same_event = row.get("event_name", self.config.opt_out_event) == self.config.opt_out_event
-            if same_event and row.get("form_name", "") in {form, ""}:
+    def _check_not_repeating(self, fields: Mapping[str, Row]) -> None:
+        """A checkbox counts as much as the field: REDCap would refuse both in one import."""
+        rows = self._client.structure_list("repeatingFormsEvents")
+        for key in ("opt_out_field", "opt_out_checkbox"):
+            name = getattr(self.config, key)
+            form = str(fields[name]["form_name"]) if name else ""
+            if form and is_repeating(rows, form, self.config.opt_out_event):
                 raise ProjectProblem(
                     "opt_out_field_repeats",
-                    f"opt_out_field: its instrument {form} is set up to repeat, so that there is no one field to "
-                    "write; move the field to an instrument that does not repeat",
+                    f"{key}: the instrument {form} of {name}, or its event, is set up to repeat, so that there is no "
+                    "one field to write; move the field to an instrument and event that do not repeat",
                 )
 
     # --- reading ----------------------------------------------------------------------------------
@@ -243,6 +306,7 @@ class RedcapProject:
     def _read_once(self, records: Sequence[str]) -> dict[str, RecordState]:
         rows = self._client.export(self._fields, records=records, events=self._events)
         self._refuse_hidden_columns({column for row in rows for column in row})
+        self._refuse_hashed_ids(map(self._record_id, rows))
         by_record: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             by_record[self._record_id(row)].append(row)
@@ -254,6 +318,13 @@ class RedcapProject:
 
         `changed_since` is compared with the REDCap server's wall clock, whose zone no API call tells.
         """
+        states = self._stream(changed_since)
+        first = list(islice(states, ENOUGH_IDS))
+        self._refuse_hashed_ids(state.record_id for state in first)
+        yield from first
+        yield from states
+
+    def _stream(self, changed_since: datetime | None) -> Iterator[RecordState]:
         since = changed_since.strftime(_SECONDS) if changed_since else ""
         seen: set[str] = set()
         columns: set[str] = set()
@@ -274,6 +345,7 @@ class RedcapProject:
     def _read_in_portions(self, seen: set[str]) -> Iterator[RecordState]:
         """The records that a broken-off export did not bring. Their ids alone are a small export."""
         ids = dict.fromkeys(self._record_id(row) for row in self._client.export_all([self.target.id_field]))
+        self._refuse_hashed_ids(ids)
         left = [record for record in ids if record not in seen]
         for portion in _portions(left):
             yield from self._read_once(portion).values()
@@ -308,18 +380,35 @@ class RedcapProject:
                 '"Full Data Set" on that instrument',
             )
 
+    def _refuse_hashed_ids(self, records: Iterable[str]) -> None:
+        """A hash leads to no record, and a row written under it would make one."""
+        if self.target.id_is_identifier and are_hashed(records):
+            raise ProjectProblem(
+                "redcap_hashes_record_ids",
+                f"REDCap gives this token hashes in place of record ids: {self.target.id_field} is tagged as an "
+                'identifier; give the token\'s user the export right "Full Data Set" on its instrument, or take the '
+                "tag off",
+            )
+
     def _state(self, record: str, rows: Iterable[Row]) -> RecordState:
         target = self.target
         phones: set[str] = set()
-        value, ticked = "", False
+        value, ticked, in_arm = "", False, not target.longitudinal
         for row in rows:
             event = str(row.get("redcap_event_name") or "")
+            in_arm = in_arm or self._arm(event) == self._arm(self.config.opt_out_event or "")
             if self.config.phone_event is None or not target.longitudinal or event == self.config.phone_event:
                 phones.update(self._hashes(row.get(self.config.phone_field)))
             if self._is_target_row(row, event):
                 value = str(row.get(self.config.opt_out_field) or "").strip()
                 ticked = str(row.get(target.checkbox_column) or "0") == "1"
-        return RecordState(record_id=record, phones=frozenset(phones), opt_out_value=value, ticked=ticked)
+        return RecordState(
+            record_id=record, phones=frozenset(phones), opt_out_value=value, ticked=ticked, in_arm=in_arm
+        )
+
+    def _arm(self, event: str) -> str:
+        """An event's arm; one that is newer than what we know of the project tells it by its name."""
+        return self.target.arms.get(event) or arm_of(event)
 
     def _is_target_row(self, row: Row, event: str) -> bool:
         repeats = row.get("redcap_repeat_instrument") or row.get("redcap_repeat_instance")
@@ -338,8 +427,15 @@ class RedcapProject:
         return status.occurred_at.astimezone(self._zone).strftime(self.target.time_format)
 
     def shows(self, state: RecordState, status: Status) -> bool:
-        """Whether a record's fields say what the status says."""
-        return not self._difference(state, status)
+        """Whether a record's fields say what the status says, as far as there is a place for them."""
+        return not (state.in_arm and self._difference(state, status))
+
+    def out_of_reach(self, state: RecordState, status: Status) -> str:
+        """Why a record that differs cannot be written without creating it elsewhere, or ""."""
+        if state.in_arm or not self._difference(state, status):
+            return ""
+        event = self.config.opt_out_event or ""
+        return f"it is not in arm {self._arm(event)}, where opt_out_event {event} is; nothing was written"
 
     def _difference(self, state: RecordState, status: Status) -> dict[str, str]:
         """Columns to write, with their values."""
@@ -352,7 +448,8 @@ class RedcapProject:
         return changes
 
     def _field_differs(self, state: RecordState, status: Status) -> bool:
-        value = state.opt_out_value
+        # A missing data code says that there is no value.
+        value = "" if state.opt_out_value in self.target.missing_codes else state.opt_out_value
         if status.change is Change.START or not value:
             return value != self.time_text(status)
         # Somebody who is opted out and sends STOP again stays opted out since the first time; but a time
@@ -373,7 +470,7 @@ class RedcapProject:
         groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
         for record, (state, status) in wanted.items():
             changes = self._difference(state, status)
-            if changes:
+            if changes and state.in_arm:
                 row = {target.id_field: record}
                 if target.longitudinal and self.config.opt_out_event:
                     row["redcap_event_name"] = self.config.opt_out_event
@@ -392,6 +489,8 @@ class RedcapProject:
         """Write opt-out fields as they were read before. Raises as `write` does."""
         target, rows = self.target, []
         for state in states:
+            if not state.in_arm:
+                continue
             row = {target.id_field: state.record_id}
             if target.longitudinal and self.config.opt_out_event:
                 row["redcap_event_name"] = self.config.opt_out_event

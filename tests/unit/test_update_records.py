@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +15,14 @@ from shared.errors import RedcapRefused, RedcapUnavailable
 from shared.events import Notice
 from shared.queue import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, at, config, hashed, project_table
-from tests.fakes import Study, study
+from tests.fakes import Study
+from tests.fakes import study as study_of
 from tests.simulators.redcap import (
     Access,
+    Event,
+    Field,
     Project,
+    Repeating,
     classic_study,
     enrol,
     fictional_phone,
@@ -25,8 +30,10 @@ from tests.simulators.redcap import (
     repeating_phone_study,
 )
 from worker import project as project_module
-from worker.project import RedcapProject
+from worker.project import RedcapProject, arm_of, is_repeating, missing_data_codes
+from worker.report import Report
 from worker.steps import update_records as module
+from worker.steps.reconcile import _Run as Run
 from worker.steps.update_records import update_records
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -39,7 +46,7 @@ def enrolled(count: int = 3, project: Project | None = None, **changes: Any) -> 
     """A study with participants 1..count, whose numbers are fictional_phone(1..count)."""
     project = project or classic_study()
     enrol(project, count)
-    return study(project, **changes)
+    return study_of(project, **changes)
 
 
 def refuse_record(asthma: Study, record: str) -> None:
@@ -288,7 +295,7 @@ class TestShapesOfProjects:
         family.add_record("1", first_name="Participant 1")
         family.set_value("1", "mobile", "(650) 555-0111", instance=1)
         family.set_value("1", "mobile", "(650) 555-0112", instance=2)
-        asthma = study(family)
+        asthma = study_of(family)
         event = asthma.text("+16505550112", when=NOON)
         asthma.work()
         assert (asthma.value("1"), asthma.state(event)) == (SHOWN, "updated")
@@ -319,11 +326,129 @@ class TestShapesOfProjects:
         project.dags = ("north", "south")
         project.add_record("1-1", dag="north", mobile="650-555-0001")
         project.add_record("2-1", dag="south", mobile="(650) 555-0001")
-        asthma = study(project)
+        asthma = study_of(project)
         asthma.text("+16505550001", when=NOON)
         asthma.work()
         assert [project.value(record, "sms_opt_out_at") for record in ("1-1", "2-1")] == [SHOWN, SHOWN]
         assert project.record_dags == {"1-1": "north", "2-1": "south"}
+
+
+class TestMissingDataCodes:
+    def coded(self, value: str, **changes: Any) -> Study:
+        study = classic_study()
+        study.missing_data_codes = {"NASK": "Not asked", "-99": "Unknown, and so on"}
+        asthma = enrolled(2, study, **changes)
+        study.set_value("1", "sms_opt_out_at", value)
+        return asthma
+
+    @pytest.mark.parametrize("code", ["NASK", "-99"])
+    def test_a_stop_is_written_over_a_missing_data_code(self, code: str) -> None:
+        asthma = self.coded(code)
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        assert (asthma.value("1"), asthma.state(event)) == (SHOWN, "updated")
+
+    def test_a_start_leaves_a_missing_data_code_as_it_is(self) -> None:
+        asthma = self.coded("NASK")
+        event = asthma.text(fictional_phone(1), "START")
+        asthma.work()
+        assert (asthma.value("1"), asthma.state(event)) == ("NASK", "already_current")
+        assert asthma.imports() == 0
+
+    def test_what_is_no_code_of_the_project_is_the_study_s_own(self) -> None:
+        asthma = self.coded("nask")
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        assert (asthma.value("1"), asthma.state(event)) == ("nask", "already_current")
+
+    @pytest.mark.parametrize(
+        ("stored", "codes"),
+        [
+            ("", []),
+            (None, []),
+            ("NASK, Not asked | ASKU, Asked but unknown", ["NASK", "ASKU"]),
+            ("-99, a, b\n-98", ["-99", "-98"]),
+        ],
+    )
+    def test_the_codes_are_read_from_the_project_s_settings(self, stored: Any, codes: list[str]) -> None:
+        assert missing_data_codes({"missing_data_codes": stored}) == codes
+
+
+def two_arms() -> Project:
+    """Two arms of two visits each, with all forms."""
+    study = classic_study("Two arms")
+    names = ("first_arm_1", "second_arm_1", "first_arm_2", "second_arm_2")
+    study.arm_names = {1: "Drug", 2: "Placebo"}
+    return replace(
+        study, events=tuple(Event(name, name, ("enrolment", "texting"), int(name[-1])) for name in names)
+    )
+
+
+class TestArms:
+    def everyone(self, **changes: Any) -> Study:
+        """Record 1 is in arm 1, record 2 in arm 2, record 3 in both; all hold the same number."""
+        study = two_arms()
+        for record, events in (
+            ("1", ("second_arm_1",)),
+            ("2", ("first_arm_2",)),
+            ("3", ("first_arm_2", "second_arm_1")),
+        ):
+            for event in events:
+                study.add_record(record, event=event, mobile="650-555-0001")
+        return study_of(study, **{"opt_out_event": "first_arm_1", **changes})
+
+    def test_a_record_of_another_arm_is_left_out_and_the_others_are_written(self) -> None:
+        asthma = self.everyone()
+        before = dict(asthma.project.records["2"])
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        shown = [asthma.project.value(record, "sms_opt_out_at", event="first_arm_1") for record in ("1", "3")]
+        assert shown == [SHOWN, SHOWN]
+        assert asthma.project.records["2"] == before
+        assert asthma.state(event) == "failed"
+        assert asthma.entry(event).reason == (
+            "record 2: it is not in arm 1, where opt_out_event first_arm_1 is; nothing was written"
+        )
+        assert asthma.mailer.subjects == ["[asthma] Opt-out (STOP) could NOT be saved: records 1, 2, 3"]
+
+    def test_it_is_told_once_and_the_nightly_comparison_finds_nothing_to_correct(self) -> None:
+        asthma = self.everyone()
+        asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        for _ in range(2):
+            asthma.clock.ahead += timedelta(days=1)
+            run = Run("asthma", asthma.services, Report(project="asthma"), lambda _stage, _number: None)
+            run.compare_and_write()
+            asthma.work()
+            assert (run.report.records_corrected, run.report.refused, run.report.still_pending) == (0, [], 0)
+        assert len(asthma.mailer.sent) == 1
+
+    def test_it_is_written_once_it_is_in_the_arm(self) -> None:
+        asthma = self.everyone()
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        asthma.project.add_record("2", event="second_arm_1", first_name="Participant 2")
+        asthma.ledger.reopen("asthma", event.event_id, now=asthma.clock())
+        asthma.published(TaskName.LOOKUP, "asthma", event.event_id)
+        asthma.work()
+        assert asthma.project.value("2", "sms_opt_out_at", event="first_arm_1") == SHOWN
+        assert asthma.state(event) == "updated"
+
+    def test_a_start_has_nothing_to_clear_there(self) -> None:
+        asthma = self.everyone()
+        event = asthma.text(fictional_phone(1), "START")
+        asthma.work()
+        assert (asthma.state(event), asthma.imports()) == ("already_current", 0)
+
+    def test_an_arm_is_known_by_the_event_s_name_where_redcap_does_not_tell_it(self) -> None:
+        assert [arm_of(name) for name in ("first_arm_1", "first_arm_12b", "first")] == ["1", "12", ""]
+
+    def test_a_phone_event_in_another_arm_is_a_problem_and_its_stops_are_kept(self) -> None:
+        asthma = self.everyone(phone_event="first_arm_2")
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        assert (asthma.state(event), asthma.problem()["problem"]) == ("received", "events_in_two_arms")
+        assert asthma.imports() == 0
 
 
 class TestRefusals:
@@ -540,6 +665,67 @@ class TestProjectProblems:
         assert asthma.state(event) == "received"
         assert asthma.problem()["problem"] == "redcap_hides_field"
         assert asthma.imports() == 0
+
+    @pytest.mark.parametrize(
+        ("repeating", "key"), [(Repeating("visits"), "opt_out_checkbox"), (Repeating(""), "opt_out_field")]
+    )
+    def test_a_checkbox_on_an_instrument_that_repeats_is_a_problem_and_its_stops_are_kept(
+        self, repeating: Repeating, key: str
+    ) -> None:
+        study = classic_study()
+        study.fields += (Field("opted_out", "visits", kind="checkbox", choices=(("1", "Yes"),)),)
+        study.repeating = (repeating,)
+        asthma = enrolled(1, replace(study), opt_out_checkbox="opted_out")
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        assert (asthma.state(event), asthma.problem()["problem"]) == ("received", "opt_out_field_repeats")
+        assert asthma.problem()["detail"].startswith(f"{key}: ")
+        assert asthma.imports() == 0
+
+    @pytest.mark.parametrize("form", [None, ""])
+    def test_a_row_without_a_form_says_that_the_whole_event_repeats(self, form: str | None) -> None:
+        rows = [{"event_name": "week_1_arm_1", "form_name": form, "custom_form_label": ""}]
+        assert is_repeating(rows, "texting", "week_1_arm_1")
+        assert not is_repeating(rows, "texting", "enrolment_arm_1")
+
+    def test_hashed_record_ids_are_a_problem_and_the_stops_are_kept_until_it_is_mended(self) -> None:
+        study = classic_study()
+        study.change_field("record_id", identifier=True)
+        study.change_field("mobile", identifier=False)
+        asthma = enrolled(3, study)
+        study.rights.forms["enrolment"] = Access.REMOVE_IDENTIFIERS
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        assert (asthma.state(event), asthma.problem()["problem"]) == ("received", "redcap_hashes_record_ids")
+        assert "Full Data Set" in asthma.problem()["detail"]
+        for _ in range(3):
+            asthma.sweep_later()
+        assert asthma.problem() != {}
+        assert (asthma.imports(), set(study.records), asthma.mailer.sent) == (0, {"1", "2", "3"}, [])
+        study.rights.forms.clear()
+        asthma.sweep_later()
+        asthma.sweep_later()
+        assert (asthma.state(event), asthma.value("1"), asthma.problem()) == ("updated", SHOWN, {})
+
+    def test_record_ids_that_become_hashed_keep_the_stop_of_a_record_that_is_known(self) -> None:
+        study = classic_study()
+        study.change_field("record_id", identifier=True)
+        study.change_field("mobile", identifier=False)
+        asthma = enrolled(3, study)
+        asthma.text(fictional_phone(3))
+        asthma.work()
+        study.rights.forms["enrolment"] = Access.REMOVE_IDENTIFIERS
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        assert (asthma.state(event), asthma.problem()["problem"]) == ("pending", "redcap_hashes_record_ids")
+
+    def test_record_ids_that_only_look_like_hashes_are_taken_as_they_are(self) -> None:
+        study = classic_study()
+        study.add_record("0123456789abcdef" * 2, mobile="650-555-0001")
+        asthma = study_of(study)
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        assert (asthma.value("0123456789abcdef" * 2), asthma.state(event)) == (SHOWN, "updated")
 
 
 class TestOutages:

@@ -308,7 +308,7 @@ class _Round:
                 event_id=event_id,
                 last_start_ms=0,
             )
-            reached = any(self._gateway.shows(state, status) for state in holders[phone])
+            reached = any(state.in_arm and self._gateway.shows(state, status) for state in holders[phone])
             outcome = Outcome(
                 event_id=event_id,
                 phone_hash=phone,
@@ -353,6 +353,10 @@ class _Round:
             # Is it these records, or has the field changed? Raises ProjectProblem if so: nothing is settled.
             self._gateway.forget_target()
             self._gateway.target  # noqa: B018  asks REDCap
+        reasons = {
+            record: self._gateway.out_of_reach(records[record], status) for record, status in deciding.items()
+        }
+        written.refused |= {record: reason for record, reason in reasons.items() if reason}
         return written
 
     def _outcome(

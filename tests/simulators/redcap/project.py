@@ -130,6 +130,7 @@ class Project:
     arm_names: Mapping[int, str] = field(default_factory=lambda: {1: "Arm 1"})
     rights: Rights = field(default_factory=Rights)
     username: str = "api_user"
+    missing_data_codes: Mapping[str, str] = field(default_factory=dict)
     # Whether an import error names `record (event)` in its first cell: sibispy (sibis-platform) parses
     # that, ABCD-STUDY's redcap_put.js recorded the plain id of a longitudinal project.
     errors_name_event: bool = False

@@ -149,7 +149,10 @@ def project_info(project: Project, params: Params) -> Answer:
         "project_pi_firstname": "",
         "project_pi_lastname": "",
         "display_today_now_button": 1,
-        "missing_data_codes": "",
+        # "code, label | code, label" (REDCapR's and PyCap's project info)
+        "missing_data_codes": " | ".join(
+            f"{code}, {label}" for code, label in project.missing_data_codes.items()
+        ),
         "external_modules": "",
         "bypass_branching_erase_field_prompt": 0,
     }
