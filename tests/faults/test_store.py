@@ -59,9 +59,8 @@ def test_half_open_connections_are_noticed(scene: Scene) -> None:
     before = text(scene)
     scene.expect_all_saved([before])
     assert scene.proxy.swallow_connections() > 0
-    began = time.monotonic()
     told = text(scene)
-    assert time.monotonic() - began < 15, "Twilio gives up after 15 s"
+    assert told.texted.attempts[0].status in {200, 503}, "0: no answer within Twilio's 15 s"
     if not told.accepted:
         told = accepted_again(scene, told)
     # The worker's blocking connection is dropped after brpop_timeout + 2 * health_check_interval (kombu 5.7).
