@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import requests
+from structlog.testing import capture_logs
 from twilio.base.exceptions import TwilioException, TwilioRestException
 from twilio.base.version import Version
 from twilio.http.response import Response
+from twilio.rest import Client
 from twilio.rest.api.v2010.account.message import MessageInstance
 
 from shared.config import Project
@@ -23,6 +25,8 @@ from worker.message_log import MessageLog
 from worker.twilio import sorted_failures
 
 PAT = "+16505550100"
+SINCE = datetime(2026, 5, 1, tzinfo=UTC)
+BEFORE = "Thu, 30 Apr 2026 23:59:59 +0000"
 
 
 def project(**changes: Any) -> Project:
@@ -49,21 +53,47 @@ def message(**changes: Any) -> MessageInstance:
 def read(*messages: MessageInstance, **changes: Any) -> tuple[list[OptOutEvent], MessageLog]:
     """The events of a page of messages that came to a sender."""
     log = MessageLog("asthma", project(**changes), client(*messages), hashed)
-    return [event for events in log.pages(SENDER, datetime.now(UTC)) for event in events], log
+    return [event for events in log.pages(SENDER, SINCE) for event in events], log
 
 
 def read_blocked(*messages: MessageInstance, **changes: Any) -> tuple[list[OptOutEvent], MessageLog]:
     """The events of a page of the study's own texts."""
     log = MessageLog("asthma", project(**changes), client(*messages), hashed)
-    return [event for events in log.blocked_pages(SENDER, datetime.now(UTC)) for event in events], log
+    return [event for events in log.blocked_pages(SENDER, SINCE) for event in events], log
 
 
-class OnePage(list[MessageInstance]):
-    next_page_url = None
+class Page(list[MessageInstance]):
+    """A page of messages, and the number of the next one."""
+
+    next_page_url: int | None = None
+
+
+class Messages:
+    """Messages in the order in which Twilio shows them. Its filter leaves out what has no date_sent."""
+
+    def __init__(self, *messages: MessageInstance, size: int = 1000) -> None:
+        self._messages = messages
+        self._size = size
+        self._shown: list[MessageInstance] = []
+        self.asked: list[str] = []
+
+    def page(self, *, date_sent_after: datetime | None = None, **_: Any) -> Page:
+        self.asked.append("all" if date_sent_after is None else "sent")
+        self._shown = [
+            message
+            for message in self._messages
+            if date_sent_after is None or (message.date_sent and message.date_sent >= date_sent_after)
+        ]
+        return self.get_page(0)
+
+    def get_page(self, start: int) -> Page:
+        page = Page(self._shown[start : start + self._size])
+        page.next_page_url = start + self._size if start + self._size < len(self._shown) else None
+        return page
 
 
 def client(*messages: MessageInstance) -> Any:
-    return SimpleNamespace(messages=SimpleNamespace(page=lambda **_: OnePage(messages)))
+    return SimpleNamespace(messages=Messages(*messages))
 
 
 def test_a_stop_becomes_an_event_with_twilios_time() -> None:
@@ -83,6 +113,81 @@ def test_a_stop_becomes_an_event_with_twilios_time() -> None:
 def test_a_message_that_is_not_yet_handed_on_has_the_time_of_its_creation() -> None:
     (event,), _ = read(message(date_sent=None, status="receiving"))
     assert event.occurred_at == datetime(2026, 5, 4, 10, 20, 29, tzinfo=UTC)
+
+
+def in_pages_of_two(*messages: MessageInstance) -> tuple[list[str], Messages, MessageLog]:
+    """The SIDs of the events that are found, and what was asked for."""
+    shown = Messages(*messages, size=2)
+    log = MessageLog("asthma", project(), cast(Client, SimpleNamespace(messages=shown)), hashed)
+    return [event.event_id for events in log.pages(SENDER, SINCE) for event in events], shown, log
+
+
+def test_old_messages_that_were_never_sent_on_may_stand_before_all_others() -> None:
+    """Where Twilio sorts them in, it does not say; each change is found all the same."""
+    unsent = [message(date_sent=None, date_created=BEFORE) for _ in range(4)]
+    stop, old = message(), message(date_sent=BEFORE, date_created=BEFORE)
+    found, shown, _ = in_pages_of_two(*unsent, stop, old, old)
+    assert (found, shown.asked) == ([stop.sid], ["all", "sent"])
+
+
+def test_newer_messages_that_were_never_sent_on_may_stand_before_all_others() -> None:
+    unsent = [message(date_sent=None) for _ in range(3)]
+    stop, old = message(), message(date_sent=BEFORE, date_created=BEFORE)
+    found, shown, log = in_pages_of_two(*unsent, stop, old, old, old, old)
+    assert found == [each.sid for each in [*unsent, stop]]
+    assert (shown.asked, log.counts.pages) == (["all"], 3)
+
+
+def test_a_page_of_messages_without_any_date_ends_nothing() -> None:
+    undated = [message(date_sent=None, date_created=None) for _ in range(2)]
+    stop = message()
+    found, _, log = in_pages_of_two(*undated, stop)
+    assert (found, log.counts.incomplete, log.counts.messages) == ([stop.sid], 2, 3)
+
+
+def test_what_has_no_date_or_no_sid_is_counted_and_logged_without_anything_personal() -> None:
+    odd = [
+        message(date_sent=None, date_created=None),
+        message(date_sent="?", date_created=""),
+        message(sid=None),
+    ]
+    with capture_logs() as lines:
+        events, log = read(*odd, message(sid=None, direction="outbound-api"), message())
+    assert (len(events), log.counts.incomplete) == (1, 4)
+    assert lines == [
+        {"event": "messages_incomplete", "log_level": "warning", "project": "asthma", "number": 4}
+    ]
+
+
+FIELDS = [
+    "sid",
+    "direction",
+    "status",
+    "from",
+    "to",
+    "body",
+    "num_media",
+    "date_created",
+    "date_sent",
+    "error_code",
+]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_field_that_is_null_ends_the_run(field: str) -> None:
+    """To twilio-python any field may be. What can still be told is: by the other date, or the other messages."""
+    stop, refused = message(), message(direction="outbound-api", to=PAT, error_code=21610)
+    for reading, whole, odd in (
+        (read, stop, message(**{field: None})),
+        (read_blocked, refused, message(**{"direction": "outbound-api", "error_code": 21610, field: None})),
+    ):
+        events, _ = reading(odd, whole)
+        assert events[-1].event_id == whole.sid
+
+
+@pytest.mark.parametrize("code", ["", "none", 0])
+def test_an_error_code_that_is_no_number_is_another_failure(code: Any) -> None:
+    assert read_blocked(message(direction="outbound-api", to=PAT, error_code=code))[0] == []
 
 
 @pytest.mark.parametrize(

@@ -328,8 +328,7 @@ class TestTimesOfReceipt:
 class TestWatermark:
     def since(self, night: Night) -> datetime:
         """From when the last run read."""
-        asked = night.twilio.requests_to("Messages")[-1].query["DateSent>"]
-        return datetime.strptime(asked, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return datetime.fromisoformat(json.loads(night.noted()["report"])["since"])
 
     def test_the_first_run_reads_all_that_twilio_keeps(self, night: Night) -> None:
         night.run()
@@ -912,9 +911,12 @@ class TestCommand:
     ) -> None:
         night = nights(time_zone="Asia/Tokyo")
         day = datetime.now(ZoneInfo("Asia/Tokyo")).date() - timedelta(days=3)
-        self.invoke(night, monkeypatch, "--since", day.isoformat())
-        asked = night.twilio.requests_to("Messages")[-1].query["DateSent>"]
-        assert asked == f"{day - timedelta(days=1)}T15:00:00Z"
+        midnight = datetime.fromisoformat(f"{day - timedelta(days=1)}T15:00:00Z")
+        for late in (-1, 0, 1):
+            night.missed("thanks", at=(midnight - BEGIN).total_seconds() + late)
+        result = self.invoke(night, monkeypatch, "--since", day.isoformat(), "--json")
+        (report,) = json.loads(result.stdout)
+        assert (datetime.fromisoformat(report["since"]), report["messages_read"]) == (midnight, 2)
 
     def test_since_is_limited_to_what_twilio_keeps(
         self, night: Night, monkeypatch: pytest.MonkeyPatch

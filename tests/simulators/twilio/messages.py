@@ -35,6 +35,7 @@ class Message:
     error_code: int | None = None
     error_message: str | None = None
     num_media: int = 0
+    sent: bool = True  # else date_sent is null: nobody was told of it, or it failed before it went out
     sid: str = ""
     event_id: str = field(default_factory=lambda: new_sid("EZ"))
     sequence: int = field(default_factory=lambda: next(_sequence))
@@ -46,7 +47,10 @@ class Message:
         self.sid = self.sid or new_sid("MM" if self.num_media else "SM")
 
     def order(self) -> tuple[datetime, int]:
-        """Twilio sorts by DateSent; within one second by arrival."""
+        """Twilio sorts by DateSent; within one second by arrival.
+
+        Where a message without DateSent stands is not documented: here the time of its creation counts.
+        """
         return self.at.replace(microsecond=0), self.sequence
 
     @property
@@ -62,7 +66,7 @@ class Message:
             "api_version": "2010-04-01",
             "body": "" if account.redact_bodies else self.body,
             "date_created": when,
-            "date_sent": when,
+            "date_sent": when if self.sent else None,
             "date_updated": when,
             "direction": self.direction,
             "error_code": self.error_code,

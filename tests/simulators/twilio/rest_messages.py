@@ -151,7 +151,10 @@ def number_of(simulator: TwilioSimulator, account_sid: str, sid: str) -> Sender:
 
 
 def message_filter(values: Mapping[str, str]) -> Callable[[Message], bool]:
-    """To, From, DateSent (that day, GMT), DateSent< and DateSent> (both inclusive, twilio-oai api_v2010)."""
+    """To, From, DateSent (that day, GMT), DateSent< and DateSent> (both inclusive, twilio-oai api_v2010).
+
+    A message without DateSent meets none of the three: what Twilio does is not documented.
+    """
     to = read_address("To", values["To"]) if "To" in values else None
     from_ = read_address("From", values["From"]) if "From" in values else None
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -163,9 +166,12 @@ def message_filter(values: Mapping[str, str]) -> Callable[[Message], bool]:
     if "DateSent<" in values:
         last = min(last, read_time("DateSent<", values["DateSent<"]))
 
+    dated = any(name.startswith("DateSent") for name in values)
+
     def matches(message: Message) -> bool:
         return (
-            (to is None or message.to == to)
+            (message.sent or not dated)
+            and (to is None or message.to == to)
             and (from_ is None or message.from_ == from_)
             and first <= message.at.replace(microsecond=0) <= last
         )

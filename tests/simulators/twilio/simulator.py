@@ -89,6 +89,8 @@ class TwilioSimulator(Holdings):
         hook = self.hook_for(message)
         if hook is None:  # Drop: neither delivered nor logged (twilio-oai messaging_v1, InboundRequestUrl)
             return Texted(message, logged=False)
+        # Of an inbound message, DateSent is when the webhook was called (twilio-oai api_v2010): null without one.
+        message.sent = bool(hook.url)
         self.logs[message.account_sid].add([message])
         if not deliver:
             return Texted(message)
@@ -160,7 +162,7 @@ class TwilioSimulator(Holdings):
         if self.is_blocked(scope, to):
             if service is None:
                 raise MessageRefused(UNSUBSCRIBED, "Attempt to send to unsubscribed recipient")
-            message.status, message.error_code = "failed", UNSUBSCRIBED
+            message.status, message.error_code, message.sent = "failed", UNSUBSCRIBED, False
         self.logs[message.account_sid].add([message])
         return message
 
