@@ -128,6 +128,12 @@ def arm_of(event: str) -> str:
     return found[1] if found else ""
 
 
+def arms_of(events: Iterable[Row]) -> dict[str, str]:
+    """The arm of each event, by its unique name."""
+    names = ((event, str(event["unique_event_name"])) for event in events)
+    return {name: str(event.get("arm_num") or arm_of(name)) for event, name in names}
+
+
 def are_hashed(records: Iterable[str]) -> bool:
     """Whether all record ids look like what REDCap puts in place of identifiers: 32 hex digits (REDCapR #74)."""
     ids = list(records)
@@ -241,11 +247,7 @@ class RedcapProject:
 
     def _read_arms(self) -> dict[str, str]:
         """The arm of every event. Raises ProjectProblem where the configured events do not fit."""
-        events = self._client.structure_list("event", "unique_event_name")
-        names = [str(event["unique_event_name"]) for event in events]
-        arms = {
-            name: str(event.get("arm_num") or arm_of(name)) for name, event in zip(names, events, strict=True)
-        }
+        arms = arms_of(self._client.structure_list("event", "unique_event_name"))
         self._check_events(arms)
         return arms
 

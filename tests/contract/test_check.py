@@ -227,6 +227,35 @@ def _dag(world: World) -> None:
     world.study.rights.dag = "north"
 
 
+def _two_arms(world: World) -> None:
+    """Week 1 is in an arm of its own, and so is record 2."""
+    world.as_longitudinal(phone_event=None)
+    world.study.arm_names = {1: "Drug", 2: "Placebo"}
+    world.study.events = tuple(
+        Event(
+            event.unique_name,
+            event.label,
+            ("enrolment", "texting"),
+            1 + (event.unique_name == "week_1_arm_1"),
+        )
+        for event in world.study.events
+    )
+    world.study.change_field("mobile")
+    world.study.delete_record("2")
+    world.study.add_record("2", event="week_1_arm_1", mobile=fictional_phone(2))
+
+
+def _events_in_two_arms(world: World) -> None:
+    _two_arms(world)
+    world.table["phone_event"] = "week_1_arm_1"
+
+
+def _hashed_ids(world: World) -> None:
+    world.study.change_field("record_id", identifier=True)
+    world.study.change_field("mobile", identifier=False)
+    world.study.rights.forms.update(enrolment=Access.REMOVE_IDENTIFIERS)
+
+
 def _undesignated(world: World) -> None:
     world.as_longitudinal(opt_out_event="week_1_arm_1")
     world.study.events = tuple(
@@ -320,6 +349,9 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "redcap-event-missing": (REDCAP, longitudinal(opt_out_event="no_such_event")),
     "redcap-event-needless": (REDCAP, table(opt_out_event="enrolment_arm_1")),
     "redcap-field-not-on-event": (REDCAP, _undesignated),
+    "redcap-events-in-two-arms": (REDCAP, _events_in_two_arms),
+    "redcap-records-in-another-arm": (REDCAP, _two_arms),
+    "redcap-hashes-record-ids": (REDCAP, _hashed_ids),
     "opt-out-field-unfit": (
         REDCAP, lambda world: world.study.change_field("sms_opt_out_at", validation="date_ymd")
     ),
@@ -447,6 +479,28 @@ def test_nothing_is_written_to_redcap_or_twilio(world: World) -> None:
     written = [row for row in world.study.log[before:] if row.kind not in {"export"}]
     assert written == []
     assert {entry.method for entry in world.twilio.request_log} == {"GET"}
+
+
+def test_a_missing_data_code_in_the_opt_out_field_is_no_foreign_value(world: World) -> None:
+    world.study.missing_data_codes = {"NASK": "Not asked"}
+    world.study.set_value("2", "sms_opt_out_at", "NASK")
+    assert ids(world.run(REDCAP)) == set()
+
+
+def test_an_event_that_repeats_as_a_whole_is_found_for_field_and_checkbox(world: World) -> None:
+    world.as_longitudinal(opt_out_checkbox="sms_opt_out")
+    world.study.repeating = (Repeating(event="enrolment_arm_1"),)
+    world.study.change_field("sms_opt_out_at")
+    found = [item.seen for item in world.run(REDCAP) if isinstance(item, Finding)]
+    assert [text.partition(":")[0] for text in found][:2] == ["opt_out_field", "opt_out_checkbox"]
+
+
+def test_records_in_another_arm_are_named(world: World) -> None:
+    _two_arms(world)
+    found = [item for item in world.run(REDCAP) if isinstance(item, Finding)]
+    assert [(item.id, item.seen) for item in found] == [
+        ("redcap-records-in-another-arm", "1 record (2) not in arm 1")
+    ]
 
 
 def test_a_longitudinal_project_that_is_right_has_no_findings(world: World) -> None:

@@ -319,6 +319,12 @@ CATALOGUE: dict[str, Kind] = {
         "The field's instrument is not designated for that event, so that there is no place to write.",
         "designate the instrument (Project Setup, Designate Instruments for My Events), or name another event",
     ),
+    "redcap-events-in-two-arms": _error(
+        "phone_event and opt_out_event are in different arms",
+        "A participant is in one arm, as a rule: to write into the other would create the record there. STOPs are "
+        "kept until it is mended.",
+        "name two events of one arm; a second arm gets a [projects.NAME] table of its own, with its own two events",
+    ),
     "opt-out-field-unfit": _error(
         "The opt-out field cannot hold date and time",
         "The time of the STOP is written there: a text field, with validation datetime_seconds_* or datetime_*, "
@@ -332,7 +338,8 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "opt-out-field-repeats": _error(
         "The opt-out field is on a repeating instrument",
-        "There is one opt-out per participant, and a repeating instrument has many places for it.",
+        "There is one opt-out per participant, and a repeating instrument has many places for it. The same goes for "
+        "the checkbox. STOPs are kept until it is mended.",
         "move the field to an instrument, or an event, that does not repeat",
     ),
     "redcap-hides-field": _error(
@@ -340,6 +347,19 @@ CATALOGUE: dict[str, Kind] = {
         "Without full export rights on an instrument REDCap leaves fields out of its answer without a word; "
         'phone numbers are identifiers, which "De-identified" and "Remove identifiers" also leave out.',
         'give the API user the export right "Full Data Set" on the instruments of all configured fields',
+    ),
+    "redcap-hashes-record-ids": _error(
+        "REDCap hides the record ids from the token",
+        "The record id field is tagged as an identifier, and without full export rights REDCap gives hashes of 32 "
+        "digits in place of identifiers: no record is found again by a hash. STOPs are kept until it is mended.",
+        'give the API user the export right "Full Data Set" on the instrument of the record id, or take the tag off',
+    ),
+    "redcap-records-in-another-arm": _warning(
+        "Records with a phone number are not in the arm of opt_out_event",
+        "Without phone_event the number counts in all arms, but the opt-out can be written in one arm only: in "
+        "another, the write would create the record there. A STOP of these participants ends as failed, and the "
+        "team is told.",
+        "give each arm a [projects.NAME] table of its own, with a phone_event and an opt_out_event of that arm",
     ),
     "redcap-one-group-only": _error(
         "The token sees one Data Access Group only",
@@ -366,7 +386,8 @@ CATALOGUE: dict[str, Kind] = {
     "opt-out-values-foreign": _warning(
         "The opt-out field holds something that is no time",
         "A value that is not written as date and time is the study's own: a STOP leaves it as it is, a START "
-        "clears it.",
+        "clears it. (The project's missing data codes are no such values: a STOP is written over them, a START "
+        "leaves them.)",
         "if the field is used for something else, name a field of its own in opt_out_field",
     ),
     # --- twilio -----------------------------------------------------------------------------------

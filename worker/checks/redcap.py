@@ -19,7 +19,16 @@ from shared.redis_connection import RedisClient
 from worker.checks.clock import ClockWatch
 from worker.checks.findings import Finding, Seen, named
 from worker.limiter import HostLimiter
-from worker.project import checkbox_column, is_a_time, time_format
+from worker.project import (
+    are_hashed,
+    arms_of,
+    checkbox_column,
+    is_a_time,
+    is_identifier,
+    is_repeating,
+    missing_data_codes,
+    time_format,
+)
 from worker.redcap import RedcapClient, Row, new_session
 
 _UNAVAILABLE = {
@@ -89,6 +98,7 @@ class _Data:
     holders: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     unreadable: dict[str, None] = field(default_factory=dict)
     foreign: dict[str, None] = field(default_factory=dict)
+    arms: set[tuple[str, str]] = field(default_factory=set)  # each record with each of its arms
 
 
 class _Look:
@@ -98,6 +108,8 @@ class _Look:
         self._name = name
         self._project = project
         self._client = client
+        self._missing_codes: list[str] = []
+        self._arms: dict[str, str] = {}
 
     def finding(self, id_: str, seen: str) -> Finding:
         return Finding(id=id_, subject=self._name, seen=seen)
@@ -112,6 +124,7 @@ class _Look:
         yield from self._import_right()
         yield from self._group()
         fields = {row["field_name"]: row for row in metadata}
+        self._missing_codes = missing_data_codes(about)
         yield from self._fields(fields)
         longitudinal = _is_set(about.get("is_longitudinal"))
         yield from self._events(fields, longitudinal)
@@ -173,9 +186,8 @@ class _Look:
                 seen = "the project is not longitudinal, but an event is configured"
                 yield self.finding("redcap-event-needless", seen)
             return
-        known = [
-            event["unique_event_name"] for event in self._client.structure_list("event", "unique_event_name")
-        ]
+        self._arms = arms_of(self._client.structure_list("event", "unique_event_name"))
+        known = list(self._arms)
         if opt_out_event is None:
             seen = f"opt_out_event: missing in a longitudinal project; it has {', '.join(known)}"
             yield self.finding("redcap-event-missing", seen)
@@ -183,6 +195,10 @@ class _Look:
             if event is not None and event not in known:
                 seen = f"{key}: there is no event {event}; the project has {', '.join(known)}"
                 yield self.finding("redcap-event-missing", seen)
+        arms = self._arms.get(phone_event or ""), self._arms.get(opt_out_event or "")
+        if None not in arms and arms[0] != arms[1]:
+            seen = f"phone_event {phone_event} is in arm {arms[0]}, opt_out_event {opt_out_event} in arm {arms[1]}"
+            yield self.finding("redcap-events-in-two-arms", seen)
         yield from self._designations(fields, known)
 
     def _designations(self, fields: dict[str, Row], known: list[str]) -> Iterator[Finding]:
@@ -202,11 +218,9 @@ class _Look:
         repeating = self._client.structure_list("repeatingFormsEvents")
         for key in ("opt_out_field", "opt_out_checkbox"):
             name = getattr(self._project, key)
-            form = fields[name]["form_name"] if name in fields else None
-            for row in repeating:
-                event = row.get("event_name", self._project.opt_out_event)
-                if event == self._project.opt_out_event and row.get("form_name", "") in {form, ""}:
-                    yield self.finding("opt-out-field-repeats", f"{key}: instrument {form} of {name} repeats")
+            form = str(fields[name]["form_name"]) if name in fields else ""
+            if form and is_repeating(repeating, form, self._project.opt_out_event):
+                yield self.finding("opt-out-field-repeats", f"{key}: instrument {form} of {name} repeats")
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -217,9 +231,15 @@ class _Look:
         hidden = [name for name in wanted if not self._is_shown(name, data.columns)]
         if data.columns and hidden:
             yield self.finding("redcap-hides-field", f"REDCap does not export {', '.join(hidden)}")
+        elif is_identifier(fields[id_field]) and are_hashed(data.records):
+            seen = (
+                f"{len(data.records)} records, each with 32 hex digits in {id_field}, which is an identifier"
+            )
+            yield self.finding("redcap-hashes-record-ids", seen)
         elif not data.holders and self._project.phone_field in fields:
             seen = f"{len(data.records)} records, none with a number in {self._project.phone_field}"
             yield self.finding("phones-none", seen)
+        yield from self._out_of_reach(data)
         if data.unreadable:
             yield self.finding("phones-unreadable", named(list(data.unreadable)))
         shared = dict.fromkeys(
@@ -229,6 +249,13 @@ class _Look:
             yield self.finding("phones-shared", f"{named(list(shared))} share numbers with one another")
         if data.foreign:
             yield self.finding("opt-out-values-foreign", named(list(data.foreign)))
+
+    def _out_of_reach(self, data: _Data) -> Iterator[Finding]:
+        arm = self._arms.get(self._project.opt_out_event or "")
+        phoned = dict.fromkeys(record for records in data.holders.values() for record in records)
+        outside = [record for record in phoned if (record, arm) not in data.arms]
+        if arm is not None and outside:
+            yield self.finding("redcap-records-in-another-arm", f"{named(outside)} not in arm {arm}")
 
     @staticmethod
     def _is_shown(name: str, columns: set[str]) -> bool:
@@ -241,10 +268,12 @@ class _Look:
             record, event = str(row.get(id_field, "")), str(row.get("redcap_event_name") or "")
             data.columns.update(row)
             data.records.add(record)
+            data.arms.add((record, self._arms.get(event, "")))
             if not longitudinal or self._project.phone_event in {None, event}:
                 self._note_phone(record, str(row.get(self._project.phone_field) or "").strip(), data)
             value = str(row.get(self._project.opt_out_field) or "").strip()
-            if value and not is_a_time(value) and (not longitudinal or event == self._project.opt_out_event):
+            is_foreign = value and not is_a_time(value) and value not in self._missing_codes
+            if is_foreign and (not longitudinal or event == self._project.opt_out_event):
                 data.foreign[record] = None
         return data
 
