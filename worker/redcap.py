@@ -275,9 +275,23 @@ def _claims_html(response: requests.Response) -> bool:
     return "html" in response.headers.get("Content-Type", "").lower()
 
 
+def _as_windows_text(error: UnicodeError) -> tuple[str, int]:
+    """Bytes that are no UTF-8 are mostly Windows' own: a lone A0 is its non-breaking space (redcapAPI #297).
+
+    Read as such, a phone number stays whole around it.
+    """
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
+
+
+_ANY_BYTES = "optout_any_bytes"
+codecs.register_error(_ANY_BYTES, _as_windows_text)
+
+
 def _decoded(body: bytes) -> str:
     """An answer's text. A stored value may hold bytes that are no UTF-8 (redcapAPI #290, REDCapR #391)."""
-    return body.decode("utf-8-sig", errors="replace")
+    return body.decode("utf-8-sig", errors=_ANY_BYTES)
 
 
 class _CleanUtf8:
@@ -285,7 +299,7 @@ class _CleanUtf8:
 
     def __init__(self, body: io.BufferedReader) -> None:
         self._body = body
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors=_ANY_BYTES)
 
     def read(self, size: int) -> bytes:
         """About `size` bytes; none only at the end (or where none are asked for)."""
@@ -309,7 +323,9 @@ def _judge(status: int, text: str, import_ids: set[str] | None) -> None:
     answer, from gateways, firewalls or logins, is taken to pass.
     """
     if 300 <= status < 400:
-        raise RedcapUnavailable("redcap_redirects", f"status {status}: redcap_url is not the final address")
+        raise RedcapUnavailable(
+            "redcap_redirects", f"status {status}: write the final address in redcap_url, with /api/"
+        )
     if status in _PASSING_STATUS or status >= 500:
         raise _trouble(text) or RedcapUnavailable("redcap_server_error", f"status {status}")
     message = _error_message(text)

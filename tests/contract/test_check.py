@@ -481,6 +481,32 @@ def test_nothing_is_written_to_redcap_or_twilio(world: World) -> None:
     assert {entry.method for entry in world.twilio.request_log} == {"GET"}
 
 
+def seen_texts(found: Found) -> list[str]:
+    return [item.text for item in found if isinstance(item, Seen)]
+
+
+@pytest.mark.parametrize("name", ["http_500", "empty_404", "login_page"])
+def test_a_server_that_stumbles_over_an_import_without_rows_is_looked_at_further(
+    world: World, name: str
+) -> None:
+    world.redcap.faults.add(name, kind="import", times=None)
+    world.study.set_value("2", "mobile", "ask her sister")
+    found = world.run(REDCAP)
+    assert ids(found) == {"phones-unreadable"}
+    assert "3 records, 2 different phone numbers" in seen_texts(found)
+
+
+@pytest.mark.parametrize("name", ["memory_200", "memory_500", "too_much_400", "truncated"])
+def test_a_project_too_large_for_one_export_is_read_in_portions(world: World, name: str) -> None:
+    world.monkeypatch.setattr("worker.checks.redcap.MOST_RECORDS_PER_REQUEST", 20)
+    enrol(world.study, 50)
+    world.redcap.most_records_named = 20
+    world.redcap.faults.add(name, kind="export", times=1)
+    found = world.run(REDCAP)
+    assert ids(found) == set()
+    assert "50 records, 50 different phone numbers" in seen_texts(found)
+
+
 def test_a_missing_data_code_in_the_opt_out_field_is_no_foreign_value(world: World) -> None:
     world.study.missing_data_codes = {"NASK": "Not asked"}
     world.study.set_value("2", "sms_opt_out_at", "NASK")

@@ -272,13 +272,14 @@ CATALOGUE: dict[str, Kind] = {
         "look whether REDCap is up and whether this host may reach it",
     ),
     "redcap-wrong-address": _error(
-        "A web page answers where REDCap's API was expected",
-        "A login or maintenance page, a redirect, or an address that is not the API's.",
+        "Something else answers where REDCap's API was expected",
+        "A login or maintenance page, a redirect, an answer without content, or an address that is not the API's.",
         "write the API's address in redcap_url as REDCap's API page shows it; it ends in /api/",
     ),
     "redcap-banned": _error(
         "REDCap turns this address away",
-        "A page with status 403 answered: REDCap bans addresses that ask too often, and firewalls look the same.",
+        "Status 403 came without a refusal in REDCap's own form: REDCap bans addresses that ask too often, and "
+        "firewalls look the same.",
         "ask the REDCap administrator to lift the ban (Control Center, Rate Limiter) and to except this address",
     ),
     "redcap-token-refused": _error(
@@ -288,7 +289,8 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "redcap-no-import-right": _error(
         "The token may not import",
-        "Every read works, but no opt-out can be written. This is seen without writing: an import without rows.",
+        "Every read works, but no opt-out can be written. This is seen without writing: an import without rows. "
+        "Where a server only stumbles over that, nothing is said.",
         'give the API user the right "API Import/Update"',
     ),
     "redcap-wrong-project": _error(

@@ -29,7 +29,7 @@ from worker.project import (
     missing_data_codes,
     time_format,
 )
-from worker.redcap import RedcapClient, Row, new_session
+from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch, new_session
 
 _UNAVAILABLE = {
     "redcap_banned": "redcap-banned",
@@ -144,6 +144,8 @@ class _Look:
     def _import_right(self) -> Iterator[Finding]:
         try:
             self._client.import_nothing()
+        except RedcapUnavailable:
+            return  # a server that stumbles over an import without rows: it cannot be told
         except RedcapRefused as error:
             if error.code == "redcap_forbidden":
                 yield self.finding("redcap-no-import-right", error.detail)
@@ -262,9 +264,9 @@ class _Look:
         return any(column == name or column.startswith(f"{name}___") for column in columns)
 
     def _read(self, id_field: str, wanted: list[str], longitudinal: bool) -> _Data:
-        """One streamed export of the configured fields."""
+        """The configured fields of all records."""
         data = _Data()
-        for row in self._client.export_all(wanted):
+        for row in self._rows(id_field, wanted, data):
             record, event = str(row.get(id_field, "")), str(row.get("redcap_event_name") or "")
             data.columns.update(row)
             data.records.add(record)
@@ -276,6 +278,23 @@ class _Look:
             if is_foreign and (not longitudinal or event == self._project.opt_out_event):
                 data.foreign[record] = None
         return data
+
+    def _rows(self, id_field: str, wanted: list[str], data: _Data) -> Iterator[Row]:
+        """One streamed export; in portions where the server cannot do it at once, as the worker reads."""
+        last = ""
+        try:
+            for row in self._client.export_all(wanted):
+                last = str(row.get(id_field, ""))
+                yield row
+        except TooMuch:
+            # The export may have broken off within its last record: that one is read again.
+            yield from self._portions(id_field, wanted, data.records - {last})
+
+    def _portions(self, id_field: str, wanted: list[str], seen: set[str]) -> Iterator[Row]:
+        ids = dict.fromkeys(str(row.get(id_field, "")) for row in self._client.export_all([id_field]))
+        left = [record for record in ids if record not in seen]
+        for start in range(0, len(left), MOST_RECORDS_PER_REQUEST):
+            yield from self._client.export(wanted, records=left[start : start + MOST_RECORDS_PER_REQUEST])
 
     def _note_phone(self, record: str, text: str, data: _Data) -> None:
         numbers = list(numbers_in(text, self._project.default_region)) if text else []

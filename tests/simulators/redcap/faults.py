@@ -218,11 +218,11 @@ def _byte_order_mark(fault: Fault, context: Context) -> Answer:
     return replace(answer, body=codecs.BOM_UTF8 + answer.body)
 
 
-def _latin_1(fault: Fault, context: Context) -> Answer:
-    """Values that were stored in another encoding, and are sent as they are (redcapAPI issue 290)."""
+def _windows_1252(fault: Fault, context: Context) -> Answer:
+    """Values that were pasted in another encoding, and are sent as they are (redcapAPI issues 290 and 297)."""
     answer = context.answer()
     text = json.dumps(json.loads(answer.body), ensure_ascii=False)
-    return replace(answer, body=text.encode("latin-1"))
+    return replace(answer, body=text.encode("cp1252"))
 
 
 def _slow_drip(fault: Fault, context: Context) -> Answer:
@@ -244,7 +244,7 @@ WITH_ANSWER: dict[str, Callable[[Fault, Context], Answer]] = {
     "cut_off": _cut_off,
     "missing_rows": _missing_rows,
     "byte_order_mark": _byte_order_mark,
-    "latin_1": _latin_1,
+    "windows_1252": _windows_1252,
     "slow_drip": _slow_drip,
     "hang": _hang,
 }
