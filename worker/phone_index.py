@@ -23,6 +23,8 @@ OVERLAP = timedelta(hours=28)
 # Up to this many records a whole export costs REDCap one request, as an incremental one does, and also
 # shows what was deleted.
 SMALL_PROJECT = 5_000
+# So long after a change dateRangeBegin may still not show it (PHPCap's tests wait 60 to 90 seconds).
+CHANGES_SHOW_AFTER = timedelta(seconds=90)
 # Half of the records gone between two exports is taken for a broken answer until a second export agrees.
 SUSPICIOUS_SHRINK = 0.5
 
@@ -125,6 +127,11 @@ class PhoneIndex:
         """Whether a complete refresh has begun after `since`."""
         refreshed = self.refreshed_at()
         return refreshed is not None and refreshed >= since
+
+    def may_lack(self, since: datetime) -> bool:
+        """Whether a record that was entered just before `since` may be missing: only changes were read after that."""
+        built = self._redis.hget(self._state, "built_ms")
+        return self._known_records() > SMALL_PROJECT and int(built or 0) < milliseconds(since)
 
     def refresh(self, project: RedcapProject, *, since: datetime, wait_seconds: float = 60.0) -> None:
         """Bring the index up to date with REDCap, unless a refresh has begun after `since`.

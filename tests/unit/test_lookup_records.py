@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -279,3 +280,55 @@ def test_work_that_is_put_off_to_the_same_moment_shares_one_sweep() -> None:
         asthma.text(fictional_phone(number), received=moment)
     asthma.work()
     assert [message.task for message in asthma.later] == [TaskName.SWEEP]
+
+
+class TestLargeProjects:
+    """Only what has changed is read again there, and REDCap shows a change only after a while."""
+
+    @pytest.fixture
+    def large(self, monkeypatch: pytest.MonkeyPatch) -> Study:
+        monkeypatch.setattr("worker.phone_index.SMALL_PROJECT", 2)
+        asthma = enrolled(5)
+        asthma.redcap.visibility_lag = timedelta(seconds=80)
+        asthma.project.clock = asthma.clock
+        monkeypatch.setattr("worker.phone_index.datetime", SimpleNamespace(now=lambda _zone: asthma.clock()))
+        asthma.text(fictional_phone(1))
+        asthma.work()  # builds the index
+        asthma.clock.ahead += timedelta(hours=1)
+        return asthma
+
+    def refreshes(self, asthma: Study) -> int:
+        return sum(request.kind == "export" and not request.records for request in asthma.redcap.requests)
+
+    def test_a_record_entered_just_before_its_stop_is_found_by_a_second_look(self, large: Study) -> None:
+        large.project.add_record("77", mobile="650-555-0177")
+        event = large.text("+16505550177")
+        large.work()
+        assert large.state(event) == "received"
+        large.sweep_later()
+        assert (large.state(event), large.entry(event).records) == ("updated", ("77",))
+        assert large.value("77") != ""
+
+    def test_a_stranger_s_stop_costs_one_export_more_and_ends(self, large: Study) -> None:
+        before = self.refreshes(large)
+        events = [large.text(f"+1650555{number}") for number in range(9001, 9011)]
+        large.work()
+        large.sweep_later(seconds=61)
+        assert {large.state(event) for event in events} == {"received"}
+        assert self.refreshes(large) == before + 1
+        large.sweep_later(seconds=121)
+        assert {large.state(event) for event in events} == {"no_matching_record"}
+        assert self.refreshes(large) == before + 2
+
+    def test_what_a_whole_export_does_not_show_is_believed_at_once(self, large: Study) -> None:
+        event = large.text("+16505559001", received=large.clock() - timedelta(hours=2))
+        large.work()
+        assert large.state(event) == "no_matching_record"
+
+    def test_in_a_small_project_a_miss_is_believed_at_once(self) -> None:
+        asthma = enrolled(5)
+        asthma.text(fictional_phone(1))
+        asthma.work()
+        event = asthma.text("+16505559001")
+        asthma.work()
+        assert asthma.state(event) == "no_matching_record"

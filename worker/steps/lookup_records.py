@@ -9,6 +9,7 @@ from shared.config import Project
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import UNFINISHED, Notice, State, Status
 from shared.ledger import Entry, Outcome
+from worker.phone_index import CHANGES_SHOW_AFTER
 from worker.problems import known_problem, note_problem
 from worker.services import Services
 
@@ -95,11 +96,20 @@ def _find(entry: Entry, services: Services) -> list[str]:
     """The records by the index; a miss is believed only after a refresh that began after the event came."""
     index = services.index(entry.project)
     records = index.records([entry.phone_hash]).get(entry.phone_hash)
-    if records is None and not index.is_fresh(since=entry.received_at):
+    since = entry.received_at
+    if index.may_lack(since) and not _may_still_appear(entry, services):
+        since += CHANGES_SHOW_AFTER
+    if records is None and not index.is_fresh(since=since):
         _refuse_while_broken(entry.project, services)
-        index.refresh(services.project(entry.project), since=entry.received_at)
+        index.refresh(services.project(entry.project), since=since)
         records = index.records([entry.phone_hash]).get(entry.phone_hash)
     return records or []
+
+
+def _may_still_appear(entry: Entry, services: Services) -> bool:
+    """Whether a record that was entered just before the event may not show yet among a large project's changes."""
+    too_early = services.now() < entry.received_at + CHANGES_SHOW_AFTER
+    return too_early and services.index(entry.project).may_lack(entry.received_at)
 
 
 def _refuse_while_broken(project: str, services: Services) -> None:
@@ -110,6 +120,10 @@ def _refuse_while_broken(project: str, services: Services) -> None:
 
 
 def _hand_on(entry: Entry, config: Project, records: list[str], services: Services) -> None:
+    if not records and _may_still_appear(entry, services):
+        # It stays due, and sweep has it looked up again: one more export for all that wait.
+        log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
+        return
     if not records:
         notice = Notice.UNMATCHED if config.notify_unmatched and config.notify else None
         _end(entry, services, State.NO_MATCHING_RECORD, reason="no record holds this number", notice=notice)
