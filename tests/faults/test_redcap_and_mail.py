@@ -19,6 +19,7 @@ PASSING = [
     ("memory_500", "export"), ("memory_200", "import"), ("login_page", "export"), ("empty_200", "import"),
     ("truncated", "export"), ("count_zero", "import"), ("cut_off", "export"), ("slow_drip", "export"),
     ("ban_page", "import"), ("firewall_page", "export"), ("http_429", "any"), ("maintenance_page", "any"),
+    ("empty_302", "import"), ("too_much_400", "export"),
 ]  # fmt: skip
 
 
