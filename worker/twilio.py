@@ -44,6 +44,8 @@ def sorted_failures() -> Iterator[None]:
         raise TwilioUnavailable("twilio_unreachable", type(error).__name__) from None
     except ValueError:  # a page that is no JSON
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
+    except (AttributeError, LookupError, TypeError):  # or JSON in which twilio-python finds no list
+        raise TwilioUnavailable("twilio_strange_answer", "not of the described form") from None
 
 
 def status_of(error: TwilioException) -> int:

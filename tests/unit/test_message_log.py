@@ -14,7 +14,7 @@ from twilio.base.exceptions import TwilioException, TwilioRestException
 from twilio.base.version import Version
 from twilio.http.response import Response
 from twilio.rest import Client
-from twilio.rest.api.v2010.account.message import MessageInstance
+from twilio.rest.api.v2010.account.message import MessageInstance, MessagePage
 
 from shared.config import Project
 from shared.errors import TwilioRefused, TwilioUnavailable
@@ -263,6 +263,18 @@ def listing_failed(status: int) -> TwilioException:
     return TwilioException("Unable to fetch page", Response(status, f"from {PAT}"))
 
 
+PAGES = [
+    "<html>", "null", "[]", '"text"', "{}", '{"messages": null}', '{"meta": null}', '{"meta": {"key": null}}',
+    '{"meta": {"key": "messages"}}', '{"meta": {"key": "messages"}, "messages": null}', '{"messages": [null]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PAGES)
+def test_a_page_of_another_form_is_no_answer(text: str) -> None:
+    with pytest.raises(TwilioUnavailable), sorted_failures():
+        list(MessagePage(cast(Version, None), Response(200, text), {"account_sid": ACCOUNT_SID}))
+
+
 def fetching_failed(answered: int, **more: Any) -> TwilioException:
     """What it raises for a single resource, where the answer is one of RFC 9457."""
     about = {"type": "https://example.com/20003", "title": PAT, "detail": PAT}
@@ -296,6 +308,7 @@ def fetching_failed(answered: int, **more: Any) -> TwilioException:
         (requests.ConnectionError(PAT), TwilioUnavailable, "twilio_unreachable: ConnectionError"),
         (requests.ReadTimeout(PAT), TwilioUnavailable, "twilio_unreachable: ReadTimeout"),
         (ValueError(PAT), TwilioUnavailable, "twilio_strange_answer: not JSON"),
+        (KeyError(PAT), TwilioUnavailable, "twilio_strange_answer: not of the described form"),
     ],
 )
 def test_what_twilio_python_raises_is_sorted_and_its_text_left_out(
