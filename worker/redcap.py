@@ -170,9 +170,10 @@ class RedcapClient:
         try:
             response = self._retrying(lambda: self._post(request, stream=stream, import_ids=import_ids))
         except RedcapUnavailable as error:
-            self._count(content, error.code)
-            if error.code != "redcap_resting" and not isinstance(error, TooMuch):
-                self._limiter.failed(banned=error.code == "redcap_banned")
+            if error.code != "redcap_resting":  # then nobody was asked
+                self._count(content, error.code)
+                if not isinstance(error, TooMuch):
+                    self._limiter.failed(banned=error.code == "redcap_banned")
             raise
         except RedcapRefused as error:
             self._count(content, error.code)

@@ -12,6 +12,7 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
+from shared import keys
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import Change, Status, milliseconds
 from tests.builders import REDCAP_TOKEN, at, config, hashed, project_table
@@ -26,6 +27,7 @@ from tests.simulators.redcap import (
     repeating_phone_study,
 )
 from worker import redcap as module
+from worker.limiter import HostLimiter
 from worker.project import RedcapProject
 from worker.redcap import RedcapClient, RowsRefused, TooMuch, scrubbed
 
@@ -461,6 +463,18 @@ class TestRefusals:
         with pytest.raises(RedcapUnavailable):
             gateway.client.export(FIELDS)
         assert gateway.counted == [("record", "ok"), ("record", "redcap_server_error")]
+
+    def test_a_host_that_is_left_alone_is_not_called_and_nothing_is_counted(
+        self, made: Any, redis: Any
+    ) -> None:
+        gateway = made()
+        limiter = HostLimiter(redis, "redcap.example.edu", 600)
+        limiter.failed()
+        gateway.client._limiter = limiter
+        with pytest.raises(RedcapUnavailable, match="redcap_resting"):
+            gateway.client.export(FIELDS)
+        assert (gateway.counted, gateway.simulator.requests) == ([], [])
+        assert redis.hget(keys.circuit("redcap.example.edu"), "failures") == "1"
 
 
 class TestTarget:
