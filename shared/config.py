@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from shared.addresses import readable
 from shared.errors import ConfigError
 from shared.keywords import Keywords
 
@@ -142,7 +143,7 @@ class Smtp(Table):
     url: SecretReference = Field(
         Secret("env:OPTOUT_SMTP_URL"),
         description='Reference to the mail server\'s address: "smtp://user:password@host:587?starttls=true", '
-        'or "smtps://…" for TLS from the first byte.',
+        'or "smtps://…" for TLS from the first byte. User and password are percent-encoded: / is %2F, # is %23.',
     )
     sender: MailAddress = Field(description="The address that notifications come from.")
 
@@ -337,12 +338,13 @@ def config_path() -> Path:
 
 def redis_url() -> str:
     """Where the ledger is: `OPTOUT_REDIS_URL`, or `OPTOUT_REDIS_URL_FILE` naming a file that holds it."""
-    return setting("OPTOUT_REDIS_URL") or DEFAULT_REDIS_URL
+    return readable(setting("OPTOUT_REDIS_URL") or DEFAULT_REDIS_URL, "OPTOUT_REDIS_URL")
 
 
 def broker_url() -> str:
     """Where Celery's queues are: `OPTOUT_BROKER_URL`, else the ledger's Redis."""
-    return setting("OPTOUT_BROKER_URL") or redis_url()
+    url = setting("OPTOUT_BROKER_URL")
+    return readable(url, "OPTOUT_BROKER_URL") if url else redis_url()
 
 
 def setting(name: str) -> str:

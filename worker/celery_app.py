@@ -6,6 +6,7 @@ beat the times in the configuration.
 
 import gc
 import os
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +31,13 @@ log = structlog.get_logger(__name__)
 watchdog = Watchdog()
 
 outlive_lost_connections()
-app = make_celery(broker_url())
+try:
+    app = make_celery(broker_url())
+except ConfigError as error:
+    # Raised from here, it would be printed by Celery as a traceback, and not as a line of the log.
+    configure_logging()
+    log.critical("configuration_error", problems=error.problems)
+    sys.exit(str(error))
 app.set_default()
 app.conf.update(
     # At least once: a task is acknowledged when it has ended, and goes back to the queue when its process

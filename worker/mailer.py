@@ -2,10 +2,13 @@
 
 import smtplib
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from functools import cached_property
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
+from shared.addresses import address_parts
 from shared.errors import ConfigError, MailDeferred, MailRefused
 
 TIMEOUT_SECONDS = 30.0
@@ -18,7 +21,7 @@ class Mailer:
     """
 
     def __init__(self, url: str, sender: str) -> None:
-        parts = urlsplit(url)
+        parts = address_parts(url, "smtp.url")
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
             raise ConfigError(
                 "smtp.url",
@@ -49,20 +52,12 @@ class Mailer:
 
         Raises MailDeferred where it took nothing for now, MailRefused where it never will.
         """
-        try:
-            with self._connected() as server:
+        with _failures_named():
+            server = self._connected()
+            try:
                 return list(server.send_message(message))
-        except smtplib.SMTPRecipientsRefused as error:
-            codes = {code for code, _ in error.recipients.values()}
-            raise _failure(max(codes) if min(codes) >= 500 else min(codes)) from None
-        except smtplib.SMTPResponseException as error:
-            raise _failure(error.smtp_code) from None
-        except smtplib.SMTPNotSupportedError:
-            raise MailRefused(
-                "smtp_not_supported", "the server lacks STARTTLS or AUTH; mend smtp.url"
-            ) from None
-        except (smtplib.SMTPException, OSError) as error:
-            raise MailDeferred("smtp_unreachable", type(error).__name__) from None
+            finally:
+                _part_from(server)
 
     def _connected(self) -> smtplib.SMTP:
         server: smtplib.SMTP
@@ -84,12 +79,34 @@ class Mailer:
 
     def check(self) -> None:
         """Connect and log in, without sending. Raises as `send` does."""
-        try:
-            self._connected().quit()
-        except smtplib.SMTPResponseException as error:
-            raise _failure(error.smtp_code) from None
-        except (smtplib.SMTPException, OSError) as error:
-            raise MailDeferred("smtp_unreachable", type(error).__name__) from None
+        with _failures_named():
+            _part_from(self._connected())
+
+
+def _part_from(server: smtplib.SMTP) -> None:
+    """Say QUIT, whatever comes of it: a mail is the server's from its 250 to the data on (RFC 5321, 4.2.5).
+
+    Leaving smtplib's `with` raises where QUIT is answered by anything but 221: the mail would be sent once more.
+    """
+    with suppress(smtplib.SMTPException, OSError):
+        server.quit()
+    server.close()
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Turn what smtplib raises into MailDeferred and MailRefused."""
+    try:
+        yield
+    except smtplib.SMTPRecipientsRefused as error:
+        codes = {code for code, _ in error.recipients.values()}
+        raise _failure(max(codes) if min(codes) >= 500 else min(codes)) from None
+    except smtplib.SMTPResponseException as error:
+        raise _failure(error.smtp_code) from None
+    except smtplib.SMTPNotSupportedError:
+        raise MailRefused("smtp_not_supported", "the server lacks STARTTLS or AUTH; mend smtp.url") from None
+    except (smtplib.SMTPException, OSError) as error:
+        raise MailDeferred("smtp_unreachable", type(error).__name__) from None
 
 
 def _failure(code: int) -> MailDeferred | MailRefused:

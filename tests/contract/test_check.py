@@ -28,7 +28,7 @@ from shared.ledger import Outcome
 from shared.queue import make_celery
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
-from tests.processes import free_port
+from tests.processes import ROOT, free_port
 from tests.simulators.redcap import (
     Access,
     Event,
@@ -707,6 +707,26 @@ def test_a_check_that_hangs_does_not_hold_up_the_rest() -> None:
     let_go.set()
     assert [seen.text for seen in report.right] == ["this far", "fine"]
     assert [(finding.id, finding.subject) for finding in report.findings] == [("check-unfinished", "asthma")]
+
+
+def test_a_mail_password_that_was_not_encoded_is_a_finding_of_its_own(world: World) -> None:
+    world.monkeypatch.setenv("OPTOUT_SMTP_URL", "smtp://user:S3cr/et@mail.example.edu:587")
+    [finding] = world.run("smtp")
+    assert isinstance(finding, Finding)
+    assert (finding.id, "%2F" in finding.seen, "S3cr" in finding.seen) == ("smtp-refused", True, False)
+
+
+@pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+def test_a_login_of_redis_or_broker_that_was_not_encoded_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("OPTOUT_CONFIG", str(ROOT / "config.example.toml"))
+    monkeypatch.setenv(name, "redis://user:S3cr/et@redis.example.edu:6379/0")
+    result = CliRunner().invoke(check_command, ["--json"])
+    [finding] = json.loads(result.stdout)["findings"]
+    assert (finding["id"], result.exit_code) == ("config-unusable", 1)
+    assert name in finding["seen"]
+    assert "S3cr" not in result.output
 
 
 def test_a_check_that_breaks_does_not_take_the_others_along_nor_show_its_text() -> None:

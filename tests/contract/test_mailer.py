@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import traceback
 from collections.abc import Iterator
 from email.message import EmailMessage
 
@@ -119,6 +120,13 @@ def test_an_answer_that_was_lost_defers_the_mail_although_it_arrived(smtp: SmtpS
     assert len(smtp.wait_for(1)) == 1
 
 
+@pytest.mark.parametrize("farewell", ["quit_421", "drop_at_quit"])
+def test_a_mail_that_was_taken_is_sent_however_the_server_parts(smtp: SmtpSimulator, farewell: str) -> None:
+    smtp.fail(farewell)
+    assert Mailer(smtp.url, SENDER).send(message()) == []
+    assert len(smtp.wait_for(1)) == 1
+
+
 def test_a_server_without_starttls_is_refused_where_it_is_asked_for(smtp: SmtpSimulator) -> None:
     with pytest.raises(MailRefused, match="smtp_not_supported"):
         Mailer(f"{smtp.url}?starttls=true", SENDER).send(message())
@@ -138,6 +146,17 @@ def test_an_address_that_is_none_is_refused_without_being_repeated(url: str) -> 
         Mailer(url, SENDER)
     assert "smtp.url: must be smtp://host:port" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password", ["S3cr/et#1", "S3cr#et", "S3cr?et", "12/S3cret", "12#S3cret", "S3c[ret", "S3cret\u2100"]
+)
+def test_a_login_that_was_not_encoded_is_told_with_its_mend_and_not_repeated(password: str) -> None:
+    with pytest.raises(ConfigError, match="/ is %2F, # is %23") as caught:
+        Mailer(f"smtp://user:{password}@mail.example.edu:587", SENDER)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "S3c" not in told.replace(__file__, "")
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(

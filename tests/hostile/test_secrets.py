@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +22,7 @@ from shared.redis_connection import connect
 from tests.builders import SECRETS, config, document, inbound_form, project_table
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.integration.privacy import Finding, Needles, log_texts, redis_texts, web_texts
-from tests.processes import Platform, Process, wait_until
+from tests.processes import ROOT, Platform, Process, wait_until
 from tests.simulators.smtp import SmtpSimulator
 from tests.simulators.twilio import ACCOUNT_SID, PUBLIC_URL, SERVICE_SID, sign_form
 from web.app import build_services
@@ -175,6 +178,22 @@ class TestConfigErrors:
     def test_a_checked_configuration_holds_references_only(self) -> None:
         assert isinstance(config(), Config)
         assert "TEST_AUTH_TOKEN" in repr(config())
+
+
+@pytest.mark.parametrize("entry_point", ["web.wsgi", "worker.celery_app"])
+@pytest.mark.parametrize("variable", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+def test_no_process_repeats_a_password_that_was_not_encoded(entry_point: str, variable: str) -> None:
+    address = {variable: f"redis://:{REDIS_PASSWORD}@127.0.0.1:1/0"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {entry_point}"],
+        cwd=ROOT, env=os.environ | {"OPTOUT_CONFIG": "config.example.toml", "OPTOUT_HASH_KEY": HASH_KEY,
+                                    "TWILIO_AUTH_TOKEN": AUTH_TOKEN} | address,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{variable}: cannot be read as an address" in done.stderr
+    said = done.stdout + done.stderr
+    assert [piece for piece in (*REDIS_PASSWORD.split("/"), "Traceback") if piece in said] == []
 
 
 class Locked(Platform):

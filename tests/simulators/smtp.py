@@ -75,6 +75,11 @@ class FaultKind(StrEnum):
     REFUSE_FOR_GOOD = "550"
     HANG = "hang"  # say nothing after DATA's final dot
     LOSE_ANSWER = "lose_answer"  # the mail is taken, and the connection dropped before the answer
+    QUIT_421 = "quit_421"  # the mail is taken, and QUIT answered by 421
+    DROP_AT_QUIT = "drop_at_quit"  # the mail is taken, and the connection dropped at QUIT
+
+
+AT_QUIT = {FaultKind.QUIT_421, FaultKind.DROP_AT_QUIT}
 
 
 @dataclass(slots=True)
@@ -112,7 +117,7 @@ class SmtpSimulator:
         times: int | None = 1,
         seconds: float = 30.0,
     ) -> Fault:
-        """Make mails fail: kind 451, 550, hang or lose_answer; times=None: until mend()."""
+        """Make mails fail: kind 451, 550, hang, lose_answer …; times=None: until mend()."""
         fault = Fault(FaultKind(str(kind)), recipient, times, seconds)
         self.faults.append(fault)
         return fault
@@ -172,10 +177,10 @@ class SmtpSimulator:
         )
         return AuthResult(success=right, handled=False)
 
-    def take_fault(self, recipient: str | None) -> Fault | None:
-        """The first fault that is due, for a recipient (RCPT) or for the mail as a whole (DATA, None)."""
+    def take_fault(self, recipient: str | None, *, at_quit: bool = False) -> Fault | None:
+        """The first fault that is due, for a recipient (RCPT), for the mail as a whole (DATA, None) or at QUIT."""
         for fault in self.faults:
-            if fault.recipient == recipient and fault.times != 0:
+            if fault.recipient == recipient and fault.times != 0 and at_quit == (fault.kind in AT_QUIT):
                 fault.use()
                 return fault
         return None
@@ -226,6 +231,14 @@ class _Handler:
         if fault.kind in {FaultKind.HANG, FaultKind.LOSE_ANSWER}:
             cast(asyncio.Transport, server.transport).abort()
         return refusal(fault.kind)
+
+    async def handle_QUIT(self, server: SMTP, _session: Session, _envelope: Envelope) -> str:  # noqa: N802
+        fault = self.simulator.take_fault(None, at_quit=True)
+        if fault is None:
+            return "221 Bye"
+        if fault.kind is FaultKind.DROP_AT_QUIT:
+            cast(asyncio.Transport, server.transport).abort()
+        return "421 4.3.2 Shutting down"
 
 
 def refusal(kind: FaultKind) -> str:

@@ -228,6 +228,29 @@ class TestEnvironment:
         monkeypatch.setenv("OPTOUT_REDIS_URL_FILE", str(path))
         assert redis_url() == "redis://:password@elsewhere/0"
 
+    @pytest.mark.parametrize("sign", "/#?")
+    @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+    def test_a_login_that_was_not_encoded_is_told_by_name_and_not_repeated(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, sign: str
+    ) -> None:
+        for start in ("S3cr", "12"):
+            monkeypatch.setenv(name, f"redis://user:{start}{sign}S3cret@elsewhere:6379/0")
+            with pytest.raises(ConfigError, match=rf"{name}: .*\(/ is %2F, # is %23") as caught:
+                broker_url()
+            assert "S3cr" not in f"{caught.value}{caught.value.problems}"
+            assert caught.value.__context__ is None
+
+    @pytest.mark.parametrize("url", [
+        "redis://:a%2Fb%23c@elsewhere:6379/0", "redis://:a;b@elsewhere/0", "unix:///run/redis.sock?db=1",
+        "amqps://u:p@one:5671/v;amqps://u:p@two:5671/v", "sentinel://:p@one:26379;sentinel://:p@two:26379",
+        "memory://", "redis://[::1]:6379/0",
+    ])  # fmt: skip
+    def test_an_address_of_one_server_or_several_is_taken_as_it_is(
+        self, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_BROKER_URL", url)
+        assert broker_url() == url
+
 
 def test_the_example_is_toml_that_names_no_secret() -> None:
     example = tomllib.loads((ROOT / "config.example.toml").read_text())

@@ -93,7 +93,8 @@ CATALOGUE: dict[str, Kind] = {
         "Every process reads this file at its start and refuses to run with one that it only half understands. "
         "What is seen names the key; there is one finding per problem, and nothing else can be checked until "
         "all of them are mended.",
-        "mend that key in the configuration file; docs/configuration.md explains every one",
+        "mend that key in the configuration file, or that environment variable; docs/configuration.md explains "
+        "every one",
     ),
     "secret-missing": _error(
         "A secret is not where the configuration says",
@@ -205,8 +206,8 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "smtp-refused": _error(
         "The mail server refuses this program",
-        "Connecting worked, logging in or the security handshake did not.",
-        "mend user, password or ?starttls=true in what smtp.url refers to",
+        "Connecting worked, logging in or the security handshake did not; or the address cannot be read.",
+        "mend user, password (percent-encoded) or ?starttls=true in what smtp.url refers to",
     ),
     "smtp-in-the-clear": _warning(
         "The mail password crosses the network in the clear",

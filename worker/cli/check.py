@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shared.config import broker_url, load_config
+from shared.config import broker_url
 from shared.errors import ConfigError
 from shared.queue import make_celery
 from worker.checks.findings import Finding, Seen, Severity
@@ -47,12 +47,11 @@ def check(project: str | None, url: str | None, patience: int, as_json: bool) ->
 
 def _report(project: str | None, url: str | None, patience: int) -> Report:
     try:
-        load_config()
+        services = make_services()
     except ConfigError as error:
         return Report(
             [Finding(id="config-unusable", subject="configuration", seen=line) for line in error.problems]
         )
-    services = make_services()
     projects = chosen_projects(services, project)
     checks = checks_for(services, projects, make_celery(broker_url()), url or services.config.public_url)
     return run_checks(checks, patience_seconds=patience)
