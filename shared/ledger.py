@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,11 @@ ORDINARY_KEPT_MS = 401 * 86_400_000
 # What failed is tried again sooner a few times, for what passes within a minute.
 QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 
+# What is read of many events at a time.
+CHUNK = 500
+# How many old ids are looked at per trim, once a minute: Redis does nothing else for a millisecond or two.
+MOST_TRIMMED = 5_000
+
 Kind = Literal["lookup", "update", "email", "digest"]
 
 
@@ -67,7 +73,6 @@ class Entry:
     phone_hash: str
     records: tuple[str, ...]
     notice: Notice | None
-    noticed: str
     mail: str
     finished_at: datetime | None
 
@@ -87,7 +92,6 @@ class Entry:
             phone_hash=stored["phone"],
             records=tuple(json.loads(stored.get("records") or "[]")),
             notice=Notice(stored["notice"]) if stored.get("notice") else None,
-            noticed=stored.get("noticed", "").strip(),
             mail=stored.get("mail", ""),
             finished_at=from_milliseconds(int(finished)) if finished else None,
         )
@@ -184,6 +188,7 @@ class Ledger:
             message.queue,
             keys.arrived(project),
             keys.queued(f"lookup:{project}"),
+            keys.ATTEMPTS,
         ]
         script(
             len(names),
@@ -211,11 +216,11 @@ class Ledger:
     def entries(self, project: str, *, newest_first: bool = True) -> Iterator[Entry]:
         """All events of a project that are still kept."""
         ids = self.redis.zrange(keys.events(project), 0, -1, desc=newest_first)
-        for start in range(0, len(ids), 500):
-            with self.redis.pipeline(transaction=False) as pipe:
-                for event_id in ids[start : start + 500]:
-                    pipe.hgetall(keys.event(project, event_id))
-                yield from (Entry.decode(stored) for stored in pipe.execute() if stored)
+        yield from chain.from_iterable(self._in_chunks(project, ids))
+
+    def _in_chunks(self, project: str, event_ids: Sequence[str]) -> Iterator[list[Entry]]:
+        for start in range(0, len(event_ids), CHUNK):
+            yield self.entries_of(project, event_ids[start : start + CHUNK])
 
     def entries_of(self, project: str, event_ids: Sequence[str]) -> list[Entry]:
         """Those of the events that are kept; a few hundred ids at a time."""
@@ -254,12 +259,7 @@ class Ledger:
 
     def unfinished_entries(self, project: str) -> Iterator[list[Entry]]:
         """The events that have not ended, a few hundred at a time."""
-        ids = self.redis.zrange(keys.unfinished(project), 0, -1)
-        for start in range(0, len(ids), 500):
-            with self.redis.pipeline(transaction=False) as pipe:
-                for event_id in ids[start : start + 500]:
-                    pipe.hgetall(keys.event(project, event_id))
-                yield [Entry.decode(stored) for stored in pipe.execute() if stored]
+        yield from self._in_chunks(project, self.redis.zrange(keys.unfinished(project), 0, -1))
 
     def take_arrived(self, project: str, limit: int) -> list[Entry]:
         """Events that no lookup has seen yet; what is taken here and then lost is found by sweep."""
@@ -278,7 +278,12 @@ class Ledger:
         with self.redis.pipeline(transaction=False) as pipe:
             for entry, records in found:
                 self._scripts["match"](
-                    keys=[keys.event(project, entry.event_id), keys.pending(project), keys.DUE],
+                    keys=[
+                        keys.event(project, entry.event_id),
+                        keys.pending(project),
+                        keys.DUE,
+                        keys.ATTEMPTS,
+                    ],
                     args=[project, entry.event_id, json.dumps(records), now_ms, now_ms + FIRST_PAUSE_MS],
                     client=pipe,
                 )
@@ -337,10 +342,14 @@ class Ledger:
         return list(self.redis.zrange(keys.gathered(project), 0, limit - 1))
 
     def digested(self, project: str, event_ids: Sequence[str], *, digest_seconds: int) -> None:
-        """Forget events that a digest has told."""
+        """Take events that a digest has told from those that wait for one."""
+        self._ungather(project, event_ids, digest_seconds * 1000, self.redis)
+
+    def _ungather(self, project: str, event_ids: Sequence[str], gather_ms: int | str, client: Any) -> None:
         self._scripts["digested"](
             keys=[keys.gathered(project), keys.DUE, keys.ATTEMPTS],
-            args=[project, digest_seconds * 1000, *event_ids],
+            args=[project, gather_ms, *event_ids],
+            client=client,
         )
 
     def queue_mails(self, project: str, event_ids: Sequence[str]) -> None:
@@ -369,6 +378,7 @@ class Ledger:
                     keys.unfinished(project),
                     keys.DUE,
                     keys.ATTEMPTS,
+                    keys.events(project),
                 ],
                 args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS],
             )
@@ -452,13 +462,14 @@ class Ledger:
             pipe.hdel(keys.intents(project), phone)
             if ids:
                 pipe.delete(*(keys.event(project, event_id) for event_id in ids))
-                for key in (keys.events, keys.unfinished, keys.mailing, keys.gathered):
+                for key in (keys.events, keys.unfinished, keys.mailing):
                     pipe.zrem(key(project), *ids)
                 for key in (keys.arrived, keys.outbox):
                     for event_id in ids:
                         pipe.lrem(key(project), 0, event_id)
                 pipe.zrem(keys.DUE, *due)
                 pipe.hdel(keys.ATTEMPTS, *due)
+                self._ungather(project, ids, "", pipe)
             status, pending, intents, *_ = pipe.execute()
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
 
@@ -518,10 +529,16 @@ class Ledger:
         self.redis.zadd(keys.DUE, dict.fromkeys(members, milliseconds(now)), xx=True)
 
     def trim(self, project: str, *, now: datetime) -> int:
-        """Forget the ids of events whose retention is over. Answers how many."""
-        self.redis.zremrangebyscore(keys.ordinary(project), "-inf", milliseconds(now) - ORDINARY_KEPT_MS)
-        oldest = milliseconds(now) - self._retention_seconds * 1000 - 86_400_000
-        return int(self.redis.zremrangebyscore(keys.events(project), "-inf", oldest))
+        """Forget the ids of events that have expired: of some thousand per call. Answers how many."""
+        now_ms = milliseconds(now)
+        self.redis.zremrangebyscore(keys.ordinary(project), "-inf", now_ms - ORDINARY_KEPT_MS)
+        oldest = now_ms - self._retention_seconds * 1000
+        return int(
+            self._scripts["trim"](
+                keys=[keys.events(project)],
+                args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
+            )
+        )
 
     # --- figures ----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 -- Records one event, once, and makes it the phone's latest status unless a newer one is known.
 -- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 queue, 10 arrived,
---       11 mark of a lookup that waits in the queue
+--       11 mark of a lookup that waits in the queue, 12 attempts
 -- ARGV: 1 project, 2 event id, 3 change, 4 occurred ms, 5 received ms, 6 phone hash ('' = no phone number),
 --       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
 --       10 prefix of event keys, 11 retention in seconds, 12 message for the queue if the event is new ('' = none),
@@ -38,6 +38,7 @@ local function supersede(old)
     redis.call('EXPIRE', key, retention)
     redis.call('ZREM', KEYS[4], old)
     redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)
+    redis.call('HDEL', KEYS[12], 'lookup|' .. project .. '|' .. old)
     count(redis.call('HGET', key, 'source'), 'superseded')
   end
 end

@@ -1,5 +1,5 @@
 -- Sets an ended event back to 'received', to be looked up again.
--- KEYS: 1 event, 2 unfinished, 3 due, 4 attempts
+-- KEYS: 1 event, 2 unfinished, 3 due, 4 attempts, 5 events
 -- ARGV: 1 project, 2 event id, 3 now ms, 4 due ms
 -- Answers: 1, or 0 where there is no such event or its sender is no phone number.
 local phone = redis.call('HGET', KEYS[1], 'phone')
@@ -9,6 +9,7 @@ redis.call('HSET', KEYS[1], 'state', 'received', 'reason', '', 'received_ms', AR
 redis.call('HDEL', KEYS[1], 'finished_ms')
 redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
+redis.call('ZADD', KEYS[5], ARGV[3], ARGV[2])
 redis.call('HDEL', KEYS[4], due)
 redis.call('ZADD', KEYS[3], ARGV[4], due)
 return 1

@@ -291,7 +291,8 @@ class TestSettle:
         ledger.notified(entry, Notice.UNSAVED, "sent")
         again = ledger.load("asthma", event.event_id)
         assert again is not None
-        assert (again.notice, again.noticed) == (Notice.SAVED, "unsaved")
+        assert again.notice is Notice.SAVED
+        assert ledger.redis.hget(keys.event("asthma", event.event_id), "noticed") == "unsaved "
         assert f"email|asthma|{event.event_id}" in due_members(ledger)
 
     def test_a_due_mail_keeps_the_event_from_expiring(self, ledger: Ledger) -> None:
@@ -450,6 +451,37 @@ class TestDueWork:
         ledger.retry_soon("lookup", "asthma", event.event_id, now=NOON)
         assert due_members(ledger) == set()
 
+    @pytest.mark.parametrize("how", ["overtaken", "matched", "settled", "forgotten", "reopened"])
+    def test_how_often_work_was_published_is_forgotten_with_the_work(self, ledger: Ledger, how: str) -> None:
+        event = stop()
+        accept(ledger, event)
+        ledger.claim_due(now=minutes(2), limit=10)
+        member = f"lookup|asthma|{event.event_id}"
+        assert ledger.redis.hgetall(keys.ATTEMPTS) == {member: "1"}
+        match how:
+            case "overtaken":
+                accept(ledger, start(1))
+            case "matched":
+                matched(ledger, event)
+            case "settled":
+                settle(ledger, outcome(event))
+            case "forgotten":
+                ledger.forget("asthma", PHONE)
+            case _:
+                ledger.reopen("asthma", event.event_id, now=minutes(3))
+        assert ledger.redis.hgetall(keys.ATTEMPTS) == {}
+
+    def test_a_digest_of_which_all_is_forgotten_is_no_longer_due(self, ledger: Ledger) -> None:
+        mine, other = stop(), stop(phone_hash="other")
+        accept(ledger, mine, other)
+        told = [outcome(event, notice=Notice.SAVED) for event in (mine, other)]
+        ledger.settle("asthma", told, now=NOON, digest_seconds=3600)
+        before = ledger.redis.zscore(keys.DUE, "digest|asthma|")
+        ledger.forget("asthma", PHONE)
+        assert ledger.redis.zscore(keys.DUE, "digest|asthma|") == before
+        ledger.forget("asthma", "other")
+        assert "digest|asthma|" not in due_members(ledger)
+
     def test_a_mended_project_has_all_its_work_due_now(self, ledger: Ledger) -> None:
         mine, other = stop(), stop(project="sleep")
         accept(ledger, mine, other)
@@ -478,19 +510,58 @@ class TestKeeping:
         assert [entry.event_id for entry in ledger.entries("asthma")] == ids[::-1]
         assert [entry.event_id for entry in ledger.entries("asthma", newest_first=False)] == ids
 
-    def test_ids_of_events_whose_retention_is_over_are_trimmed(self, redis: Any) -> None:
+    def test_ids_of_events_that_have_expired_are_trimmed(self, redis: Any) -> None:
         ledger = Ledger(redis, retention_days=30)
         old, new = stop(0), stop(1)
-        accept(ledger, old, now=NOON - 32 * DAY)
+        accept(ledger, old, now=NOON - 31 * DAY)
         accept(ledger, new, now=NOON - 29 * DAY)
+        redis.delete(keys.event("asthma", old.event_id))  # as its expiry does
         assert ledger.trim("asthma", now=NOON) == 1
         assert redis.zrange(keys.events("asthma"), 0, -1) == [new.event_id]
+
+    def test_an_event_that_outlives_its_time_of_receipt_stays_in_the_list(self, redis: Any) -> None:
+        """One that was corrected late, and every one where the retention was shortened."""
+        event = stop()
+        accept(Ledger(redis, retention_days=400), event, now=NOON - 100 * DAY)
+        shorter = Ledger(redis, retention_days=30)
+        settle(shorter, outcome(event))
+        assert shorter.trim("asthma", now=NOON) == 0
+        assert [entry.event_id for entry in shorter.entries("asthma")] == [event.event_id]
+        assert shorter.forget("asthma", PHONE)["events"] == 1
+        assert not redis.exists(keys.event("asthma", event.event_id))
+
+    def test_of_many_old_ids_each_trim_looks_at_the_next_ones(
+        self, redis: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shared.ledger.MOST_TRIMMED", 2)
+        ledger, events = Ledger(redis, retention_days=30), [stop(minute) for minute in range(7)]
+        for minute, event in enumerate(events):
+            accept(ledger, event, now=minutes(minute) - 31 * DAY)
+        redis.delete(keys.event("asthma", events[6].event_id))
+        trimmed = [ledger.trim("asthma", now=minutes(minute)) for minute in range(4)]
+        assert sorted(trimmed) == [0, 0, 0, 1]
+        assert len(list(ledger.entries("asthma"))) == redis.zcard(keys.events("asthma")) == 6
+
+    def test_a_replayed_event_is_listed_by_its_new_time_of_receipt(self, ledger: Ledger) -> None:
+        events = [stop(0), stop(1)]
+        accept(ledger, *events)
+        ledger.reopen("asthma", events[0].event_id, now=minutes(5))
+        assert next(entry.event_id for entry in ledger.entries("asthma")) == events[0].event_id
 
     def test_events_that_have_expired_are_left_out_of_the_list(self, ledger: Ledger) -> None:
         gone, kept = stop(0), stop(1)
         accept(ledger, gone, kept)
         ledger.redis.delete(keys.event("asthma", gone.event_id))
         assert [entry.event_id for entry in ledger.entries("asthma")] == [kept.event_id]
+
+    def test_events_are_read_in_chunks_and_none_is_lost_between_them(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shared.ledger.CHUNK", 2)
+        events = [stop(phone_hash=f"p{number}") for number in range(5)]
+        accept(ledger, *events)
+        assert [len(entries) for entries in ledger.unfinished_entries("asthma")] == [2, 2, 1]
+        assert {entry.event_id for entry in ledger.entries("asthma")} == {event.event_id for event in events}
 
     def test_all_statuses_are_listed(self, ledger: Ledger) -> None:
         accept(ledger, *(opt_out_event(f"+1650555{n:04d}") for n in range(50)))

@@ -22,7 +22,7 @@ def entry(**changes: Any) -> Entry:
         "project": "asthma", "event_id": EVENT, "change": Change.STOP, "state": State.UPDATED, "reason": "",
         "source": Source.WEBHOOK, "occurred_at": at("2026-05-04T19:00:00"),
         "received_at": at("2026-05-04T19:00:01"), "phone_hash": PHONE_HASH, "records": ("7",), "notice": None,
-        "noticed": "", "mail": "", "finished_at": at("2026-05-04T19:00:02"),
+        "mail": "", "finished_at": at("2026-05-04T19:00:02"),
     }  # fmt: skip
     return Entry(**(whole | changes))
 

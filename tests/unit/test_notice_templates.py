@@ -34,7 +34,6 @@ def entry(*records: str, **changes: Any) -> Entry:
         "phone_hash": "hash",
         "records": records or ("17",),
         "notice": Notice.SAVED,
-        "noticed": "",
         "mail": "",
         "finished_at": None,
         **changes,

@@ -41,7 +41,7 @@ class TestLostMessages:
         asthma.text(fictional_phone(1))
         asthma.published.messages.clear()
         published = sweep(asthma.services)
-        assert published == {"lookup": 0, "update": 0, "email": 0}
+        assert published == {"lookup": 0, "update": 0, "email": 0, "digest": 0}
         assert not asthma.published.messages
 
     def test_each_kind_is_published_to_its_task_and_counted(self) -> None:
@@ -50,15 +50,15 @@ class TestLostMessages:
         asthma.work()
         asthma.ledger.require_update("asthma", ["x"], now=asthma.clock())
         lookup = asthma.text(fictional_phone(2))
-        asthma.redis.zadd(keys.DUE, {f"email|asthma|{lookup.event_id}": 0})
+        asthma.redis.zadd(keys.DUE, {f"email|asthma|{lookup.event_id}": 0, "digest|asthma|": 0})
         asthma.published.messages.clear()
         asthma.clock.ahead += timedelta(minutes=2)
-        assert sweep(asthma.services) == {"lookup": 1, "update": 1, "email": 1}
+        assert sweep(asthma.services) == {"lookup": 1, "update": 1, "email": 1, "digest": 1}
         assert {message.task for message in asthma.published.messages} == {
             TaskName.LOOKUP, TaskName.UPDATE, TaskName.EMAIL,
         }  # fmt: skip
         figures = asthma.redis.hgetall(keys.METRICS)
-        assert [figures[f"swept|{kind}"] for kind in ("lookup", "update", "email")] == ["1", "1", "1"]
+        assert [figures[f"swept|{kind}"] for kind in ("lookup", "update", "email", "digest")] == ["1"] * 4
 
     def test_a_broker_that_is_away_does_not_stop_the_sweep(self) -> None:
         asthma = enrolled()
@@ -71,6 +71,7 @@ class TestLostMessages:
         asthma = enrolled()
         old = opt_out_event(phone_hash="")
         asthma.accept([old], now=asthma.clock() - timedelta(days=402))
+        asthma.redis.delete(keys.event("asthma", old.event_id))  # as its expiry does
         sweep(asthma.services)
         assert asthma.redis.zcard(keys.events("asthma")) == 0
 

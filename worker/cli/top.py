@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from shared import keys
-from shared.events import UNFINISHED, State
+from shared.events import State
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
 
@@ -80,9 +80,7 @@ def figures(services: Services, project: str) -> Figures:
         oldest_seconds=max(0.0, time.time() - oldest[0][1] / 1000) if oldest else 0.0,
         pending=redis.zcard(keys.pending(project)),
         mails_due=redis.zcard(keys.mailing(project)),
-        ended=sum(
-            count for field, count in ended.items() if State(field.rsplit("|", 1)[1]) not in UNFINISHED
-        ),
+        ended=sum(ended.values()),
         failed=sum(count for field, count in ended.items() if field.endswith(f"|{State.FAILED}")),
         redcap_last_minute=redis.zcount(keys.rate(host), minute_ago, "+inf"),
         redcap_limit=services.config.redcap_rate(config),

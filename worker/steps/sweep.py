@@ -1,11 +1,13 @@
 """The safety net: whatever did not finish is published again, so that nothing waits unseen."""
 
+from typing import get_args
+
 import structlog
 
 from shared import keys
 from shared.events import milliseconds
 from shared.intake import publish_or_leave
-from shared.ledger import Due
+from shared.ledger import Due, Kind
 from shared.queue import TaskName
 from worker.locks import held
 from worker.problems import check_projects
@@ -24,7 +26,7 @@ log = structlog.get_logger(__name__)
 def sweep(services: Services) -> dict[str, int]:
     """Publish overdue work, then look after projects with problems. Answers what was published by kind."""
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
-    published = {kind: sum(item.kind == kind for item in due) for kind in ("lookup", "update", "email")}
+    published = {kind: sum(item.kind == kind for item in due) for kind in get_args(Kind)}
     for item in due:
         _publish(item, services)
     for kind, number in published.items():
