@@ -111,7 +111,7 @@ What a process must know before it can read the file. `OPTOUT_REDIS_URL`, `OPTOU
 `OPTOUT_FLOWER_LOGIN` may hold a password: each may come as NAME`_FILE` instead, the path of a file that holds it.
 
 In an address (`…_URL`), user and password are percent-encoded: `/` is `%2F`, `#` is `%23`, `?` is `%3F`, `@` is
-`%40`, `%` is `%25`. No process starts with an address of Redis or the broker that it cannot read, and none repeats it.
+`%40`, `%` is `%25`. No process starts with an address of Redis or the broker that it cannot read; none repeats it.
 """
 
 CHECKS_INTRODUCTION = """\

@@ -13,6 +13,7 @@ from email.message import EmailMessage
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+import pytest
 import requests
 from fakeredis import FakeRedis
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -209,6 +210,16 @@ class Study:
         """Let REDCap hosts be asked again that were left alone after failures."""
         for circuit in self.redis.keys(f"{keys.circuit('')}*"):
             self.redis.delete(circuit)
+
+    def lose_mail_server(self, monkeypatch: pytest.MonkeyPatch, url: str = "") -> None:
+        """Take the secret that names the mail server away, or make it `url`."""
+        monkeypatch.setenv("OPTOUT_SMTP_URL", url)
+        self.services.__dict__.pop("mailer")
+
+    def find_mail_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put it back."""
+        monkeypatch.setenv("OPTOUT_SMTP_URL", builders.SECRETS["OPTOUT_SMTP_URL"])
+        monkeypatch.setattr("worker.services.Mailer", lambda _url, _sender: self.mailer)
 
     # --- what is then -----------------------------------------------------------------------------
 

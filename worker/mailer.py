@@ -2,9 +2,10 @@
 
 import smtplib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.message import EmailMessage
+from email.utils import getaddresses
 from functools import cached_property
 from urllib.parse import parse_qs, unquote
 
@@ -12,6 +13,14 @@ from shared.addresses import address_parts
 from shared.errors import ConfigError, MailDeferred, MailRefused
 
 TIMEOUT_SECONDS = 30.0
+SENT = "sent"
+
+
+def outcome_of(refused: Sequence[str], message: EmailMessage) -> str:
+    """What became of a mail that was taken, in words for ledger and log, which hold no addresses."""
+    if not refused:
+        return SENT
+    return f"partly refused: {len(refused)} of {len(getaddresses([message['To']]))} addresses"
 
 
 class Mailer:

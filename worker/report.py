@@ -13,6 +13,7 @@ import structlog
 from shared import keys
 from shared.errors import ConfigError, MailDeferred, MailRefused
 from shared.events import milliseconds
+from worker.mailer import SENT, outcome_of
 
 if TYPE_CHECKING:
     from worker.services import Services
@@ -86,12 +87,15 @@ def send_report(report: Report, services: Services) -> None:
         mailer = services.mailer
         if mailer is None:
             return
-        mailer.send(_with_ids(compose_report(report, config.notify, sender=mailer.sender), services))
+        message = _with_ids(compose_report(report, config.notify, sender=mailer.sender), services)
+        outcome = outcome_of(mailer.send(message), message)
     except (MailDeferred, MailRefused, ConfigError) as error:
         services.ledger.count("mails", report.project, "report", "failed")
         log.error("report_not_mailed", project=report.project, error=str(error))
     else:
-        services.ledger.count("mails", report.project, "report", "sent")
+        services.ledger.count("mails", report.project, "report", outcome.partition(":")[0])
+        if outcome != SENT:
+            log.error("report_mailed_in_part", project=report.project, outcome=outcome)
         if not report.is_well:
             _note_failure_mailed(report, services)
 

@@ -12,7 +12,7 @@ import pytest
 from shared.errors import ConfigError, MailDeferred, MailRefused
 from tests.simulators.smtp import SmtpSimulator
 from worker import mailer as module
-from worker.mailer import Mailer
+from worker.mailer import Mailer, outcome_of
 
 SENDER = "optout-bridge@example.edu"
 
@@ -77,7 +77,10 @@ def test_a_server_that_says_never_refuses_the_mail(smtp: SmtpSimulator) -> None:
 
 def test_one_refused_address_does_not_keep_the_others_from_being_told(smtp: SmtpSimulator) -> None:
     smtp.fail("550", recipient="gone@example.edu")
-    assert Mailer(smtp.url, SENDER).send(message("gone@example.edu", "b@example.edu")) == ["gone@example.edu"]
+    mail = message("gone@example.edu", "b@example.edu")
+    refused = Mailer(smtp.url, SENDER).send(mail)
+    assert refused == ["gone@example.edu"]
+    assert outcome_of(refused, mail) == "partly refused: 1 of 2 addresses"
     assert smtp.wait_for(1)[0].recipients == ("b@example.edu",)
 
 

@@ -793,6 +793,18 @@ class TestReport:
         night.run()
         assert len(night.reports_told) == 1
 
+    def test_a_report_that_some_addresses_refused_is_no_success(self, night: Night) -> None:
+        night.twilio.fail("503", times=None)
+        night.study.mailer.refuses = ["gone@example.edu"]
+        with capture_logs() as logs:
+            night.run()
+            night.run()
+        assert len(night.reports_told) == 1
+        counted = night.study.redis.hget(keys.METRICS, "mails|asthma|report|partly refused")
+        assert counted == "1"
+        [line] = [line for line in logs if line["event"] == "report_mailed_in_part"]
+        assert (line["log_level"], line["outcome"]) == ("error", "partly refused: 1 of 1 addresses")
+
     def test_outcome_and_report_are_noted_for_the_metrics(self, night: Night) -> None:
         night.run()
         assert night.noted().keys() == {"success_ms", "watermark_ms", "report"}

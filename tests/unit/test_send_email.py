@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared import keys
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import MailDeferred, MailRefused
 from shared.events import OptOutEvent
 from shared.queue import TaskName
 from tests.builders import config, project_table
@@ -73,25 +74,55 @@ def test_a_mail_that_was_deferred_for_a_week_is_given_up_visibly() -> None:
     assert mails_counted(asthma) == {"mails|asthma|saved|given up": "1"}
 
 
-@pytest.mark.parametrize(
-    "error", [MailRefused("smtp_refused", "code 550"), ConfigError("smtp.url", ["smtp.url: is none"])]
-)
-def test_a_mail_that_was_refused_is_not_tried_again(error: Exception) -> None:
+def test_a_mail_that_was_refused_is_not_tried_again() -> None:
     asthma, event = with_mail_due()
-    asthma.mailer.errors.append(error)
+    asthma.mailer.errors.append(MailRefused("smtp_refused", "code 550"))
     asthma.work()
     asthma.sweep_later()
     assert asthma.mailer.sent == []
-    assert asthma.entry(event).mail.startswith("refused: ")
+    assert asthma.entry(event).mail == "refused: smtp_refused: code 550"
     assert mails_counted(asthma) == {"mails|asthma|saved|refused": "1"}
 
 
-def test_a_mail_that_some_addresses_refused_is_sent_and_says_so() -> None:
+@pytest.mark.parametrize("url", ["", "mail.example.edu", "smtp://user:S3cr/et@mail.example.edu"])
+def test_a_mail_whose_server_cannot_be_told_is_sent_when_it_can(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    asthma, event = with_mail_due()
+    asthma.lose_mail_server(monkeypatch, url)
+    with capture_logs() as logs:
+        asthma.work()
+        asthma.sweep_later()
+    assert {line["event"] for line in logs if "mail" in line["event"]} == {"mail_put_off"}
+    assert "S3cr" not in str(logs)
+    assert asthma.entry(event).notice is not None
+    asthma.find_mail_server(monkeypatch)
+    asthma.sweep_later()
+    assert len(asthma.mailer.sent) == 1
+    assert mails_counted(asthma) == {"mails|asthma|saved|sent": "1"}
+
+
+def test_a_mail_whose_server_cannot_be_told_for_a_week_is_given_up_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asthma, event = with_mail_due()
+    asthma.lose_mail_server(monkeypatch)
+    asthma.clock.ahead += timedelta(days=7, minutes=1)
+    asthma.work()
+    assert asthma.entry(event).mail.startswith("given up: env:OPTOUT_SMTP_URL cannot be used")
+    assert "\n" not in asthma.entry(event).mail
+
+
+def test_a_mail_that_some_addresses_refused_is_no_success() -> None:
     asthma, event = with_mail_due()
     asthma.mailer.refuses = ["gone@example.edu"]
-    asthma.work()
-    assert asthma.entry(event).mail == "sent, 1 addresses refused"
-    assert mails_counted(asthma) == {"mails|asthma|saved|sent": "1"}
+    with capture_logs() as logs:
+        asthma.work()
+        asthma.sweep_later()
+    assert len(asthma.mailer.sent) == 1
+    assert asthma.entry(event).mail == "partly refused: 1 of 1 addresses"
+    assert mails_counted(asthma) == {"mails|asthma|saved|partly refused": "1"}
+    assert [line["log_level"] for line in logs if line["event"] == "mail_done"] == ["error"]
 
 
 def test_a_mail_of_a_project_that_was_taken_out_is_done_with() -> None:

@@ -1,15 +1,19 @@
 """Tell the study team about an event, or about all that were gathered, once."""
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.message import EmailMessage
 
 import structlog
 
+from shared.config import Project
 from shared.errors import ConfigError, MailDeferred, MailRefused
 from shared.events import Notice
 from shared.ledger import Entry
 from worker.digest import compose_digest
 from worker.locks import held
+from worker.mailer import SENT, outcome_of
 from worker.notice import compose
 from worker.project import Target, known_target
 from worker.services import MAILS_PER_MESSAGE, Services
@@ -36,6 +40,26 @@ def send_email(project: str, event_id: str, services: Services) -> None:
         _send_due(project, along, services)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Mail:
+    """A mail that is due, about one event or many of one project."""
+
+    entries: Sequence[Entry]
+    kind: str  # in the figures: a notice, or "digest"
+    event: str  # in the log, when it is done with
+    about: Mapping[str, object]  # the same
+    compose: Callable[[Project, str], EmailMessage]
+
+    @property
+    def project(self) -> str:
+        return self.entries[0].project
+
+    @property
+    def since(self) -> datetime:
+        """When it became due."""
+        return self.entries[0].finished_at or self.entries[0].received_at
+
+
 def _send_due(project: str, event_id: str, services: Services) -> None:
     """Two at a time are kept apart by a lock.
 
@@ -47,7 +71,17 @@ def _send_due(project: str, event_id: str, services: Services) -> None:
         entry = services.ledger.load(project, event_id) if mine else None
         if entry is None or entry.notice is None:
             return
-        _send(entry, entry.notice, target, services)
+        if not _is_done(_mail_about(entry, entry.notice, target, services), services):
+            services.retry_soon("email", project, event_id)
+
+
+def _mail_about(entry: Entry, notice: Notice, target: Target | None, services: Services) -> _Mail:
+    def composed(config: Project, sender: str) -> EmailMessage:
+        zone = services.config.zone(config)
+        return compose(entry, notice, config, zone=zone, sender=sender, target=target)
+
+    about = {"event_id": entry.event_id, "notice": notice}
+    return _Mail(entries=[entry], kind=notice, event="mail_done", about=about, compose=composed)
 
 
 def _send_digest(project: str, services: Services) -> None:
@@ -63,96 +97,54 @@ def _send_digest(project: str, services: Services) -> None:
                 # What could not be saved since is told by itself, at once.
                 if entry.notice not in {None, Notice.UNSAVED}
             ]
-            if entries and not _digest_is_done(project, entries, target, services):
+            if entries and not _is_done(_digest_about(entries, target, services), services):
+                services.retry_soon("digest", project)
                 return
             services.ledger.digested(project, ids, digest_seconds=seconds)
 
 
-def _digest_is_done(
-    project: str, entries: Sequence[Entry], target: Target | None, services: Services
-) -> bool:
-    """Send one digest. False where the server did not take it for now."""
-    config = services.project_config(project)
-    if config is None or not config.notify or services.mailer is None:
-        _digest_done(entries, "nobody to tell", services)
-        return True
-    message = compose_digest(
-        entries,
-        config,
-        zone=services.config.zone(config),
-        sender=services.mailer.sender,
-        target=target,
-    )
+def _digest_about(entries: Sequence[Entry], target: Target | None, services: Services) -> _Mail:
+    def composed(config: Project, sender: str) -> EmailMessage:
+        zone = services.config.zone(config)
+        return compose_digest(entries, config, zone=zone, sender=sender, target=target)
+
+    about = {"changes": len(entries)}
+    return _Mail(entries=entries, kind="digest", event="digest_done", about=about, compose=composed)
+
+
+def _is_done(mail: _Mail, services: Services) -> bool:
+    """Send a mail, and note its outcome. False where it was put off.
+
+    A secret that is missing, or an address that is none, is mended sooner or later, like a server that is away.
+    """
     try:
-        refused = services.mailer.send(message)
-    except MailDeferred as error:
-        if services.now() - (entries[0].finished_at or entries[0].received_at) > GIVE_UP_AFTER:
-            _digest_done(entries, f"given up: {error}", services)
-            return True
-        log.warning("mail_put_off", project=project, changes=len(entries), error=str(error))
-        services.retry_soon("digest", project)
-        return False
-    except (MailRefused, ConfigError) as error:
-        _digest_done(entries, f"refused: {error}", services)
-    else:
-        _digest_done(entries, _sent(refused), services)
+        outcome = _sent(mail, services)
+    except (MailDeferred, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        if services.now() - mail.since <= GIVE_UP_AFTER:
+            log.warning("mail_put_off", project=mail.project, **mail.about, error=reason)
+            return False
+        outcome = f"given up: {reason}"
+    except MailRefused as error:
+        outcome = f"refused: {error}"
+    _note(mail, outcome, services)
     return True
 
 
-def _digest_done(entries: Sequence[Entry], outcome: str, services: Services) -> None:
-    project, word = entries[0].project, _word(outcome)
-    for entry in entries:
+def _sent(mail: _Mail, services: Services) -> str:
+    """The outcome. Raises ConfigError where there is no mail server to ask, and as the mailer does."""
+    config = services.project_config(mail.project)
+    mailer = services.mailer if config and config.notify else None
+    if config is None or mailer is None:
+        return "nobody to tell"
+    message = mail.compose(config, mailer.sender)
+    return outcome_of(mailer.send(message), message)
+
+
+def _note(mail: _Mail, outcome: str, services: Services) -> None:
+    for entry in mail.entries:
         if entry.notice is not None:
             services.ledger.notified(entry, entry.notice, outcome)
-    services.ledger.count("mails", project, "digest", word)
-    level = log.info if word == "sent" else log.error
-    level("digest_done", project=project, changes=len(entries), outcome=outcome)
-
-
-def _send(entry: Entry, notice: Notice, target: Target | None, services: Services) -> None:
-    config = services.project_config(entry.project)
-    if config is None or not config.notify or services.mailer is None:
-        _done(entry, notice, "nobody to tell", services)
-        return
-    message = compose(
-        entry,
-        notice,
-        config,
-        zone=services.config.zone(config),
-        sender=services.mailer.sender,
-        target=target,
-    )
-    try:
-        refused = services.mailer.send(message)
-    except MailDeferred as error:
-        _put_off(entry, notice, error, services)
-    except (MailRefused, ConfigError) as error:
-        _done(entry, notice, f"refused: {error}", services)
-    else:
-        _done(entry, notice, _sent(refused), services)
-
-
-def _sent(refused: Sequence[str]) -> str:
-    return f"sent, {len(refused)} addresses refused" if refused else "sent"
-
-
-def _word(outcome: str) -> str:
-    """The outcome's first word or two, for the figures."""
-    return outcome.partition(":")[0].partition(",")[0]
-
-
-def _put_off(entry: Entry, notice: Notice, error: MailDeferred, services: Services) -> None:
-    since = entry.finished_at or entry.received_at
-    if services.now() - since > GIVE_UP_AFTER:
-        _done(entry, notice, f"given up: {error}", services)
-        return
-    log.warning("mail_put_off", project=entry.project, event_id=entry.event_id, error=str(error))
-    services.retry_soon("email", entry.project, entry.event_id)
-
-
-def _done(entry: Entry, notice: Notice, outcome: str, services: Services) -> None:
-    services.ledger.notified(entry, notice, outcome)
-    word = _word(outcome)
-    services.ledger.count("mails", entry.project, notice, word)
-    level = log.info if word == "sent" else log.error
-    level("mail_done", project=entry.project, event_id=entry.event_id, notice=notice, outcome=outcome)
+    services.ledger.count("mails", mail.project, mail.kind, outcome.partition(":")[0])
+    level = log.info if outcome == SENT else log.error
+    level(mail.event, project=mail.project, **mail.about, outcome=outcome)
