@@ -45,7 +45,7 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "opt_out_checkbox": "sms_opt_out",
         "notify": ["coordinator@example.edu"],
         "notify_digest": "10m",
-        "templates": "/etc/optout/asthma-mail",
+        "templates": "/etc/optout-templates/asthma",
         "notify_unmatched": True,
         "default_region": "US",
         "time_zone": "America/Chicago",

@@ -18,6 +18,8 @@ VERSIONS = ("1.30.0", "1.37.0")
 PLATFORM = ("redis", "web", "worker", "beat", "flower")
 # Secrets that compose mounts as folders; the others are single files.
 FOLDERS = {"twilio", "redcap"}
+# The studies' own e-mail texts, a folder each.
+TEMPLATES = "/etc/optout-templates"
 UNITS = {"m": "Mi"}
 
 
@@ -85,8 +87,24 @@ def test_every_object_that_a_pod_names_is_generated() -> None:
     named = set()
     for name in PLATFORM:
         for volume in pod(name)["volumes"]:
-            named |= {volume.get("configMap", {}).get("name"), volume.get("secret", {}).get("secretName")}
+            files = volume.get("configMap", {})
+            optional = files.get("optional", False)
+            named |= {None if optional else files.get("name"), volume.get("secret", {}).get("secretName")}
     assert named - {None} == made
+
+
+def test_a_worker_sees_the_studies_own_texts_under_the_same_path_and_starts_without_them() -> None:
+    [compose] = [v for v in compose_service("worker")["volumes"] if v["target"] == TEMPLATES]
+    assert (compose["source"], compose["read_only"]) == ("./deploy/demo/templates", True)
+    assert compose["bind"] == {"create_host_path": True}
+    mounts = [m for m in container("worker")["volumeMounts"] if m["mountPath"].startswith(f"{TEMPLATES}/")]
+    volumes = {volume["name"]: volume for volume in pod("worker")["volumes"]}
+    assert mounts
+    for mount in mounts:
+        study = Path(mount["mountPath"]).name
+        files = {"name": f"optout-templates-{study}", "optional": True}
+        assert (mount["readOnly"], volumes[mount["name"]]["configMap"]) == (True, files)
+        assert f"- {{name: {files['name']}, " in (MANIFESTS / "kustomization.yaml").read_text()
 
 
 def test_redis_is_configured_as_under_compose() -> None:

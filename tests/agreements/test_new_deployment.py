@@ -45,6 +45,7 @@ def test_a_new_deployment_fits_the_program(tmp_path: Path) -> None:
     named = references(tomllib.loads(config))
     assert {"hash_key", "smtp_url", "twilio/main"} <= named
     assert [name for name in named if not (folder / "secrets" / name).is_file()] == []
+    assert (folder / "templates").is_dir()
     assert "OPTOUT_DEPLOYMENT=./deployment" in (tmp_path / ".env").read_text().splitlines()
 
 
