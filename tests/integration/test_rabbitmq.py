@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ class Stage:
 
     def hurry(self) -> None:
         """Let the minute be over after which sweep publishes again, and have it swept."""
-        redis = self.platform.redis
+        redis: Any = self.platform.redis
         if due := redis.zrange(keys.DUE, 0, -1):
             redis.zadd(keys.DUE, dict.fromkeys(due, 0), xx=True)
         with make_celery(self.rabbitmq.url) as app:
