@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from email.message import EmailMessage
-from email.utils import format_datetime
 from zoneinfo import ZoneInfo
 
 from shared.config import Project
 from shared.ledger import Entry
-from worker.notice import mail_facts, render
+from worker.notice import mail, mail_facts, render
 from worker.project import Target
 
 PARTS = ("digest.subject", "digest.txt", "digest.html")
@@ -32,20 +31,9 @@ def compose_digest(
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
     }
-    subject, text, html = (render(part, facts, None) for part in PARTS)
-    message = EmailMessage()
-    message["Subject"] = " ".join(subject.split())
-    message["From"] = sender
-    message["To"] = ", ".join(project.notify)
-    message["Date"] = format_datetime(max(entry.finished_at or entry.received_at for entry in ordered))
-    # The same changes make the same id, should they be sent twice: see notice.py.
-    domain = sender.rpartition("@")[2]
-    message["Message-ID"] = f"<{ordered[0].project}.digest.{_fingerprint(ordered)}@{domain}>"
-    message["Auto-Submitted"] = "auto-generated"
-    message["X-Auto-Response-Suppress"] = "All"
-    message.set_content(text)
-    message.add_alternative(html, subtype="html")
-    return message
+    texts = [render(part, facts, None) for part in PARTS]
+    since = max(entry.finished_at or entry.received_at for entry in ordered)
+    return mail(texts, project, sender, since, f"{ordered[0].project}.digest.{_fingerprint(ordered)}")
 
 
 def _fingerprint(entries: Sequence[Entry]) -> str:

@@ -5,8 +5,9 @@ A study may bring texts of its own (`templates` in its table): `notice.subject`,
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from email.message import EmailMessage
 from email.utils import format_datetime
 from functools import lru_cache
@@ -52,25 +53,38 @@ def compose(
 ) -> EmailMessage:
     """The message, with a plain and an HTML part. `target` is what is known of the REDCap project, for links."""
     facts = mail_facts(entry, notice, project, zone, target)
-    subject, text, html = (_rendered(part, facts, project.templates) for part in PARTS)
+    texts = [_rendered(part, facts, project.templates) for part in PARTS]
+    since = entry.finished_at or entry.received_at
+    message = mail(texts, project, sender, since, f"{entry.project}.{entry.event_id}.{notice}")
+    if entry.records:
+        # All mails about one record are replies to a first one that nobody sent: mail programs group them.
+        message["In-Reply-To"] = message["References"] = f"<{_thread(entry)}@{_domain(sender)}>"
+    message["X-Opt-Out-Event"] = entry.event_id
+    return message
+
+
+def mail(texts: Sequence[str], project: Project, sender: str, since: datetime, name: str) -> EmailMessage:
+    """A mail of subject, plain and HTML text.
+
+    The same mail has the same id, made of its name: should one be sent twice (a crash between the server's yes and
+    our note of it), mail programs show it once.
+    """
+    subject, text, html = texts
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
     message["From"] = sender
     message["To"] = ", ".join(project.notify)
-    message["Date"] = format_datetime(entry.finished_at or entry.received_at)
-    # The same mail has the same id: should one be sent twice (a crash between the server's yes and our
-    # note of it), mail programs show it once.
-    domain = sender.rpartition("@")[2]
-    message["Message-ID"] = f"<{entry.project}.{entry.event_id}.{notice}@{domain}>"
-    if entry.records:
-        # All mails about one record are replies to a first one that nobody sent: mail programs group them.
-        message["In-Reply-To"] = message["References"] = f"<{_thread(entry)}@{domain}>"
+    message["Date"] = format_datetime(since)
+    message["Message-ID"] = f"<{name}@{_domain(sender)}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies, please
     message["X-Auto-Response-Suppress"] = "All"  # the same to Exchange, which has its own word for it
-    message["X-Opt-Out-Event"] = entry.event_id
     message.set_content(text)
     message.add_alternative(html, subtype="html")
     return message
+
+
+def _domain(address: str) -> str:
+    return address.rpartition("@")[2]
 
 
 def mail_facts(
