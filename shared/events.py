@@ -1,5 +1,6 @@
 """Opt-out events: what happened, to which project, seen where, and how far it has come."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -87,6 +88,11 @@ class Status:
     def occurred_at(self) -> datetime:
         """Time of the change, UTC."""
         return from_milliseconds(self.occurred_ms)
+
+
+def latest_of(statuses: Iterable[Status]) -> Status:
+    """The one that counts for a record, of all the phones that it holds. Raises ValueError where there is none."""
+    return max(statuses, key=lambda status: (status.occurred_ms, status.event_id))
 
 
 def milliseconds(moment: datetime) -> int:

@@ -391,6 +391,10 @@ class Ledger:
         last = -1 if limit is None else offset + limit - 1
         return list(self.redis.zrange(keys.pending(project), offset, last))
 
+    def pending_since(self, project: str, moment: datetime) -> list[str]:
+        """Phone hashes that have been pending since before a moment, longest first."""
+        return list(self.redis.zrangebyscore(keys.pending(project), "-inf", f"({milliseconds(moment)}"))
+
     def is_pending(self, project: str, phone: str) -> bool:
         """Whether a phone's status has to reach REDCap."""
         return self.redis.zscore(keys.pending(project), phone) is not None

@@ -827,14 +827,32 @@ class TestOutages:
         asthma.text(fictional_phone(2))
         asthma.work()
         asthma.mailer.sent.clear()
-        yesterday = asthma.clock() - timedelta(hours=25)
-        event = asthma.text(fictional_phone(1), received=yesterday)
-        fresh = asthma.text(fictional_phone(2), "START")
         asthma.redcap.faults.add("http_503", times=None)
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        assert asthma.state(event) == "pending"
+        asthma.clock.ahead += timedelta(hours=25)
+        asthma.end_rests()
+        fresh = asthma.text(fictional_phone(2), "START")
         asthma.work()
         assert (asthma.state(event), asthma.state(fresh)) == ("failed", "pending")
         assert asthma.entry(event).reason.endswith("for a day")
         assert asthma.mailer.subjects == ["[asthma] Opt-out (STOP) could NOT be saved: record 1"]
+
+    def test_an_old_change_that_has_to_be_written_anew_outlives_a_short_outage(self) -> None:
+        """It counts how long REDCap has not taken it, not how long ago the participant texted."""
+        asthma = enrolled(1)
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        asthma.mailer.sent.clear()
+        asthma.clock.ahead += timedelta(days=30)
+        asthma.project.set_value("1", "sms_opt_out_at", "")  # and the nightly run sees it
+        asthma.ledger.require_update("asthma", [event.phone_hash], now=asthma.clock())
+        asthma.redcap.faults.add("http_503", times=3)
+        update_records("asthma", asthma.services)
+        assert (asthma.state(event), asthma.pending(), asthma.mailer.sent) == ("updated", 1, [])
+        asthma.sweep_later()
+        assert (bool(asthma.value()), asthma.pending()) == (True, 0)
 
     @pytest.mark.parametrize(
         "fault", ["login_page", "maintenance_page", "count_zero", "empty_200", "tabs_page"]

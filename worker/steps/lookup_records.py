@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import structlog
 
-from shared.config import Project
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import UNFINISHED, Notice, State, Status
 from shared.ledger import Entry, Outcome
 from worker.phone_index import CHANGES_SHOW_AFTER
 from worker.problems import known_problem, note_problem
 from worker.services import Services
+from worker.settle import settle
 
 # After this long an outage is no outage any more: the event ends as failed and the team is told. The
 # nightly run still mends the record when REDCap is back.
@@ -57,16 +57,12 @@ def _known(project: str, entries: Sequence[Entry], services: Services) -> list[t
 
 
 def _look_up(entry: Entry, services: Services) -> None:
-    ledger, project, config = services.ledger, entry.project, services.project_config(entry.project)
+    ledger, project = services.ledger, entry.project
     if entry.state not in UNFINISHED:
         return
-    if config is None:
-        _end(
-            entry,
-            services,
-            State.FAILED,
-            reason="project_not_configured: it was taken out of the configuration",
-        )
+    if services.project_config(project) is None:
+        reason = "project_not_configured: it was taken out of the configuration"
+        _end(entry, services, State.FAILED, reason=reason)
         return
     status = ledger.status(project, entry.phone_hash)
     if (
@@ -85,11 +81,9 @@ def _look_up(entry: Entry, services: Services) -> None:
         note_problem(project, error, services)
     except RedcapRefused as error:
         note_problem(project, error, services)
-        _end(
-            entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED if config.notify else None
-        )
+        _end(entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED)
     else:
-        _hand_on(entry, config, records, services)
+        _hand_on(entry, records, services)
 
 
 def _find(entry: Entry, services: Services) -> list[str]:
@@ -119,13 +113,13 @@ def _refuse_while_broken(project: str, services: Services) -> None:
         raise problem
 
 
-def _hand_on(entry: Entry, config: Project, records: list[str], services: Services) -> None:
+def _hand_on(entry: Entry, records: list[str], services: Services) -> None:
     if not records and _may_still_appear(entry, services):
         # It stays due, and sweep has it looked up again: one more export for all that wait.
         log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
         return
     if not records:
-        notice = Notice.UNMATCHED if config.notify_unmatched and config.notify else None
+        notice = services.unmatched_notice(entry.project)
         _end(entry, services, State.NO_MATCHING_RECORD, reason="no record holds this number", notice=notice)
         return
     _ask_for_update(entry.project, [(entry, records)], services)
@@ -145,9 +139,7 @@ def _ask_for_update(project: str, found: Sequence[tuple[Entry, list[str]]], serv
 
 def _put_off(entry: Entry, error: RedcapUnavailable, services: Services) -> None:
     if services.now() - entry.received_at > GIVE_UP_AFTER:
-        config = services.config.projects[entry.project]
-        notice = Notice.UNSAVED if config.notify else None
-        _end(entry, services, State.FAILED, reason=f"{error}, for a day", notice=notice)
+        _end(entry, services, State.FAILED, reason=f"{error}, for a day", notice=Notice.UNSAVED)
         return
     log.warning("lookup_put_off", project=entry.project, event_id=entry.event_id, error=str(error))
     services.retry_soon("lookup", entry.project, entry.event_id)
@@ -157,19 +149,7 @@ def _end(
     entry: Entry, services: Services, state: State, *, reason: str, notice: Notice | None = None
 ) -> None:
     outcome = Outcome(
-        event_id=entry.event_id,
-        phone_hash=entry.phone_hash,
-        state=state,
-        reason=reason,
-        records=entry.records,
+        event_id=entry.event_id, phone_hash=entry.phone_hash, state=state, reason=reason, records=entry.records,
         notice=notice,
-    )
-    config = services.project_config(entry.project)
-    due = services.ledger.settle(
-        entry.project,
-        [outcome],
-        now=services.now(),
-        digest_seconds=config.digest_seconds if config else 0,
-    )
-    log.info("event_ended", project=entry.project, event_id=entry.event_id, state=state, reason=reason)
-    services.request_mails(entry.project, due)
+    )  # fmt: skip
+    settle(entry.project, [outcome], services)

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from shared import keys
 from shared.errors import ConfigError, Failure, RedcapRefused
-from shared.events import OptOutEvent, State, Status, from_milliseconds, milliseconds
+from shared.events import OptOutEvent, State, Status, from_milliseconds, latest_of, milliseconds
 from shared.ledger import Entry, Outcome
 from worker.locks import held
 from worker.message_log import MessageLog, open_message_log
@@ -29,7 +29,8 @@ from worker.project import RecordState, RedcapProject
 from worker.recovery import Doorway, DryDoorway, overtaken, put_in_order, recover, recover_blocked
 from worker.report import MOST_RECORDS_NAMED, Report, send_report
 from worker.services import Services
-from worker.steps.update_records import settle, update_records
+from worker.settle import settle
+from worker.steps.update_records import update_records
 
 # Each run reads again what came shortly before the last one: the log may show a message late.
 OVERLAP = timedelta(days=2)
@@ -301,9 +302,7 @@ def _reasons_of(record: str, reason: str) -> Iterator[str]:
 
 
 def _deciding(state: RecordState, statuses: dict[str, Status]) -> Status:
-    """Of all phones of a record, the latest change."""
-    known = [statuses[phone] for phone in state.phones if phone in statuses]
-    return max(known, key=lambda status: (status.occurred_ms, status.event_id))
+    return latest_of(statuses[phone] for phone in state.phones if phone in statuses)
 
 
 def _differs(state: RecordState, statuses: dict[str, Status], gateway: RedcapProject) -> bool:

@@ -15,7 +15,7 @@ from math import ceil
 import structlog
 
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
-from shared.events import Notice, State, Status, milliseconds
+from shared.events import Notice, State, Status, latest_of, milliseconds
 from shared.intake import publish_or_leave
 from shared.ledger import Outcome
 from shared.queue import TaskName
@@ -24,6 +24,7 @@ from worker.problems import note_problem
 from worker.project import RecordState, RedcapProject
 from worker.redcap import MOST_RECORDS_PER_REQUEST, RowsRefused
 from worker.services import Services
+from worker.settle import settle
 from worker.steps.lookup_records import GIVE_UP_AFTER
 
 # After a round, another record may hold the phone by now: look, but not more often than this in a storm.
@@ -100,12 +101,7 @@ def _look_is_due(project: str, services: Services) -> bool:
 
 def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
     """End what has waited for a day as failed, so that the team knows; the nightly run still mends it."""
-    oldest = services.now() - GIVE_UP_AFTER
-    statuses = services.ledger.statuses(project, services.ledger.pending(project))
-    entries = {
-        phone: services.ledger.load(project, Status.decode(text).event_id) for phone, text in statuses.items()
-    }
-    old = [phone for phone, entry in entries.items() if entry is not None and entry.received_at < oldest]
+    old = services.ledger.pending_since(project, services.now() - GIVE_UP_AFTER)
     _fail(project, old, f"{error}, for a day", services)
 
 
@@ -126,27 +122,6 @@ def _fail(project: str, phones: Sequence[str], reason: str, services: Services) 
         for phone, text in statuses.items()
     ]
     settle(project, outcomes, services)
-
-
-def settle(project: str, outcomes: Sequence[Outcome], services: Services) -> None:
-    """End events, log each, and ask for the e-mails (where the project has somebody to tell)."""
-    config = services.config.projects[project]
-    if not config.notify:
-        outcomes = [_silent(outcome) for outcome in outcomes]
-    due = services.ledger.settle(project, outcomes, now=services.now(), digest_seconds=config.digest_seconds)
-    for outcome in outcomes:
-        log.info(
-            "event_ended", project=project, event_id=outcome.event_id, state=outcome.state,
-            reason=outcome.reason, records=len(outcome.records),
-        )  # fmt: skip
-    services.request_mails(project, due)
-
-
-def _silent(outcome: Outcome) -> Outcome:
-    return Outcome(
-        event_id=outcome.event_id, phone_hash=outcome.phone_hash, state=outcome.state, reason=outcome.reason,
-        records=outcome.records, read_status=outcome.read_status,
-    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -376,8 +351,7 @@ class _Round:
         state, reason, notice = State.ALREADY_CURRENT, "", None
         if not ids:
             state, reason = State.NO_MATCHING_RECORD, "no record holds this number"
-            config = self._gateway.config
-            notice = Notice.UNMATCHED if config.notify_unmatched else None
+            notice = self._services.unmatched_notice(self._project)
         elif refused:
             state, notice = State.FAILED, Notice.UNSAVED
             reason = "; ".join(f"record {record}: {why}" for record, why in refused.items())
@@ -397,12 +371,9 @@ class _Round:
 
 
 def _deciding(known: dict[str, Status], states: dict[str, RecordState]) -> dict[str, Status]:
-    """The status that counts for each record: of all phones that it holds, the latest change."""
+    """The status that counts for each record."""
     return {
-        record: max(
-            (known[phone] for phone in state.phones if phone in known),
-            key=lambda status: (status.occurred_ms, status.event_id),
-        )
+        record: latest_of(known[phone] for phone in state.phones if phone in known)
         for record, state in states.items()
     }
 
