@@ -180,7 +180,8 @@ class Project(Table):
     phone_field: FieldName = Field(description="The field that holds the participant's phone number.")
     phone_event: EventName | None = Field(
         None,
-        description="Longitudinal projects: unique name of the event with the phone field (else any event).",
+        description="Longitudinal projects: unique name of the event with the phone field (else any event); in the "
+        "same arm as opt_out_event.",
     )
     opt_out_field: FieldName = Field(
         description="The text field that gets the time of the STOP; free text, datetime_* or datetime_seconds_*."
