@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from shared.endpoints import INBOUND_EVENT
 from shared.errors import Malformed, Rejected
 from shared.events import Source
 
-INBOUND_MESSAGE_TYPE = "com.twilio.messaging.inbound-message.received"
 # 34 characters at Twilio; anything that could not be a SID would end in Redis keys and logs.
 _SID = re.compile(r"[A-Z]{2}[0-9A-Za-z]{8,62}")
 # Twilio's age. A time before 1970 would be a negative number of milliseconds, which the ledger cannot hold.
@@ -72,7 +72,7 @@ def messages_of_events(body: bytes) -> tuple[list[InboundMessage], list[Rejected
     messages: list[InboundMessage] = []
     refused: list[Rejected] = []
     for event in batch:
-        if event.get("type") == INBOUND_MESSAGE_TYPE:
+        if event.get("type") == INBOUND_EVENT:
             try:
                 messages.append(_message_of_event(event))
             except Malformed as error:

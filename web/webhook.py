@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from shared.endpoints import EVENTS_PATH, INBOUND_PATH
 from shared.errors import Forged, Malformed, Rejected
 from shared.events import OptOutEvent
 from shared.intake import accept
@@ -32,7 +33,7 @@ log = structlog.get_logger(__name__)
 webhook = Blueprint("webhook", __name__)
 
 
-@webhook.post("/twilio/inbound", strict_slashes=False)
+@webhook.post(INBOUND_PATH, strict_slashes=False)
 def inbound() -> Response:
     """A Messaging Service's or number's inbound-message webhook."""
     request.max_content_length = INBOUND_LIMIT_BYTES
@@ -49,7 +50,7 @@ def inbound() -> Response:
     return _twiml(services.router.answer(projects))
 
 
-@webhook.post("/twilio/events", strict_slashes=False)
+@webhook.post(EVENTS_PATH, strict_slashes=False)
 def events() -> Response:
     """An Event Streams webhook sink."""
     request.max_content_length = EVENTS_LIMIT_BYTES

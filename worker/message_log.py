@@ -11,16 +11,14 @@ import tenacity
 from twilio.rest import Client
 
 from shared.config import Project, TwilioAccount
-from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+from shared.errors import TwilioRefused, TwilioUnavailable
 from shared.events import Change, OptOutEvent, Source
 from shared.keywords import Keywords
 from shared.phone import PhoneHasher, channel_and_address, sender_number
-from worker.twilio import rest_client, sorted_failures
+from worker.twilio import REDACTED_DIGITS, sorted_failures, working_client
 
 PAGE_SIZE = 1000  # Twilio's largest
 UNSUBSCRIBED = 21610  # "attempt to send to unsubscribed recipient"
-# Number redaction turns the last four digits into XXXX. Source: Twilio docs, message redaction.
-REDACTED_DIGITS = "XXXX"
 
 log = structlog.get_logger(__name__)
 
@@ -174,20 +172,9 @@ def open_message_log(
 ) -> MessageLog:
     """The log, with the first of the account's tokens that Twilio takes: one of two is old during a rotation.
 
-    Raises TwilioRefused where none is taken.
+    Raises as `working_client` does.
     """
-    refusal: TwilioRefused | ConfigError | None = None
-    for place in range(len(account.auth_token)):
-        try:
-            client = rest_client(account, token=place)
-            if len(account.auth_token) > 1:
-                _patiently(partial(client.messages.page, page_size=1))
-        except (TwilioRefused, ConfigError) as error:
-            refusal = error
-        else:
-            return MessageLog(project, config, client, hasher)
-    assert refusal is not None
-    raise refusal
+    return MessageLog(project, config, _patiently(partial(working_client, account)), hasher)
 
 
 def _time(message: Any) -> Any:

@@ -1,8 +1,9 @@
 """Twilio's REST API: a client with timeouts, and its answers sorted into our two kinds of failure."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import requests
 from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
@@ -10,9 +11,13 @@ from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
 from shared.config import TwilioAccount
-from shared.errors import TwilioRefused, TwilioUnavailable
+from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+
+Found = TypeVar("Found")
 
 TIMEOUT_SECONDS = 30.0  # twilio-python has none by default
+# What number redaction makes of the last four digits. Source: Twilio docs, message redaction.
+REDACTED_DIGITS = "XXXX"
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 
 
@@ -27,6 +32,28 @@ def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
     if base_url:
         for domain in (client.api, client.messaging, client.events):
             domain.base_url = base_url.rstrip("/")
+    return client
+
+
+def working_client(account: TwilioAccount) -> Client:
+    """A client with the first of the account's tokens that Twilio takes: one of two is old, or not there yet,
+    during a rotation. A lone token is not tried: whatever is asked next shows whether it is taken.
+
+    Raises what was wrong with the last one: TwilioRefused or ConfigError; or TwilioUnavailable.
+    """
+    *others, last = range(len(account.auth_token))
+    for place in others:
+        try:
+            return _tried_client(account, place)
+        except (TwilioRefused, ConfigError):
+            continue
+    return _tried_client(account, last) if others else rest_client(account, token=last)
+
+
+def _tried_client(account: TwilioAccount, place: int) -> Client:
+    client = rest_client(account, token=place)
+    with sorted_failures():
+        client.api.v2010.accounts(account.account_sid).fetch()
     return client
 
 
@@ -46,6 +73,17 @@ def sorted_failures() -> Iterator[None]:
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
     except (AttributeError, LookupError, TypeError):  # or JSON in which twilio-python finds no list
         raise TwilioUnavailable("twilio_strange_answer", "not of the described form") from None
+
+
+def found_or_none(request: Callable[[], Found]) -> Found | None:
+    """What a request answers; None where Twilio knows no such resource (any more). Raises as `sorted_failures`."""
+    with sorted_failures():
+        try:
+            return request()
+        except TwilioException as error:
+            if status_of(error) == 404:
+                return None
+            raise
 
 
 def status_of(error: TwilioException) -> int:

@@ -1,7 +1,8 @@
 """Twilio's side of a project, planned first and then done: what `optout setup` shows and applies.
 
-Whatever is changed is remembered as it was before (in Redis, per account and resource; addresses and SIDs,
-no secrets), so that it can be put back. Advanced Opt-Out and campaign registration are the Console's alone.
+Whatever is changed is remembered as it was before (in Redis, per account and resource: SIDs, and addresses whole,
+so with a login where somebody had put one into them), so that it can be put back. Plans show addresses without
+it. Advanced Opt-Out and campaign registration are the Console's alone.
 """
 
 import json
@@ -13,15 +14,16 @@ from typing import Any
 
 from shared import keys
 from shared.config import Config, Project
+from shared.endpoints import INBOUND_EVENT
 from shared.redis_connection import RedisClient
-from worker.twilio import sorted_failures
+from worker.twilio import found_or_none, sorted_failures
 from worker.twilio_side import (
-    INBOUND_EVENT,
     RETRY_FRAGMENT,
     MessagingService,
     Number,
     TwilioSide,
     asks_for_retries,
+    without_login,
 )
 
 # The version of Messaging.InboundMessageV1 that carries optOutType. Source: Twilio's event schemas.
@@ -276,7 +278,7 @@ class _Planner:
             return
         self._plan.add(
             f"have {service.sid} call {wanted['inbound_request_url']}\n"
-            f"(now: {_now(service)}), with the fallback {wanted['fallback_url']}",
+            f"(now: {_now(service)}), with the fallback {without_login(str(wanted['fallback_url']))}",
             partial(self._change_service, service, wanted),
         )
 
@@ -305,7 +307,8 @@ class _Planner:
             return
         self._plan.add(
             f"have {number.name} call {wanted['sms_url']}\n"
-            f"(now: {number.sms_url or 'nothing'}), with the fallback {wanted['sms_fallback_url']}",
+            f"(now: {without_login(number.sms_url) or 'nothing'}), "
+            f"with the fallback {without_login(wanted['sms_fallback_url'])}",
             partial(self._change_number, number, wanted),
         )
 
@@ -317,10 +320,15 @@ class _Planner:
         if len(foreign) > 1:
             self._plan.blocked.append(
                 "the numbers have different addresses, and Twilio can hand a message on to one only: "
-                + "; ".join(foreign)
+                + "; ".join(map(without_login, foreign))
                 + ". Write the right one in forward_url, or use --mode events"
             )
-        if foreign:
+        if any("@" in url for url in foreign):
+            self._plan.blocked.append(
+                f"{without_login(foreign[0])} is called with a login, which forward_url cannot hold: "
+                "use --mode events, or write an address without one in forward_url"
+            )
+        elif foreign:
             self._plan.configuration["forward_url"] = foreign[0].partition("#")[0]
         return foreign[0] if foreign else ""
 
@@ -394,7 +402,7 @@ def _service_name(project: str) -> str:
 def _now(service: MessagingService) -> str:
     if service.defers_to_number:
         return "its numbers' own addresses"
-    return service.inbound_url or "nothing, messages are dropped"
+    return without_login(service.inbound_url) or "nothing, messages are dropped"
 
 
 def _service_settings(service: MessagingService) -> dict[str, Any]:
@@ -438,7 +446,10 @@ def _campaign_steps(numbers: list[Number]) -> list[str]:
 
 
 def plan_undo(name: str, config: Config, side: TwilioSide, redis: RedisClient, undone: list[str]) -> Plan:
-    """What has to be done to put back what was. `undone` are all projects that are given up together."""
+    """What has to be done to put back what was. `undone` are all projects that are given up together.
+
+    Changes nothing: that something is gone is forgotten after consent, too.
+    """
     return _Undo(name, config, side, redis, undone).plan()
 
 
@@ -494,20 +505,21 @@ class _Undo:
     def _numbers_of(self, service_sid: str) -> list[Number]:
         return self._side.service_numbers(service_sid) if self._side.service(service_sid) else []
 
+    def _forget(self, key: str, text: str) -> None:
+        """Plan to put back nothing. What is gone is forgotten for whichever project: that of a SID is not known."""
+        self._plan.add(text, partial(self._memory.forget, key))
+
     def _service(self, sid: str, before: dict[str, Any]) -> None:
-        if not self._concerns(sid):
-            return
         service, was = self._side.service(sid), before["before"]
         if service is None:
-            self._plan.add(f"forget {sid}, which no longer exists", partial(self._memory.forget, sid))
-        elif service.inbound_url and not self._side.is_ours(service.inbound_url):
-            self._plan.add(
-                f"leave {sid} as it is: somebody has changed its address since",
-                partial(self._memory.forget, sid),
-            )
+            self._forget(sid, f"forget {sid}, which no longer exists")
+        elif not self._concerns(sid):
+            return
+        elif _is_foreign(service.inbound_url, self._side):
+            self._forget(sid, f"leave {sid} as it is: somebody has changed its address since")
         else:
             where = "its numbers' own addresses" if was["use_inbound_webhook_on_number"] else ""
-            where = where or was["inbound_request_url"] or "nothing, as before"
+            where = where or without_login(was["inbound_request_url"]) or "nothing, as before"
             self._plan.add(
                 f"have {sid} send messages to {where} again", partial(self._restore_service, sid, was)
             )
@@ -519,18 +531,17 @@ class _Undo:
 
     def _number(self, sid: str, before: dict[str, Any]) -> None:
         number, was = self._side.number_by_sid(sid), before["before"]
-        if number.address not in self._project.senders:
+        if number is None:
+            self._forget(sid, f"forget the number {sid}, which the account no longer has")
+        elif number.address not in self._project.senders:
             return
-        if _is_foreign(number.sms_url, self._side):
+        elif _is_foreign(number.sms_url, self._side):
+            self._forget(sid, f"leave {number.name} as it is: somebody has changed its address since")
+        else:
+            where = without_login(was["sms_url"]) or "nothing, as before"
             self._plan.add(
-                f"leave {number.name} as it is: somebody has changed its address since",
-                partial(self._memory.forget, sid),
+                f"have {number.name} send messages to {where} again", partial(self._restore_number, sid, was)
             )
-            return
-        where = was["sms_url"] or "nothing, as before"
-        self._plan.add(
-            f"have {number.name} send messages to {where} again", partial(self._restore_number, sid, was)
-        )
 
     def _restore_number(self, sid: str, was: dict[str, Any]) -> None:
         with sorted_failures():
@@ -540,50 +551,44 @@ class _Undo:
     def _attached(self, key: str, before: dict[str, Any]) -> None:
         sid, service_sid = key.removesuffix("@"), before["service"]
         held = {number.sid: number for number in self._numbers_of(service_sid)}
-        if not self._concerns(service_sid):
-            return
-        if sid in held:
-            self._plan.add(
-                f"take {held[sid].name} out of {service_sid}", partial(self._detach, key, service_sid, sid)
-            )
-
-    def _detach(self, key: str, service_sid: str, number_sid: str) -> None:
-        with sorted_failures():
-            self._client.messaging.v1.services(service_sid).phone_numbers(number_sid).delete()
-        self._memory.forget(key)
+        if sid not in held:
+            self._forget(key, f"forget that the number {sid} was put into {service_sid}: it is there no more")
+        elif self._concerns(service_sid):
+            # Deletes it from the service's senders, not from the account.
+            sender = self._client.messaging.v1.services(service_sid).phone_numbers(sid)
+            self._plan.add(f"take {held[sid].name} out of {service_sid}", partial(self._delete, sender, key))
 
     def _subscription(self, sid: str, before: dict[str, Any]) -> None:
         if self._staying:
             return  # the sink's line says why
-        known = {one for sink in self._side.sinks() for one in sink.subscriptions}
-        if sid in known:
+        if self._side.has_subscription(sid):
             self._plan.add(
                 f"delete the subscription {sid} of the sink {before['sink']}",
                 partial(self._delete, self._client.events.v1.subscriptions(sid), sid),
             )
         else:
-            self._memory.forget(sid)
+            self._forget(sid, f"forget the subscription {sid}, which no longer exists")
 
     def _sink(self, sid: str, _before: dict[str, Any]) -> None:
         if self._staying:
             self._plan.right.append(f"the sink {sid} stays: it serves the account's other projects")
-        elif any(sink.sid == sid for sink in self._side.sinks()):
+        elif self._side.has_sink(sid):
             self._plan.add(
                 f"delete the Event Streams sink {sid}",
                 partial(self._delete, self._client.events.v1.sinks(sid), sid),
             )
         else:
-            self._memory.forget(sid)
+            self._forget(sid, f"forget the sink {sid}, which no longer exists")
 
-    def _delete(self, resource: Any, sid: str) -> None:
-        with sorted_failures():
-            resource.delete()
-        self._memory.forget(sid)
+    def _delete(self, resource: Any, key: str) -> None:
+        """One that somebody else has deleted meanwhile is gone all the same."""
+        found_or_none(resource.delete)
+        self._memory.forget(key)
 
     def _created_service(self, sid: str, _before: dict[str, Any]) -> None:
         """Kept: it may hold a campaign and Advanced Opt-Out by now, which deleting would lose."""
         if self._side.service(sid) is None:
-            self._memory.forget(sid)
+            self._forget(sid, f"forget the Messaging Service {sid}, which no longer exists")
         elif self._concerns(sid):
             self._plan.by_hand.append(
                 f"The Messaging Service {sid} was created by optout setup and is left, without senders: delete it "

@@ -1,21 +1,18 @@
 """What Twilio's side looks like now: services, numbers, sinks. Reads only; `check` and `setup` judge it."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
-from twilio.base.exceptions import TwilioException
 from twilio.rest import Client
 from twilio.rest.events.v1.sink import SinkInstance
 
-from shared.config import TwilioAccount
+from shared.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.errors import TwilioRefused
-from worker.twilio import rest_client, sorted_failures, status_of
+from worker.twilio import REDACTED_DIGITS, found_or_none, sorted_failures
 
-INBOUND_PATH = "/twilio/inbound"
-EVENTS_PATH = "/twilio/events"
-INBOUND_EVENT = "com.twilio.messaging.inbound-message.received"
 # Without it a 5xx or a timeout is not retried at all; all attempts together get 15 s.
 # Source: Twilio docs, "Webhook connection overrides".
 RETRY_FRAGMENT = "#rc=5&rp=5xx,ct,rt&ct=1500&rt=3000"
@@ -86,6 +83,15 @@ def _bare(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}?{parts.query}"
 
 
+def without_login(url: str) -> str:
+    """An address as it may be shown. Twilio takes `user:password@` in it, for HTTP authentication.
+
+    Whatever stands before the last @ goes: of a login that is not percent-encoded, one cannot tell where it ends.
+    Source: Twilio docs, "Webhooks security".
+    """
+    return re.sub(r"^([a-z]+://)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)
+
+
 def asks_for_retries(url: str) -> bool:
     """Whether the address' fragment has Twilio repeat a webhook that was answered 5xx."""
     given = parse_qs(urlsplit(url).fragment)
@@ -123,13 +129,9 @@ class TwilioSide:
 
     def service(self, sid: str) -> MessagingService | None:
         """A Messaging Service, or None where the account has none with this SID."""
-        with sorted_failures():
-            try:
-                found = self.client.messaging.v1.services(sid).fetch()
-            except TwilioException as error:
-                if status_of(error) == 404:
-                    return None
-                raise
+        found = found_or_none(self.client.messaging.v1.services(sid).fetch)
+        if found is None:
+            return None
         return MessagingService(
             sid=str(found.sid),
             name=str(found.friendly_name or ""),
@@ -190,10 +192,10 @@ class TwilioSide:
         # The filter also finds numbers that only contain it.
         return next((self._number(each) for each in found if each.phone_number == address), None)
 
-    def number_by_sid(self, sid: str) -> Number:
-        """A number of the account."""
-        with sorted_failures():
-            return self._number(self.client.incoming_phone_numbers(sid).fetch())
+    def number_by_sid(self, sid: str) -> Number | None:
+        """A number of the account, or None where it has been released."""
+        found = found_or_none(self.client.incoming_phone_numbers(sid).fetch)
+        return None if found is None else self._number(found)
 
     @staticmethod
     def _number(found: object) -> Number:
@@ -211,6 +213,14 @@ class TwilioSide:
         )
 
     # --- Event Streams ----------------------------------------------------------------------------
+
+    def has_sink(self, sid: str) -> bool:
+        """Whether the account has this sink, wherever it delivers."""
+        return found_or_none(self.client.events.v1.sinks(sid).fetch) is not None
+
+    def has_subscription(self, sid: str) -> bool:
+        """Whether the account has this subscription, whatever its sink."""
+        return found_or_none(self.client.events.v1.subscriptions(sid).fetch) is not None
 
     def sinks(self) -> list[Sink]:
         """The webhook sinks that deliver to our events address."""
@@ -244,22 +254,4 @@ class TwilioSide:
         for message in found:
             if message.direction == "inbound":
                 bare = not message.body and str(message.num_media or "0") == "0"
-                yield str(message.from_ or "").endswith("XXXX"), bare
-
-
-def working_client(account: TwilioAccount) -> Client:
-    """A client with the first of the account's tokens that Twilio takes.
-
-    Raises TwilioRefused where it takes none, TwilioUnavailable or ConfigError.
-    """
-    for place in range(len(account.auth_token)):
-        client = rest_client(account, token=place)
-        try:
-            with sorted_failures():
-                client.api.v2010.accounts(account.account_sid).fetch()
-        except TwilioRefused as error:
-            if error.code != "twilio_token_refused" or place == len(account.auth_token) - 1:
-                raise
-        else:
-            return client
-    raise TwilioRefused("twilio_token_refused", "no token is configured")
+                yield str(message.from_ or "").endswith(REDACTED_DIGITS), bare

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from shared import keys
 from shared.config import parse_config
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
@@ -26,11 +27,15 @@ from tests.simulators.twilio import (
     parse_overrides,
 )
 from worker.services import Services
+from worker.twilio import working_client
+from worker.twilio_setup import plan_undo
+from worker.twilio_side import TwilioSide, without_login
 
 # By its path: in worker.cli the name stands for the command.
 command = importlib.import_module("worker.cli.setup")
 OURS = f"{PUBLIC_URL}/twilio/inbound#rc=5&rp=5xx,ct,rt&ct=1500&rt=3000"
 SURVEY = "https://redcap.example.edu/surveys/?s=EXAMPLE"
+WITH_LOGIN = "https://redcap:hunter%22two@redcap.example.edu/surveys/?s=EXAMPLE"
 OWN_NUMBER = "+16505550177"
 NUMBER_DIGITS = "5550177"
 
@@ -43,6 +48,7 @@ class Desk:
     twilio: TwilioSimulator
     redis: Any = field(default_factory=fake_redis)
     projects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    public_url: str = PUBLIC_URL
 
     def __post_init__(self) -> None:
         self.projects = {"asthma": builders.project_table()}
@@ -57,8 +63,13 @@ class Desk:
         return self.twilio.sender_at(OWN_NUMBER)
 
     def services(self) -> Services:
-        config = parse_config(builders.document(self.projects))
+        config = parse_config(builders.document(self.projects, public_url=self.public_url))
         return Services(config=config, redis=self.redis, publish=RecordingPublisher())
+
+    @property
+    def remembered(self) -> set[str]:
+        """What optout setup remembers of the account, by its keys."""
+        return set(self.redis.hgetall(keys.twilio_setup(self.twilio.first_account.sid)))
 
     def setup(self, *arguments: str, answer: str | None = None) -> Result:
         arguments = arguments if answer is not None else ("--yes", *arguments)
@@ -362,6 +373,66 @@ class TestUndo:
         desk.setup("--undo")
         assert "nothing to do" in desk.setup("--undo").stdout
 
+    @pytest.mark.parametrize("mode", ["webhook", "events"])
+    def test_planning_forgets_nothing(self, desk: Desk, mode: str) -> None:
+        desk.with_number_alone()
+        desk.setup("--mode", mode)
+        before = desk.remembered
+        for held in (desk.twilio.services, desk.twilio.sinks, desk.twilio.subscriptions):
+            held.clear()
+        assert desk.setup("--undo", answer="n\n").exit_code == 1
+        assert desk.remembered == before
+
+    @pytest.mark.parametrize("mode", ["webhook", "events"])
+    def test_what_is_gone_is_forgotten_after_a_yes(self, desk: Desk, mode: str) -> None:
+        desk.with_number_alone()
+        desk.setup("--mode", mode)
+        for held in (desk.twilio.services, desk.twilio.sinks, desk.twilio.subscriptions):
+            held.clear()
+        desk.number.service_sid = None
+        writes = len(desk.writes())
+        assert "which no longer exists" in desk.setup("--undo").stdout
+        assert desk.remembered == set()
+        assert len(desk.writes()) == writes
+
+    def test_a_sink_to_an_earlier_address_is_found_by_its_sid(self, desk: Desk) -> None:
+        desk.setup("--mode", "events")
+        desk.public_url = "https://new.example.edu"
+        desk.setup("--mode", "events")
+        assert len(desk.twilio.sinks) == 2
+        desk.setup("--undo")
+        assert (desk.twilio.sinks, desk.twilio.subscriptions) == ({}, {})
+        assert desk.remembered == set()
+
+    def test_a_number_that_was_released_keeps_nothing_else_from_being_put_back(self, desk: Desk) -> None:
+        desk.with_number_alone(sms_url=SURVEY)
+        desk.projects["asthma"]["keyword_fallback"] = True
+        desk.projects["sleep"] = builders.project_table()
+        desk.setup("--mode", "webhook")
+        del desk.twilio.senders[desk.number.sid]
+        result = desk.setup("--undo")
+        assert "which the account no longer has" in result.stdout
+        assert desk.service.inbound_request_url is None
+        assert desk.remembered == set()
+
+    def test_a_number_that_was_taken_out_by_hand_is_forgotten(self, desk: Desk) -> None:
+        desk.twilio.add_sender(OWN_NUMBER)
+        desk.projects["asthma"]["senders"] = [OWN_NUMBER]
+        desk.setup("--mode", "events")
+        desk.number.service_sid = None
+        assert "it is there no more" in desk.setup("--undo").stdout
+        assert desk.remembered == set()
+
+    def test_what_is_deleted_while_the_question_stands_is_gone_all_the_same(self, desk: Desk) -> None:
+        desk.setup("--mode", "events")
+        config = desk.services().config
+        side = TwilioSide(working_client(config.twilio["main"]), config.public_url)
+        plan = plan_undo("asthma", config, side, desk.redis, ["asthma"])
+        desk.twilio.subscriptions.clear()
+        for step in plan.steps:
+            step.apply()
+        assert (desk.twilio.sinks, desk.remembered) == ({}, set())
+
     def test_no_secret_and_no_participants_number_is_remembered(self, desk: Desk) -> None:
         desk.twilio.sender_at(SENDER).sms_url = SURVEY
         desk.setup("--mode", "webhook")
@@ -370,3 +441,50 @@ class TestUndo:
         stored = str(desk.redis.hgetall(key))
         assert AUTH_TOKEN not in stored
         assert SENDER not in stored
+
+
+class TestLogins:
+    """Twilio takes user:password@ in an address. Source: Twilio docs, "Webhooks security"."""
+
+    def test_it_is_put_back_whole_and_shown_without(self, desk: Desk) -> None:
+        desk.service.inbound_request_url, desk.service.use_inbound_webhook_on_number = WITH_LOGIN, False
+        desk.projects["asthma"]["forward_url"] = SURVEY
+        shown = [desk.setup("--mode", "webhook").stdout]
+        assert desk.service.inbound_request_url == OURS
+        shown.append(desk.setup("--undo").stdout)
+        assert desk.service.inbound_request_url == WITH_LOGIN
+        assert all("https://…@redcap.example.edu/surveys/?s=EXAMPLE" in text for text in shown)
+        assert not any("hunter" in text for text in shown)
+
+    def test_that_of_a_number_too(self, desk: Desk) -> None:
+        desk.with_number_alone(sms_url=WITH_LOGIN)
+        desk.projects["asthma"] |= {"keyword_fallback": True, "forward_url": SURVEY}
+        shown = desk.setup("--mode", "webhook").stdout + desk.setup("--undo").stdout
+        assert desk.number.sms_url == WITH_LOGIN
+        assert shown.count("https://…@redcap.example.edu") == 2
+        assert "hunter" not in shown
+
+    @pytest.mark.parametrize("other", ["", "https://other.example.edu/"])
+    def test_an_address_with_one_cannot_become_forward_url(self, desk: Desk, other: str) -> None:
+        desk.twilio.sender_at(SENDER).sms_url = WITH_LOGIN
+        desk.twilio.add_sender(OWN_NUMBER, service=desk.service, sms_url=other)
+        before = desk.state()
+        result = desk.setup("--mode", "webhook")
+        assert (result.exit_code, desk.state()) == (1, before)
+        assert "https://…@redcap.example.edu/surveys/?s=EXAMPLE is called with a login" in result.stdout
+        assert "hunter" not in result.stdout
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            (SURVEY, SURVEY),
+            ("", ""),
+            ("https://u:p@host/a", "https://…@host/a"),
+            ("HTTPS://u:p/q@host/a", "HTTPS://…@host/a"),
+            ("https://u:p@ss/w@host", "https://…@host"),
+            ("https://u:p?q#r@host", "https://…@host"),
+            ("u:p@host", "…@host"),
+        ],
+    )
+    def test_however_it_is_written(self, url: str, shown: str) -> None:
+        assert without_login(url) == shown

@@ -8,8 +8,9 @@ from shared.redis_connection import RedisClient
 from worker.checks.configuration import accounts_of
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
+from worker.twilio import working_client
 from worker.twilio_setup import Mode, Plan, choose_mode, plan_setup, plan_undo
-from worker.twilio_side import TwilioSide, working_client
+from worker.twilio_side import TwilioSide
 
 
 @click.command()

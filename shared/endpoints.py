@@ -1,0 +1,6 @@
+"""What Twilio calls, and how it names an incoming message: `web` answers to it, `worker` writes it down at Twilio."""
+
+INBOUND_PATH = "/twilio/inbound"  # a Messaging Service's or number's inbound-message webhook
+EVENTS_PATH = "/twilio/events"  # an Event Streams webhook sink
+# Source: Twilio docs, Event Streams, "Event types list".
+INBOUND_EVENT = "com.twilio.messaging.inbound-message.received"
