@@ -17,12 +17,12 @@ import requests
 from twilio.request_validator import RequestValidator
 
 from shared.config import Project
+from shared.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.events import UNFINISHED, Change, State
 from shared.ledger import Entry
 from worker.locks import held
 from worker.project import RecordState, RedcapProject
 from worker.services import Services
-from worker.twilio_side import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 
 # Reserved for fiction in the North American numbering plan: nobody can have it.
 TEST_NUMBER = "+16505550100"
@@ -280,18 +280,33 @@ class Rehearsal:
     # --- putting back -------------------------------------------------------------------------------
 
     def _put_back(self, started: str) -> None:
-        """Status and records as they were, unless a real change came meanwhile, or the START still waits."""
+        """Status and records as they were, unless a real change came meanwhile, or the START still waits.
+
+        One project that cannot be put back keeps no other from it.
+        """
+        broken: list[str] = []
         for name, before in self._before.items():
-            entry = self.services.ledger.load(name, started)
-            if entry is None or entry.state in UNFINISHED:
-                raise BrokenRehearsal(
-                    f"the START still waits in {name}: it will be written when that is mended; afterwards remove the "
-                    "test's traces with optout forget"
-                )
-            self._put_back_one(name, before, started)
+            try:
+                self._put_back_one(name, before, started)
+            except BrokenRehearsal as error:
+                broken.append(str(error))
+        if broken:
+            raise BrokenRehearsal("; ".join(broken))
 
     def _put_back_one(self, name: str, before: _Before, started: str) -> None:
-        with held(self.services.redis, f"update:{name}", wait_seconds=self.patience_seconds):
+        entry = self.services.ledger.load(name, started)
+        if entry is None or entry.state in UNFINISHED:
+            raise BrokenRehearsal(
+                f"the START still waits in {name}: it will be written when that is mended; afterwards remove the "
+                "test's traces with optout forget"
+            )
+        with held(self.services.redis, f"update:{name}", wait_seconds=self.patience_seconds) as mine:
+            if not mine:  # a running update reads status and records, and would write over what is put back
+                raise BrokenRehearsal(
+                    f"a worker was still updating {name} after {self.patience_seconds:g} s, so that nothing was put "
+                    "back: what its records showed before, write by hand, then remove the test's traces with "
+                    "optout forget"
+                )
             if not self.services.ledger.restore_status(name, self._phone, started, before.status):
                 return
             now = before.gateway.read(list(before.states)) if before.states else {}

@@ -24,7 +24,7 @@ from shared import keys
 from shared.config import parse_config
 from shared.errors import TwilioRefused
 from shared.events import Source, State
-from shared.ledger import Outcome
+from shared.ledger import Ledger, Outcome
 from shared.queue import make_celery
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
@@ -58,6 +58,7 @@ from worker.checks.run import checks_for, run_checks
 from worker.checks.web import check_backlog, check_web, check_workers
 from worker.cli.check import check as check_command
 from worker.mailer import Mailer
+from worker.rehearsal import TEST_SID_PREFIX
 from worker.services import Services
 from worker.twilio_side import TwilioSide
 
@@ -542,8 +543,21 @@ def test_event_streams_make_the_address_of_the_service_irrelevant(world: World) 
 
 def test_the_first_stop_by_webhook_proves_advanced_opt_out(world: World) -> None:
     assert "advanced-opt-out-unseen" in ids(world.run(INBOUND))
-    world.redis.hset(keys.COUNTS, f"asthma|{Source.WEBHOOK}|{State.UPDATED}", 1)
+    _stop_by_webhook(world, new_sid("SM"))
     assert "advanced-opt-out-unseen" not in ids(world.run(INBOUND))
+
+
+def test_a_test_message_and_what_the_log_recovers_prove_no_advanced_opt_out(world: World) -> None:
+    _stop_by_webhook(world, TEST_SID_PREFIX + "0" * 22)
+    _stop_by_webhook(world, new_sid("SM"), source=Source.MESSAGE_LOG)
+    _stop_by_webhook(world, new_sid("SM"), project="sleep")
+    world.redis.hset(keys.COUNTS, f"asthma|{Source.WEBHOOK}|{State.UPDATED}", 1)
+    assert "advanced-opt-out-unseen" in ids(world.run(INBOUND))
+
+
+def _stop_by_webhook(world: World, event_id: str, **more: Any) -> None:
+    event = builders.opt_out_event(SENDER, event_id=event_id, when=NOW, **more)
+    Ledger(world.redis).accept([event], now=NOW)
 
 
 def test_a_check_of_one_project_still_sees_the_other_projects_of_its_host(world: World) -> None:

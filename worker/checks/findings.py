@@ -504,7 +504,8 @@ CATALOGUE: dict[str, Kind] = {
     "advanced-opt-out-unseen": _note(
         "Whether Advanced Opt-Out is on has not been seen yet",
         "No API shows it. Without it, Twilio's webhook says nothing about opt-outs, and they are recognised only "
-        "with keyword_fallback. The first real STOP proves it, and this note goes.",
+        "with keyword_fallback. The first real STOP proves it, and this note goes; `optout test-message` proves "
+        "nothing of it, as it says itself what Twilio would say.",
         "Twilio console: Messaging, Services, the service, Opt-Out Management, enable; then text STOP and START "
         "from your own phone",
     ),

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 
-from shared import keys
 from shared.config import Config, Project, TwilioAccount
 from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
 from shared.events import Source
+from shared.ledger import Entry, Ledger
 from shared.redis_connection import RedisClient
 from worker.checks.findings import Finding, Seen
-from worker.twilio import rest_client, sorted_failures
+from worker.rehearsal import TEST_SID_PREFIX
+from worker.twilio import REDACTED_DIGITS, rest_client, sorted_failures, working_client
 from worker.twilio_side import (
     MessagingService,
     Number,
     TwilioSide,
     asks_for_retries,
-    working_client,
 )
 
 
@@ -83,6 +83,10 @@ def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Fin
             yield Finding(id="twilio-refused", subject=name, seen=error.detail)
     except ConfigError:
         return  # reported as secret-missing
+
+
+def _is_test(entry: Entry) -> bool:
+    return entry.event_id.startswith(TEST_SID_PREFIX)
 
 
 class _Way:
@@ -170,12 +174,16 @@ class _Way:
             yield self._finding("webhook-without-fallback", f"{whose} has none")
 
     def _advanced_opt_out(self) -> Iterator[Finding]:
-        """Seen from the first real STOP: without it, no webhook event could be in the ledger."""
+        """Seen from the first real STOP: without it, no webhook event of Twilio's could be in the ledger.
+
+        Those of `optout test-message` say nothing of it: they bring the OptOutType with them. The figures count
+        them, too, so the events themselves are looked at.
+        """
         if self._project.keyword_fallback or self._streams:
             return
-        counted = self._redis.hkeys(keys.COUNTS)
-        if not any(field.startswith(f"{self._name}|{Source.WEBHOOK}|") for field in counted):
-            seen = "no STOP or START has come by webhook so far"
+        entries = Ledger(self._redis).entries(self._name)
+        if not any(entry.source is Source.WEBHOOK and not _is_test(entry) for entry in entries):
+            seen = "the ledger holds no STOP or START of Twilio's that came by webhook"
             yield self._finding("advanced-opt-out-unseen", seen)
 
     def _campaign(self, service: MessagingService) -> Iterator[Finding | Seen]:
@@ -227,6 +235,6 @@ class _Way:
         senders = dict.fromkeys([*(number.address for number in numbers), *self._project.senders])
         latest = [each for sender in list(senders)[:5] for each in self._side.latest_inbound(sender)]
         if any(number for number, _ in latest):
-            yield self._finding("numbers-redacted", "the latest incoming messages show …XXXX")
+            yield self._finding("numbers-redacted", f"the latest incoming messages show …{REDACTED_DIGITS}")
         elif latest and all(body for _, body in latest):
             yield self._finding("bodies-redacted", f"the latest {len(latest)} incoming messages have no body")

@@ -18,6 +18,7 @@ from tests import builders
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, longitudinal_study
 from web.app import build_services, create_app
+from worker.locks import held
 from worker.rehearsal import (
     TEST_NUMBER,
     TEST_SID_PREFIX,
@@ -214,6 +215,29 @@ def test_a_project_on_the_same_service_is_left_without_traces() -> None:
         assert bench.study.redis.hgetall(keys.status("sleep")) == {}
 
 
+def test_a_project_that_is_busy_keeps_no_other_from_being_put_back() -> None:
+    first, second = classic_study(), classic_study("Sleep")
+    first.add_record("TEST", mobile=AS_TYPED)
+    enrol(second, 1)
+    tables = {
+        "asthma": builders.project_table(),
+        "sleep": builders.project_table(redcap_token="env:OTHER_TOKEN"),
+    }
+    for bench in _bench_of_two(tables, first, second):
+        rehearsal = bench.rehearsal()
+        rehearsal.prepare()
+        put_back = rehearsal._put_back
+
+        def put_back_beside(started: str, bench: Bench = bench, put_back: Any = put_back) -> None:
+            with held(bench.study.redis, "update:asthma"):
+                put_back(started)
+
+        rehearsal._put_back = put_back_beside  # type: ignore[method-assign]
+        with pytest.raises(BrokenRehearsal, match="still updating asthma"):
+            rehearsal.run()
+        assert bench.study.redis.hgetall(keys.status("sleep")) == {}
+
+
 class TestForce:
     def test_an_opt_out_is_put_back_with_its_time_and_tick(self, bench: Bench) -> None:
         bench.study.project.set_value("TEST", "sms_opt_out_at", "2026-01-01 10:00:00")
@@ -267,6 +291,23 @@ class TestWhatIsBroken:
         rehearsal.prepare()
         with pytest.raises(BrokenRehearsal, match="the STOP ended as failed: record TEST"):
             rehearsal.run()
+
+    def test_a_worker_that_is_still_updating_is_not_written_over(self, bench: Bench) -> None:
+        bench.study.project.set_value("TEST", "sms_opt_out_at", "2026-01-01 10:00:00")
+        rehearsal = bench.rehearsal()
+        rehearsal.prepare(force=True)
+        put_back = rehearsal._put_back
+
+        def put_back_beside(started: str) -> None:
+            with held(bench.study.redis, "update:asthma") as mine:
+                assert mine
+                put_back(started)
+
+        rehearsal._put_back = put_back_beside  # type: ignore[method-assign]
+        with pytest.raises(BrokenRehearsal, match=r"still updating asthma after 0\.3 s.*optout forget"):
+            rehearsal.run()
+        assert value(bench) == ""
+        assert "START" in str(traces(bench)["status"])
 
     def test_a_mail_that_is_refused(self, bench: Bench) -> None:
         bench.study.mailer.errors.append(MailRefused("smtp_refused", "code 550"))
