@@ -7,6 +7,8 @@ ATTEMPTS = f"{PREFIX}:attempts"  # hash: the same members, how often sweep has p
 COUNTS = f"{PREFIX}:counts"  # hash: "project|source|state" of ended events
 METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
 PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from being written
+# hash: project -> "" while it is configured, else the ms since when it is missing
+PROJECTS = f"{PREFIX}:projects"
 VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap
 
 
@@ -88,6 +90,15 @@ def structure(project: str) -> str:
 def reconciled(project: str) -> str:
     """Hash: watermark and report of the nightly run."""
     return f"{PREFIX}:reconciled:{project}"
+
+
+def of_project(project: str) -> list[str]:
+    """All keys of a project, but for those of its single events."""
+    kinds = [
+        events, unfinished, arrived, mailing, gathered, outbox, ordinary, status, pending, intents,
+        index_phones, index_records, index_state, structure, reconciled,
+    ]  # fmt: skip
+    return [kind(project) for kind in kinds]
 
 
 def twilio_setup(account_sid: str) -> str:

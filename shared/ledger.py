@@ -477,6 +477,33 @@ class Ledger:
             status, pending, intents, *_ = pipe.execute()
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
 
+    def forget_project(self, project: str) -> dict[str, int]:
+        """Remove all that is kept of a project but its figures. Answers how many statuses and events that were.
+
+        It is noted last that this project is known: what a crash leaves is found by the next call.
+        """
+        removed = {"status": self.count_statuses(project), "events": self._forget_events(project)}
+        due = [member for member, _ in self.redis.zscan_iter(keys.DUE, match=f"*|{project}|*", count=1000)]
+        with self.redis.pipeline(transaction=True) as pipe:
+            for start in range(0, len(due), CHUNK):
+                pipe.zrem(keys.DUE, *due[start : start + CHUNK])
+                pipe.hdel(keys.ATTEMPTS, *due[start : start + CHUNK])
+            pipe.unlink(*keys.of_project(project))
+            for key in (keys.PROBLEMS, keys.VERIFIED, keys.PROJECTS):
+                pipe.hdel(key, project)
+            pipe.execute()
+        return removed
+
+    def _forget_events(self, project: str) -> int:
+        number = 0
+        while ids := self.redis.zrange(keys.events(project), 0, CHUNK - 1):
+            with self.redis.pipeline(transaction=True) as pipe:
+                pipe.unlink(*(keys.event(project, event_id) for event_id in ids))
+                pipe.zrem(keys.events(project), *ids)
+                pipe.execute()
+            number += len(ids)
+        return number
+
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
     def intend(self, project: str, writes: dict[str, str], *, now: datetime) -> None:
@@ -531,6 +558,11 @@ class Ledger:
         members = [f"update|{project}|", *(f"lookup|{project}|{event_id}" for event_id in ids)]
         self.redis.hdel(keys.ATTEMPTS, *members)
         self.redis.zadd(keys.DUE, dict.fromkeys(members, milliseconds(now)), xx=True)
+
+    def put_update_off(self, project: str) -> None:
+        """Take a project's update from the due work, whatever is pending."""
+        self.redis.zrem(keys.DUE, f"update|{project}|")
+        self.redis.hdel(keys.ATTEMPTS, f"update|{project}|")
 
     def trim(self, project: str, *, now: datetime) -> int:
         """Forget the ids of events that have expired: of some thousand per call. Answers how many."""

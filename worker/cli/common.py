@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from shared import keys
 from shared.config import load_config, redis_url
 from shared.ledger import Entry
 from shared.queue import make_publisher
@@ -22,14 +23,20 @@ def make_services() -> Services:
     return Services(config=load_config(), redis=redis, publish=make_publisher(redis))
 
 
-def chosen_projects(services: Services, name: str | None) -> list[str]:
+def chosen_projects(services: Services, name: str | None, *, also_taken_out: bool = False) -> list[str]:
     """All projects, or the one that was named. Raises click.BadParameter for an unknown one."""
+    names, gone = list(services.config.projects), taken_out(services) if also_taken_out else []
     if name is None:
-        return list(services.config.projects)
-    if name not in services.config.projects:
-        known = ", ".join(services.config.projects)
+        return names + gone
+    if name not in names + gone:
+        known = ", ".join(names) + ("; taken out were: " + ", ".join(gone) if gone else "")
         raise click.BadParameter(f"no project {name!r}; configured are: {known}", param_hint="--project")
     return [name]
+
+
+def taken_out(services: Services) -> list[str]:
+    """Projects that are not configured any more, of which something is kept."""
+    return sorted(set(services.redis.hkeys(keys.PROJECTS)) - services.config.projects.keys())
 
 
 def print_json(value: Any) -> None:

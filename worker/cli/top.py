@@ -42,7 +42,7 @@ class Figures:
     failed: int
     redcap_last_minute: int
     redcap_limit: int
-    problem: bool
+    problem: str
 
 
 @click.command()
@@ -55,7 +55,7 @@ class Figures:
 def top(project: str | None, once: bool, every: float) -> None:
     """Show what waits and how fast it goes, by project. Reads the ledger only; ends with Ctrl-C."""
     services = make_services()
-    names = chosen_projects(services, project)
+    names = chosen_projects(services, project, also_taken_out=True)
     if once:
         _print_once(services, names)
         return
@@ -64,16 +64,14 @@ def top(project: str | None, once: bool, every: float) -> None:
 
 def figures(services: Services, project: str) -> Figures:
     """A project's figures. Raises redis.RedisError."""
-    redis, config = services.redis, services.config.projects[project]
-    host = urlsplit(config.redcap_url).netloc
+    redis = services.redis
+    last_minute, limit = _requests(services, project)
     oldest = redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
     ended = {
         field: int(count)
         for field, count in redis.hgetall(keys.COUNTS).items()
         if field.startswith(f"{project}|")
     }
-    seconds, microseconds = redis.time()
-    minute_ago = seconds * 1000 + microseconds // 1000 - 60_000
     return Figures(
         project=project,
         unfinished=redis.zcard(keys.unfinished(project)),
@@ -82,10 +80,27 @@ def figures(services: Services, project: str) -> Figures:
         mails_due=redis.zcard(keys.mailing(project)),
         ended=sum(ended.values()),
         failed=sum(count for field, count in ended.items() if field.endswith(f"|{State.FAILED}")),
-        redcap_last_minute=redis.zcount(keys.rate(host), minute_ago, "+inf"),
-        redcap_limit=services.config.redcap_rate(config),
-        problem=bool(redis.hexists(keys.PROBLEMS, project)),
+        redcap_last_minute=last_minute,
+        redcap_limit=limit,
+        problem=_problem(services, project),
     )
+
+
+def _requests(services: Services, project: str) -> tuple[int, int]:
+    """Requests to the project's REDCap host within a minute, and how many may be."""
+    config = services.project_config(project)
+    if config is None:
+        return 0, 0
+    seconds, microseconds = services.redis.time()
+    minute_ago = seconds * 1000 + microseconds // 1000 - 60_000
+    host = urlsplit(config.redcap_url).netloc
+    return services.redis.zcount(keys.rate(host), minute_ago, "+inf"), services.config.redcap_rate(config)
+
+
+def _problem(services: Services, project: str) -> str:
+    if services.project_config(project) is None:
+        return "not configured"
+    return "see /readyz" if services.redis.hexists(keys.PROBLEMS, project) else ""
 
 
 def row(now: Figures, per_minute: float | None) -> tuple[str, ...]:
@@ -100,7 +115,7 @@ def row(now: Figures, per_minute: float | None) -> tuple[str, ...]:
         "" if per_minute is None else f"{per_minute:.0f}",
         str(now.failed),
         f"{now.redcap_last_minute}/{now.redcap_limit}",
-        "see /readyz" if now.problem else "",
+        now.problem,
     )
 
 

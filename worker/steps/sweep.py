@@ -12,6 +12,7 @@ from shared.queue import TaskName
 from worker.locks import held
 from worker.problems import check_projects
 from worker.services import Services
+from worker.taken_out import RESTS_FOR, note_projects, wind_up
 
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000
@@ -26,6 +27,8 @@ log = structlog.get_logger(__name__)
 def sweep(services: Services) -> dict[str, int]:
     """Publish overdue work, then look after projects with problems. Answers what was published by kind."""
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
+    missing = note_projects(services, {item.project for item in due})
+    due = [item for item in due if missing.get(item.project, RESTS_FOR) >= RESTS_FOR]
     published = {kind: sum(item.kind == kind for item in due) for kind in get_args(Kind)}
     for item in due:
         _publish(item, services)
@@ -40,6 +43,9 @@ def sweep(services: Services) -> dict[str, int]:
     for project in services.config.projects:
         services.ledger.trim(project, now=services.now())
         _catch_up(project, services)
+    for project, missing_for in missing.items():
+        services.ledger.trim(project, now=services.now())
+        wind_up(project, missing_for, services)
     return published
 
 

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shared import keys
-from tests.builders import hashed
+from tests.builders import config, hashed, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
+from worker.steps.sweep import sweep
 
 command = importlib.import_module("worker.cli.forget")
 GONE, OTHER = fictional_phone(1), fictional_phone(2)
@@ -146,3 +147,61 @@ def test_what_is_no_number_is_refused(asthma: Study) -> None:
     result = forget("nobody", "--yes")
     assert result.exit_code == 2
     assert "is not one phone number" in result.output
+
+
+@pytest.fixture
+def taken_out(asthma: Study) -> Study:
+    """The project had an event, and is no longer configured; another one is."""
+    asthma.text(GONE)
+    asthma.work()
+    asthma.text(OTHER)
+    sweep(asthma.services)
+    asthma.config = config({"sleep": project_table(default_region="DE")})
+    asthma.services = asthma.new_services()
+    return asthma
+
+
+def test_a_number_is_also_forgotten_in_a_project_that_was_taken_out(taken_out: Study) -> None:
+    """In which country it counts there is not known any more."""
+    result = forget(GONE, "--yes")
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()][:2] == ["sleep", "asthma"]
+    assert mentions(taken_out, hashed(GONE)) == []
+    assert mentions(taken_out, hashed(OTHER))
+
+
+def test_a_project_that_was_taken_out_is_forgotten_as_a_whole(taken_out: Study) -> None:
+    result = forget("--project", "asthma", "--all", typed="y\n")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "asthma\t2 statuses\t2 events"
+    assert mentions(taken_out, hashed(GONE), hashed(OTHER)) == []
+    assert not taken_out.redis.exists(*keys.of_project("asthma"))
+    assert forget("--project", "asthma", "--all", "--yes").exit_code == 2
+
+
+def test_it_asks_before_a_project_is_forgotten(taken_out: Study) -> None:
+    before = everything(taken_out.redis)
+    assert forget("--project", "asthma", "--all", typed="n\n").exit_code == 1
+    assert everything(taken_out.redis) == before
+
+
+def test_for_machines_it_says_what_was_removed_of_a_project(taken_out: Study) -> None:
+    (answer,) = json.loads(forget("--project", "asthma", "--all", "--json").stdout)
+    assert answer == {"project": "asthma", "status": 2, "events": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--project", "asthma", "--all"], "is still configured"),
+        (["--project", "nobody", "--all"], "no project 'nobody'"),
+        (["--all"], "give either"),
+        ([], "give either"),
+        ([GONE, "--project", "asthma", "--all"], "give either"),
+    ],
+)
+def test_nothing_else_is_forgotten_as_a_whole(asthma: Study, arguments: list[str], text: str) -> None:
+    asthma.text(GONE)
+    before = everything(asthma.redis)
+    result = forget(*arguments, "--yes")
+    assert (result.exit_code, text in result.output) == (2, True)
+    assert everything(asthma.redis) == before

@@ -60,3 +60,12 @@ def test_a_project_with_a_problem_is_marked(asthma: Study) -> None:
     asthma.redis.hset(keys.PROBLEMS, "asthma", "{}")
     row = command.row(command.figures(asthma.services, "asthma"), 12.4)
     assert (row[6], row[-1]) == ("12", "see /readyz")
+
+
+def test_a_project_that_was_taken_out_shows_with_what_it_has_left(asthma: Study) -> None:
+    asthma.text(fictional_phone(1), project="gone")
+    asthma.redis.hset(keys.PROJECTS, "gone", "1")
+    lines = CliRunner().invoke(command.top, ["--once"]).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["asthma", "gone"]
+    assert lines[1].split("\t")[1] == "1"
+    assert lines[1].endswith("\tnot configured")
