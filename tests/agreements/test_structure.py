@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from shared.config import Config, Project, Reconcile, Smtp, TwilioAccount
+from shared.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.queue import QUEUES, TaskName
 from tests.builders import config
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
 from web.app import build_services, create_app
+from worker.twilio import REDACTED_DIGITS
 
 PACKAGES = ("shared", "web", "worker")
 # What may connect or read the environment when it is imported: it is what a process starts with.
@@ -62,6 +64,19 @@ class TestImports:
             if imported.split(".")[0] in forbidden
         ]
         assert wrong == []
+
+    @pytest.mark.parametrize(
+        "text", [INBOUND_PATH, EVENTS_PATH, INBOUND_EVENT, REDACTED_DIGITS], ids=lambda text: text[-8:]
+    )
+    def test_what_twilio_knows_us_by_is_written_once(self, text: str) -> None:
+        """Else web would answer to one address, and worker write another down at Twilio."""
+        constants = [
+            name
+            for name, path in modules()
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and node.value == text
+        ]
+        assert len(constants) == 1
 
     def test_steps_know_no_celery(self) -> None:
         steps = [(name, path) for name, path in modules() if name.startswith("worker.steps.")]

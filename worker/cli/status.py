@@ -1,12 +1,11 @@
 """`optout status`: what is known of one phone number."""
 
-import sys
 from typing import Any
 
 import click
 
-from shared.phone import numbers_in
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
+from worker.cli.numbers import one_number, typed
 from worker.services import Services
 
 
@@ -20,8 +19,7 @@ def status(number: str, project: str | None, as_json: bool) -> None:
     NUMBER in any spelling; "-" reads it from standard input, so that it stays out of the shell's history
     and the process list.
     """
-    if number == "-":
-        number = sys.stdin.readline().strip()
+    number = typed(number)
     services = make_services()
     shown = [_status(services, name, number) for name in chosen_projects(services, project)]
     if as_json:
@@ -44,11 +42,7 @@ def status(number: str, project: str | None, as_json: bool) -> None:
 
 
 def _status(services: Services, project: str, number: str) -> dict[str, Any]:
-    region = services.config.projects[project].default_region
-    hashes = [services.hasher(e164) for e164 in numbers_in(number, region)]
-    if len(hashes) != 1:
-        raise click.BadParameter("is not one phone number", param_hint="NUMBER")
-    phone = hashes[0]
+    phone = services.hasher(one_number(number, project, services))
     latest = services.ledger.status(project, phone)
     entry = services.ledger.load(project, latest.event_id) if latest else None
     return {

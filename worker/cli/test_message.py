@@ -6,8 +6,8 @@ import click
 
 from shared.errors import Failure
 from shared.events import Change
-from shared.phone import numbers_in
 from worker.cli.common import chosen_projects, make_services, print_json
+from worker.cli.numbers import one_number, typed
 from worker.rehearsal import TEST_NUMBER, BrokenRehearsal, RefusedRehearsal, Rehearsal, Via
 from worker.services import Services
 
@@ -61,7 +61,7 @@ def test_message(
     rehearsal = Rehearsal(
         project=project,
         services=services,
-        number=_number(number, project, services),
+        number=one_number(typed(number), project, services, hint="--number"),
         show=show,
         url=url or services.config.public_url,
         via=Via(via),
@@ -76,15 +76,6 @@ def test_message(
         click.echo("ok: there and back, everything is as it was")
     if error:
         sys.exit(1)
-
-
-def _number(text: str, project: str, services: Services) -> str:
-    if text == "-":
-        text = sys.stdin.readline().strip()
-    found = list(numbers_in(text, services.config.projects[project].default_region))
-    if len(found) != 1:
-        raise click.BadParameter("is not one phone number", param_hint="--number")
-    return found[0]
 
 
 def _run(rehearsal: Rehearsal, services: Services, *, force: bool, ask: bool) -> str:
