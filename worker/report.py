@@ -40,6 +40,7 @@ class Report:
     inbound_texts: int = 0
     redacted_numbers: int = 0
     redacted_bodies: int = 0
+    incomplete_messages: int = 0  # without any date, or without a SID
     changes_recovered: int = 0
     records_read: int = 0
     records_corrected: int = 0
@@ -68,9 +69,8 @@ class Report:
     @property
     def is_well(self) -> bool:
         """Nothing is wrong: nothing failed, nothing waits, nothing was hidden."""
-        return self.outcome == "success" and not (
-            self.errors or self.refused or self.still_pending or self.redacted_numbers or self.hides_bodies
-        )
+        hidden = self.redacted_numbers or self.hides_bodies or self.incomplete_messages
+        return self.outcome == "success" and not (self.errors or self.refused or self.still_pending or hidden)
 
     @property
     def is_worth_a_mail(self) -> bool:
@@ -154,13 +154,16 @@ def _corrected(report: Report) -> Iterator[str]:
 
 
 def _hidden(report: Report) -> Iterator[str]:
-    """Redaction is reported, not guessed around."""
+    """What Twilio does not tell is reported, not guessed around."""
     if report.redacted_numbers:
         yield ""
         yield f"{report.redacted_numbers} STOPs or STARTs have redacted numbers: whose they are, nobody can tell."
     if report.hides_bodies:
         yield ""
         yield f"All {report.redacted_bodies} texts have no body (redaction?): a missed STOP cannot be found."
+    if report.incomplete_messages:
+        yield ""
+        yield f"{report.incomplete_messages} messages have no date or no SID: nobody can tell whether one is a STOP."
 
 
 def _listed(heading: str, reasons: list[str]) -> Iterator[str]:

@@ -466,6 +466,18 @@ class TestRedaction:
         night.missed("", 0, num_media=1)
         assert night.run().redacted_bodies == 0
 
+    def test_messages_that_cannot_be_placed_are_reported(
+        self, night: Night, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Twilio's description allows them; the simulator writes none."""
+        dated = message_log._time
+        monkeypatch.setattr(message_log, "_time", lambda each: None if each.body == "STOP" else dated(each))
+        night.missed()
+        night.missed("thanks", 1)
+        report = night.run()
+        assert (report.outcome, report.incomplete_messages, report.is_well) == ("success", 1, False)
+        assert "1 messages have no date or no SID" in night.report_text()
+
 
 class TestComparison:
     def test_a_field_that_was_changed_by_hand_is_restored_and_named_in_the_report(self, night: Night) -> None:

@@ -1,13 +1,12 @@
 """`optout forget`: remove all traces of a phone number, or of a project that was taken out."""
 
-import sys
 from collections import Counter
 from typing import Any
 
 import click
 
-from shared.phone import numbers_in
 from worker.cli.common import chosen_projects, make_services, print_json, print_table
+from worker.cli.numbers import readings, typed
 from worker.services import Services
 
 
@@ -54,8 +53,7 @@ def _forget_project(services: Services, project: str, sure: bool, as_json: bool)
 
 
 def _forget_number(services: Services, number: str, project: str | None, sure: bool, as_json: bool) -> None:
-    if number == "-":
-        number = sys.stdin.readline().strip()
+    number = typed(number)
     names = chosen_projects(services, project, also_taken_out=True)
     hashes = {name: _hashes(services, name, number) for name in names}
     _ask(sure, f"Remove all traces of this number in {', '.join(names)}?")
@@ -76,11 +74,7 @@ def _hashes(services: Services, project: str, number: str) -> list[str]:
     """The number's hash. Of a project that was taken out nobody knows the region: one for each that it may be."""
     config = services.project_config(project)
     asked = [config] if config else services.config.projects.values()
-    readings = [list(numbers_in(number, region)) for region in {each.default_region for each in asked}]
-    hashes = sorted({services.hasher(found[0]) for found in readings if len(found) == 1})
-    if not hashes:
-        raise click.BadParameter("is not one phone number", param_hint="NUMBER")
-    return hashes
+    return [services.hasher(e164) for e164 in readings(number, {each.default_region for each in asked})]
 
 
 def _forget(services: Services, project: str, hashes: list[str]) -> dict[str, Any]:

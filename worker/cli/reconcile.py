@@ -107,5 +107,7 @@ def _show(reports: list[Report]) -> None:
 def _wrong(report: Report) -> list[str]:
     hidden = [f"{report.redacted_numbers} redacted numbers"] if report.redacted_numbers else []
     hidden += [f"all {report.redacted_bodies} texts without body"] if report.hides_bodies else []
+    incomplete = report.incomplete_messages
+    hidden += [f"{incomplete} messages without date or SID"] if incomplete else []
     skipped = ["another run is under way"] if report.outcome == "skipped" else []
     return [*skipped, *report.errors, *report.refused, *hidden]

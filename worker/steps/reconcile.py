@@ -168,6 +168,7 @@ class _Run:
         report.messages_read, report.pages_read = counts.messages, counts.pages
         report.inbound_texts = counts.inbound_texts
         report.redacted_numbers, report.redacted_bodies = counts.redacted_numbers, counts.redacted_bodies
+        report.incomplete_messages = counts.incomplete
         self._progress("messages", counts.messages)
 
     # --- 2. REDCap ----------------------------------------------------------------------------------

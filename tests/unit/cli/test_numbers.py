@@ -9,7 +9,8 @@ import pytest
 
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
-from worker.cli.numbers import one_number, typed
+from tests.processes import ROOT
+from worker.cli.numbers import one_number, readings, typed
 from worker.services import Services
 
 
@@ -41,6 +42,17 @@ def test_none_and_two_are_refused_without_being_repeated(services: Services, tex
     with pytest.raises(click.BadParameter) as caught:
         one_number(text, "asthma", services, hint="--number")
     assert caught.value.format_message() == "Invalid value for --number: is not one phone number"
+
+
+def test_where_several_regions_are_possible_each_reading_counts_once() -> None:
+    assert readings("+1 650 555 0100", {"US", "DE"}) == ["+16505550100"]
+    assert readings("650 555 0100", ["US", "DE"]) == ["+16505550100", "+496505550100"]
+    assert readings("(030) 2312 5010", ["US", "DE"]) == ["+493023125010"]
+
+
+def test_no_other_command_reads_numbers_by_itself() -> None:
+    modules = sorted((ROOT / "worker/cli").glob("*.py"))
+    assert [path.name for path in modules if "numbers_in" in path.read_text()] == ["numbers.py"]
 
 
 def test_a_dash_reads_it_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
