@@ -44,7 +44,7 @@ QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 # What is read of many events at a time.
 CHUNK = 500
 # How many old ids are looked at per trim, once a minute: Redis does nothing else for a millisecond or two.
-MOST_TRIMMED = 5_000
+MOST_TRIMMED = 1_000
 
 Kind = Literal["lookup", "update", "email", "digest"]
 
@@ -565,7 +565,7 @@ class Ledger:
         self.redis.hdel(keys.ATTEMPTS, f"update|{project}|")
 
     def trim(self, project: str, *, now: datetime) -> int:
-        """Forget the ids of events that have expired: of some thousand per call. Answers how many."""
+        """Forget the ids of events that have expired: of a thousand per call. Answers how many."""
         now_ms = milliseconds(now)
         self.redis.zremrangebyscore(keys.ordinary(project), "-inf", now_ms - ORDINARY_KEPT_MS)
         oldest = now_ms - self._retention_seconds * 1000
