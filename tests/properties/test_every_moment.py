@@ -34,6 +34,11 @@ def start_after_stop(history: Convergence, strike: Strike) -> None:
     history.text_and_work(phone=2, changes=[Change.START], interruption=strike)
 
 
+def start_while_the_answers_to_writes_are_lost(history: Convergence, strike: Strike) -> None:
+    history.study.redcap.faults.add("http_500", kind="import", after_commit=True, times=3)
+    history.text_and_work(phone=1, changes=[Change.STOP, Change.START], interruption=strike)
+
+
 def sweep_after_a_lost_queue(history: Convergence, strike: Strike) -> None:
     history.text(phone=1, change=Change.STOP, seconds=1, by="webhook", late=False)
     history.study.published.messages.clear()
@@ -49,7 +54,14 @@ def nightly_run_after_a_missed_webhook(history: Convergence, strike: Strike) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "story",
-    [stop, stop_after_start, start_after_stop, sweep_after_a_lost_queue, nightly_run_after_a_missed_webhook],
+    [
+        stop,
+        stop_after_start,
+        start_after_stop,
+        start_while_the_answers_to_writes_are_lost,
+        sweep_after_a_lost_queue,
+        nightly_run_after_a_missed_webhook,
+    ],
 )
 def test_whenever_it_is_interrupted_it_ends_well(
     story: Callable[[Convergence, Strike], None], kind: str

@@ -212,7 +212,8 @@ class _Round:
     def run(self, phones: Sequence[str]) -> None:
         """Settle phones: write their latest status to the records that hold them."""
         began = self._services.now()
-        batch, ids = self._portion(phones)
+        begun = self._ledger.intents(self._project, phones)
+        batch, ids = self._portion(phones, begun)
         texts = self._ledger.statuses(self._project, batch)
         self._ledger.forget_pending(self._project, [phone for phone in batch if phone not in texts])
         records = self._gateway.read(ids) if ids else {}
@@ -223,14 +224,14 @@ class _Round:
             # The index was wrong, or is old: believe it only after a refresh, in the next round.
             self._doubted.update(nowhere)
             self._index.refresh(self._gateway, since=began)
-        self._write_and_settle(
-            {phone: text for phone, text in texts.items() if phone not in nowhere}, holders, records
-        )
+        texts = {phone: text for phone, text in texts.items() if phone not in nowhere}
+        self._resolve_overtaken(begun, texts, holders)
+        self._write_and_settle(texts, holders, records)
 
-    def _portion(self, phones: Sequence[str]) -> tuple[list[str], list[str]]:
+    def _portion(self, phones: Sequence[str], begun: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """As many phones as fit into one request by their records, with these records' ids."""
         found = self._index.records(phones)
-        for phone, records in self._written_before(phones).items():
+        for phone, records in self._written_before(begun).items():
             found[phone] = list(dict.fromkeys([*found.get(phone, []), *records]))
         batch: list[str] = []
         ids: dict[str, None] = {}
@@ -242,20 +243,17 @@ class _Round:
             ids |= more
         return batch, list(ids)
 
-    def _written_before(self, phones: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    def _written_before(self, begun: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """The records that a write had begun for, of which we do not know the end: the index may lack them by now."""
-        entries = {
-            phone: self._ledger.load(self._project, event_id)
-            for phone, event_id in self._ledger.intents(self._project, phones).items()
-        }
+        entries = {phone: self._ledger.load(self._project, event_id) for phone, event_id in begun.items()}
         return {phone: entry.records for phone, entry in entries.items() if entry is not None}
 
     def _write_and_settle(
         self, texts: dict[str, str], holders: dict[str, list[RecordState]], records: dict[str, RecordState]
     ) -> None:
         statuses = {phone: Status.decode(text) for phone, text in texts.items()}
+        # As they are now: what another updater has written meanwhile, it may not live to tell.
         intents = self._ledger.intents(self._project, list(texts))
-        self._resolve_overtaken(intents, statuses, holders)
         states = {state.record_id: state for group in holders.values() for state in group}
         known = self._known(statuses, states)
         deciding = _deciding(known, states)
@@ -267,11 +265,16 @@ class _Round:
         settle(self._project, outcomes, self._services)
 
     def _resolve_overtaken(
-        self, intents: dict[str, str], statuses: dict[str, Status], holders: dict[str, list[RecordState]]
+        self, begun: Mapping[str, str], texts: dict[str, str], holders: dict[str, list[RecordState]]
     ) -> None:
-        """Writes that began before a crash and were overtaken since: did they reach REDCap?"""
-        for phone, event_id in intents.items():
-            if event_id == statuses[phone].event_id:
+        """Writes that began before a crash and were overtaken since: did they reach REDCap?
+
+        `begun` was read before the records were. A write that began later is another updater's (we stood still,
+        and lost the lock), and what we read does not tell how it ended.
+        """
+        for phone in begun.keys() & texts.keys():
+            event_id, latest = begun[phone], Status.decode(texts[phone]).event_id
+            if event_id == latest or self._ledger.intents(self._project, [phone]).get(phone) != event_id:
                 continue
             entry = self._ledger.load(self._project, event_id)
             if entry is None:  # its retention is over
@@ -288,7 +291,7 @@ class _Round:
                 event_id=event_id,
                 phone_hash=phone,
                 state=State.UPDATED if reached else State.SUPERSEDED,
-                reason="" if reached else f"overtaken by {statuses[phone].event_id}",
+                reason="" if reached else f"overtaken by {latest}",
                 records=[state.record_id for state in holders[phone]],
                 notice=Notice.SAVED if reached else None,
             )
