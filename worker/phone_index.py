@@ -28,13 +28,20 @@ CHANGES_SHOW_AFTER = timedelta(seconds=90)
 # Half of the records gone between two exports is taken for a broken answer until a second export agrees.
 SUSPICIOUS_SHRINK = 0.5
 
+# Two exports at a time are never further apart than this; what seems to come from a later one comes from a clock
+# that was ahead, and does not stand in the way of what is read now.
+LONGEST_EXPORT_MS = 3600 * 1000
+
 _CHUNK = 500
 
 # Sets the phones of records. A phone that is new to a record and has a known status is put into the pending
 # set: a record that was added or renumbered after its participant opted out gets the status by itself.
 # A record that comes twice in one generation (its rows stood apart in the export) keeps the phones of both.
+# What an export that began later has said of a record stands: the nightly run's may still be read, for minutes,
+# while a lookup's refresh is done. Generation 0 is no export, but what is known for certain: it always counts.
 # KEYS: 1 phones, 2 records, 3 status, 4 pending, 5 due
-# ARGV: 1 generation, 2 now ms, 3 due member, 4 due ms, then per record: id, number of phones, the phones
+# ARGV: 1 generation, 2 now ms, 3 due member, 4 due ms, 5 by how many ms a later export is believed to be later,
+#       then per record: id, number of phones, the phones
 # Answers: how many phones were put into the pending set.
 _SET = """
 local generation, now, found = ARGV[1], ARGV[2], 0
@@ -45,16 +52,17 @@ local function without(ids, id)
   end
   return table.concat(kept, '\\n')
 end
-local i = 5
-while i <= #ARGV do
-  local id, n = ARGV[i], tonumber(ARGV[i + 1])
+local function set(id, first, n)
   local old, phones, have, seen = redis.call('HGET', KEYS[2], id), {}, {}, {}
+  local known = old and string.match(old, '^[^\\n]+')
+  local newer = known and tonumber(known) - tonumber(generation) or 0
+  if generation ~= '0' and newer > 0 and newer <= tonumber(ARGV[5]) then return end
   if old then
-    local first = true
-    local same = string.match(old, '^[^\\n]+') == generation
+    local heading = true
+    local same = known == generation
     for part in string.gmatch(old, '[^\\n]+') do
-      if first then
-        first = false
+      if heading then
+        heading = false
       elseif same then
         phones[#phones + 1] = part
         seen[part] = true
@@ -64,7 +72,7 @@ while i <= #ARGV do
     end
   end
   for j = 1, n do
-    local phone = ARGV[i + 1 + j]
+    local phone = ARGV[first + j - 1]
     if not seen[phone] then
       seen[phone] = true
       phones[#phones + 1] = phone
@@ -88,6 +96,11 @@ while i <= #ARGV do
   else
     redis.call('HSET', KEYS[2], id, generation .. '\\n' .. table.concat(phones, '\\n'))
   end
+end
+local i = 6
+while i <= #ARGV do
+  local n = tonumber(ARGV[i + 1])
+  set(ARGV[i], i + 2, n)
   i = i + 2 + n
 end
 if found > 0 then redis.call('ZADD', KEYS[5], 'NX', ARGV[4], ARGV[3]) end
@@ -165,10 +178,11 @@ class PhoneIndex:
 
         The old entries serve until the end, and stay where the export breaks off or is suspiciously short.
         """
-        generation = str(milliseconds(now))
+        generation = milliseconds(now)
         count = self.put(states, now=now)
         self._refuse_shrinking(count)
-        self._forget_all_but(generation)
+        self._forget_older(generation)
+        # Perhaps a later refresh has ended before: then the next lookup that misses asks once more than it needs to.
         self._redis.hset(
             self._state, mapping={"refreshed_ms": generation, "built_ms": generation, "records": count}
         )
@@ -184,7 +198,7 @@ class PhoneIndex:
 
     def _put_chunk(self, states: Sequence[RecordState], now_ms: int) -> None:
         project = self._project
-        args: list[str | int] = [now_ms, now_ms, f"update|{project}|", now_ms]
+        args: list[str | int] = [now_ms, now_ms, f"update|{project}|", now_ms, LONGEST_EXPORT_MS]
         for state in states:
             args += [state.record_id, len(state.phones), *sorted(state.phones)]
         self._set(
@@ -194,12 +208,15 @@ class PhoneIndex:
 
     def forget(self, records: Iterable[str]) -> None:
         """Take deleted records out."""
+        self._take_out(records, 0)
+
+    def _take_out(self, records: Iterable[str], generation: int) -> None:
         gone = [
             RecordState(record_id=record, phones=frozenset(), opt_out_value="", ticked=False)
             for record in records
         ]
         if gone:
-            self._put_chunk(gone, 0)
+            self._put_chunk(gone, generation)
 
     def forget_phone(self, phone: str) -> list[str]:
         """Take a phone out of all its records. Answers their ids."""
@@ -230,10 +247,11 @@ class PhoneIndex:
             )
         self._redis.hdel(self._state, "shrunk_to")
 
-    def _forget_all_but(self, generation: str) -> None:
-        stale = [
+    def _forget_older(self, generation: int) -> None:
+        """Take out what only earlier exports have shown; what a later one puts in meanwhile stays (see _SET)."""
+        older = [
             record
             for record, entry in self._redis.hscan_iter(self._records, count=1000)
-            if not entry.startswith(f"{generation}\n")
+            if not 0 <= int(entry.partition("\n")[0]) - generation <= LONGEST_EXPORT_MS
         ]
-        self.forget(stale)
+        self._take_out(older, generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -172,6 +173,50 @@ class TestRebuild:
         assert index.any_record() is None
         index.rebuild([record("7", ONE), record("8")], now=NOON)
         assert index.any_record() == "7"
+
+
+class TestTwoExportsAtOnce:
+    """The nightly run's takes minutes; a lookup's refresh begins after it, and ends before it."""
+
+    def test_what_the_later_export_shows_stays_when_the_earlier_one_ends(self, index: PhoneIndex) -> None:
+        index.rebuild([record("1", ONE), record("2", TWO)], now=NOON)
+
+        def nightly() -> Iterator[RecordState]:
+            yield record("1", ONE)
+            index.put([record("2", THREE), record("3", THREE)], now=LATER + timedelta(seconds=30))
+            yield record("2", TWO)
+
+        index.rebuild(nightly(), now=LATER)
+        assert holders(index, ONE, TWO, THREE) == [["1"], [], ["2", "3"]]
+
+    def test_one_that_began_earlier_and_ends_later_takes_nothing_back(self, index: PhoneIndex) -> None:
+        index.rebuild([record("1", TWO)], now=LATER)
+        index.put([record("1", ONE), record("2", ONE)], now=NOON)
+        assert holders(index, ONE, TWO) == [["2"], ["1"]]
+
+    def test_a_record_that_is_put_in_between_the_look_and_the_removal_stays(
+        self, index: PhoneIndex, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        index.rebuild([record("1", ONE)], now=NOON)
+        take_out = index._take_out
+
+        def late(records: Iterable[str], generation: int) -> None:
+            index.put([record("1", ONE)], now=LATER + timedelta(seconds=30))
+            take_out(records, generation)
+
+        monkeypatch.setattr(index, "_take_out", late)
+        index.rebuild([], now=LATER)
+        assert holders(index, ONE) == [["1"]]
+
+    def test_a_clock_that_was_ahead_does_not_freeze_the_index(self, index: PhoneIndex) -> None:
+        index.rebuild([record("1", ONE), record("2", ONE)], now=NOON + timedelta(days=365))
+        index.rebuild([record("1", TWO)], now=NOON)
+        assert holders(index, ONE, TWO) == [[], ["1"]]
+
+    def test_a_deleted_record_is_taken_out_whatever_an_export_said(self, index: PhoneIndex) -> None:
+        index.rebuild([record("1", ONE)], now=LATER)
+        index.forget(["1"])
+        assert holders(index, ONE) == [[]]
 
 
 class TestForget:
