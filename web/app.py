@@ -12,6 +12,7 @@ from shared.redis_connection import RedisClient
 from web.health import health
 from web.routing import Router
 from web.signature import SignatureVerifier
+from web.tally import Later, Tally, in_a_second
 from web.webhook import webhook
 
 
@@ -24,23 +25,28 @@ class Services:
     publish: Publisher
     verifier: SignatureVerifier
     router: Router
+    tally: Tally
 
 
-def build_services(config: Config, redis: RedisClient, publish: Publisher) -> Services:
+def build_services(
+    config: Config, redis: RedisClient, publish: Publisher, later: Later = in_a_second
+) -> Services:
     """Resolve the two kinds of secret that the ingress needs: auth tokens and the hash key.
 
-    Raises ConfigError where one is missing.
+    Raises ConfigError where one is missing. `later` does what can wait for a second.
     """
     tokens: dict[str, list[str]] = {}
     for account in config.twilio.values():
         secrets = [reference.resolve() for reference in account.auth_token]
         tokens.setdefault(account.account_sid, []).extend(secrets)
+    ledger = Ledger(redis, retention_days=config.retention_days)
     return Services(
         config=config,
-        ledger=Ledger(redis, retention_days=config.retention_days),
+        ledger=ledger,
         publish=publish,
         verifier=SignatureVerifier(tokens),
         router=Router(config, PhoneHasher(config.hash_key.resolve())),
+        tally=Tally(ledger, later),
     )
 
 

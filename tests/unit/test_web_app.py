@@ -23,7 +23,7 @@ from tests.builders import batch, cloud_event, config, hashed, inbound_form, pro
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from web.app import build_services, create_app
-from web.webhook import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
+from web.webhook import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MOST_PARAMETERS, QUERY_LIMIT_BYTES
 
 SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
 FORM = "application/x-www-form-urlencoded"
@@ -36,7 +36,9 @@ class Ingress:
     def __init__(self, projects: dict[str, dict[str, Any]] | None = None, **changes: Any) -> None:
         self.redis = fake_redis()
         self.published = RecordingPublisher()
-        services = build_services(config(projects, **changes), self.redis, self.published)
+        services = build_services(
+            config(projects, **changes), self.redis, self.published, later=lambda flush: flush()
+        )
         self.app = create_app(services)
         self.client: FlaskClient = self.app.test_client()
 
@@ -286,6 +288,19 @@ class TestRefusals:
         assert response.status_code == 405
         assert "POST" in response.headers["Allow"]
         assert response.content_type == "text/xml; charset=utf-8"
+
+    def test_more_parameters_than_any_message_has_are_refused_before_they_are_sorted(
+        self, ingress: Ingress
+    ) -> None:
+        many = {f"p{number}": "" for number in range(MOST_PARAMETERS)}
+        assert ingress.inbound(inbound_form(**many)).status_code == 400
+        assert set(ingress.redis.hgetall(keys.METRICS)) == {"webhooks|inbound|too_many_parameters"}
+
+    @pytest.mark.parametrize("path", ["/twilio/inbound", "/twilio/events"])
+    def test_a_longer_query_than_any_address_has_is_refused(self, ingress: Ingress, path: str) -> None:
+        long = f"{path}?x={'y' * QUERY_LIMIT_BYTES}"
+        assert ingress.post(long, b"", "application/x-www-form-urlencoded", "x").status_code == 400
+        assert ingress.nothing_happened()
 
     def test_refusals_are_counted_by_their_reason(self, ingress: Ingress) -> None:
         ingress.inbound(inbound_form(), token="another-token")
