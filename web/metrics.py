@@ -61,7 +61,8 @@ class LedgerCollector(Collector):
         gathered = GaugeMetricFamily(
             "optout_gathered_changes", "Changes that wait for their project's digest", labels=["project"]
         )
-        for project in self._projects:
+        # Also what a project has left that was taken out of the configuration.
+        for project in sorted({*self._projects, *self._redis.hkeys(keys.PROJECTS)}):
             unfinished.add_metric([project], self._redis.zcard(keys.unfinished(project)))
             first = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
             oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)

@@ -41,6 +41,11 @@ def run(asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 class TestEvents:
+    def test_those_of_a_project_that_was_taken_out_are_listed_too(self, asthma: Study, run: Run) -> None:
+        event = asthma.text(fictional_phone(1), project="gone")
+        asthma.redis.hset(keys.PROJECTS, "gone", "1777890030000")
+        assert [shown["event_id"] for shown in json.loads(run("events", "--json").stdout)] == [event.event_id]
+
     def test_the_json_is_an_array_of_objects_newest_first(self, asthma: Study, run: Run) -> None:
         stop = asthma.text(fictional_phone(1), received=asthma.clock() - timedelta(minutes=1))
         asthma.work()

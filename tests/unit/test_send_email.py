@@ -125,13 +125,18 @@ def test_a_mail_that_some_addresses_refused_is_no_success() -> None:
     assert [line["log_level"] for line in logs if line["event"] == "mail_done"] == ["error"]
 
 
-def test_a_mail_of_a_project_that_was_taken_out_is_done_with() -> None:
+def test_a_mail_of_a_project_that_was_taken_out_waits_until_it_is_back() -> None:
     asthma, event = with_mail_due()
-    asthma.config = config({"sleep": project_table()})
+    before, asthma.config = asthma.config, config({"sleep": project_table()})
     asthma.services = asthma.new_services()
     asthma.work()
-    assert asthma.mailer.sent == []
-    assert (asthma.entry(event).mail, asthma.entry(event).notice) == ("nobody to tell", None)
+    asthma.sweep_later()
+    assert (asthma.mailer.sent, asthma.entry(event).notice) == ([], "saved")
+    asthma.config = before
+    asthma.services = asthma.new_services()
+    for _ in range(2):
+        asthma.sweep_later()
+    assert (len(asthma.mailer.sent), asthma.entry(event).mail) == (1, "sent")
 
 
 def test_an_event_without_a_due_mail_sends_none() -> None:

@@ -530,6 +530,13 @@ class TestMetrics:
         ingress.redis.zincrby(keys.unfinished("asthma"), -60_000, form["MessageSid"])
         assert 60 <= self.figures(ingress)[name] < 90
 
+    def test_what_a_project_has_left_that_was_taken_out_is_shown(self, ingress: Ingress) -> None:
+        ingress.redis.hset(keys.PROJECTS, mapping={"asthma": "", "gone": "1777890030000"})
+        ingress.redis.zadd(keys.pending("gone"), {"a": 1, "b": 2})
+        page = ingress.client.get("/metrics").text
+        assert 'optout_pending_phones{project="gone"} 2.0' in page
+        assert page.count('optout_pending_phones{project="asthma"}') == 1
+
     def test_nothing_unfinished_has_age_zero(self, ingress: Ingress) -> None:
         assert self.figures(ingress)['optout_oldest_unfinished_age_seconds{project="asthma"}'] == 0
 

@@ -20,7 +20,7 @@ def events(project: str | None, state: str | None, limit: int | None, as_json: b
     services = make_services()
     found = [
         entry
-        for name in chosen_projects(services, project)
+        for name in chosen_projects(services, project, also_taken_out=True)
         for entry in islice(
             (entry for entry in services.ledger.entries(name) if state in {None, entry.state.value}), limit
         )

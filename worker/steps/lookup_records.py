@@ -29,6 +29,8 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
     Events that have arrived meanwhile are taken along: in a storm thousands, for which no message waits.
     """
     services.coalescer.taken(f"lookup:{project}")
+    if services.project_config(project) is None:
+        return  # it rests: see worker/taken_out.py
     own = services.ledger.load(project, event_id)
     if own is not None:
         _look_up(own, services)
@@ -44,8 +46,6 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
 
 def _known(project: str, entries: Sequence[Entry], services: Services) -> list[tuple[Entry, list[str]]]:
     """Those whose phone is in the index and was not changed again since, with their records."""
-    if services.project_config(project) is None:
-        return []
     phones = [entry.phone_hash for entry in entries]
     records, statuses = services.index(project).records(phones), services.ledger.statuses(project, phones)
     latest = {Status.decode(text).event_id for text in statuses.values()}
@@ -59,10 +59,6 @@ def _known(project: str, entries: Sequence[Entry], services: Services) -> list[t
 def _look_up(entry: Entry, services: Services) -> None:
     ledger, project = services.ledger, entry.project
     if entry.state not in UNFINISHED:
-        return
-    if services.project_config(project) is None:
-        reason = "project_not_configured: it was taken out of the configuration"
-        _end(entry, services, State.FAILED, reason=reason)
         return
     status = ledger.status(project, entry.phone_hash)
     if (

@@ -32,6 +32,8 @@ def send_email(project: str, event_id: str, services: Services) -> None:
     Where a crash, or a standstill for longer than the lock holds, falls between our asking the server and our note
     of its yes, the mail is sent once more; never not at all.
     """
+    if services.project_config(project) is None:
+        return  # it rests: see worker/taken_out.py
     if not event_id:
         _send_digest(project, services)
         return
@@ -86,8 +88,7 @@ def _mail_about(entry: Entry, notice: Notice, target: Target | None, services: S
 
 def _send_digest(project: str, services: Services) -> None:
     """Send what was gathered, in one mail or, where it is very much, in several."""
-    config = services.project_config(project)
-    seconds = config.digest_seconds if config else 0
+    seconds = services.config.projects[project].digest_seconds
     target = known_target(services.redis, project)
     with held(services.redis, f"digest:{project}") as mine:
         while mine and (ids := services.ledger.gathered(project, MOST_PER_DIGEST)):
@@ -133,9 +134,9 @@ def _is_done(mail: _Mail, services: Services) -> bool:
 
 def _sent(mail: _Mail, services: Services) -> str:
     """The outcome. Raises ConfigError where there is no mail server to ask, and as the mailer does."""
-    config = services.project_config(mail.project)
-    mailer = services.mailer if config and config.notify else None
-    if config is None or mailer is None:
+    config = services.config.projects[mail.project]
+    mailer = services.mailer if config.notify else None
+    if mailer is None:
         return "nobody to tell"
     message = mail.compose(config, mailer.sender)
     return outcome_of(mailer.send(message), message)

@@ -45,7 +45,7 @@ def update_records(project: str, services: Services) -> None:
     """Write all that is pending for a project, unless another worker is at it."""
     services.coalescer.taken(f"update:{project}")
     if services.project_config(project) is None:
-        return
+        return  # it rests: see worker/taken_out.py
     # Who does not get the lock has added its phone before the holder's last look, or after it: then the
     # holder finds it here, after it has let go.
     look = _look_is_due(project, services)
