@@ -248,7 +248,7 @@ class Rehearsal:
             "the mail server is in the way, the mail will be tried again: optout check looks into it",
         )  # fmt: skip
         if not entry.mail.startswith("sent"):
-            raise BrokenRehearsal(f"the e-mail was not sent: {entry.mail}")
+            raise BrokenRehearsal(f"the e-mail was not sent to everybody: {entry.mail}")
 
     def _await(
         self, change: Change, sid: str, began: float, stage: str, reached: Callable[[Entry], bool], where: str

@@ -313,7 +313,7 @@ class TestWhatIsBroken:
         bench.study.mailer.errors.append(MailRefused("smtp_refused", "code 550"))
         rehearsal = bench.rehearsal()
         rehearsal.prepare()
-        with pytest.raises(BrokenRehearsal, match="the e-mail was not sent: refused"):
+        with pytest.raises(BrokenRehearsal, match="the e-mail was not sent to everybody: refused"):
             rehearsal.run()
 
 
