@@ -34,12 +34,23 @@ DEFAULT_PATH = "config.toml"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
+# What stands where a name should: a token of REDCap or Twilio (32 hex digits), a key, or a whole address.
+_LOOKS_SECRET = re.compile(r"[0-9A-Fa-f]{32,}|.*://.*", re.DOTALL)
+# A file's name with NUL in it is none for any system call (Python raises ValueError).
+_NAMES = {"env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), "file": re.compile(r"[^\0]+")}
+
+
+def _is_a_name(scheme: str, name: str) -> bool:
+    form = _NAMES.get(scheme)
+    return form is not None and form.fullmatch(name) is not None and not _LOOKS_SECRET.fullmatch(name)
+
+
 class Secret:
     """A reference to a secret. `resolve()` reads it; nothing else ever shows it."""
 
     def __init__(self, reference: str) -> None:
         scheme, _, name = reference.partition(":")
-        if scheme not in {"env", "file"} or not name:
+        if not _is_a_name(scheme, name):
             # The text is not repeated: it may be the secret itself.
             raise ValueError('must be a reference, "env:NAME" or "file:/path", never the secret itself')
         self.reference = reference
@@ -47,7 +58,12 @@ class Secret:
 
     def resolve(self) -> str:
         """The secret's text without surrounding white space. Raises ConfigError where there is none."""
-        value = self._read().strip()
+        try:
+            value = self._read().strip()
+            value.encode()  # what is no UTF-8 in the environment comes as lone surrogates (PEP 383)
+        except UnicodeError:  # whose text, and repr, hold the secret
+            problem = f"{self.reference} is not UTF-8: save it as UTF-8, without a byte order mark"
+            raise ConfigError(self.reference, [problem]) from None
         if not value:
             raise ConfigError(self.reference, [f"{self.reference} is empty: put the secret there"])
         return value

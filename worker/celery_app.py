@@ -89,6 +89,11 @@ def _read_configuration(**_: Any) -> None:
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None
+    except Exception as error:
+        # Celery would log what a receiver raises with its text, and go on (celery/utils/dispatch/signal.py).
+        name = type(error).__name__
+        log.critical("configuration_error", problems=[name])
+        raise SystemExit(f"the worker cannot start: {name}") from None
 
 
 @worker_init.connect

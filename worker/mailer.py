@@ -114,6 +114,12 @@ def _failures_named() -> Iterator[None]:
         raise _failure(error.smtp_code) from None
     except smtplib.SMTPNotSupportedError:
         raise MailRefused("smtp_not_supported", "the server lacks STARTTLS or AUTH; mend smtp.url") from None
+    except UnicodeError:
+        # Its text and repr hold the password: smtplib's AUTH takes ASCII only (CPython issue 73936).
+        raise MailDeferred(
+            "smtp_not_ascii",
+            "smtplib takes no letters outside ASCII; mend host, user and password of smtp.url",
+        ) from None
     except (smtplib.SMTPException, OSError) as error:
         raise MailDeferred("smtp_unreachable", type(error).__name__) from None
 

@@ -30,6 +30,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     task_log.connect()
 
     @app.task(
+        base=task_log.DiscreetTask,
         name=TaskName.LOOKUP,
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
@@ -38,6 +39,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         lookup_records(project, event, services())
 
     @app.task(
+        base=task_log.DiscreetTask,
         name=TaskName.UPDATE,
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
@@ -46,6 +48,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         update_records(project, services())
 
     @app.task(
+        base=task_log.DiscreetTask,
         name=TaskName.EMAIL,
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,
@@ -54,6 +57,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         send_email(project, event, services())
 
     @app.task(
+        base=task_log.DiscreetTask,
         name=TaskName.RECONCILE,
         soft_time_limit=LONGEST_TASK_SECONDS - 60,
         time_limit=LONGEST_TASK_SECONDS,
@@ -63,6 +67,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         return asdict(reconcile(project, services(), since=begin, nightly=nightly))
 
     @app.task(
+        base=task_log.DiscreetTask,
         name=TaskName.SWEEP,
         soft_time_limit=SOFT_LIMIT_SECONDS,
         time_limit=HARD_LIMIT_SECONDS,

@@ -61,6 +61,21 @@ def test_a_wrong_password_is_refused_for_good_and_not_repeated() -> None:
         assert server.inbox == []
 
 
+def test_a_password_outside_ascii_defers_the_mail_and_is_not_repeated() -> None:
+    password = "geheim-ü-Zx81"
+    with SmtpSimulator(user="bridge", password=password).serve() as server:
+        with pytest.raises(MailDeferred, match="smtp_not_ascii") as caught:
+            Mailer(server.url, SENDER).send(message())
+        told = "".join(traceback.format_exception(caught.value))
+        assert [piece for piece in ("geheim-", "Zx81") if piece in told] == []
+        assert server.inbox == []
+
+
+def test_a_host_that_is_no_name_defers_the_mail() -> None:
+    with pytest.raises(MailDeferred, match="mend host, user and password"):
+        Mailer(f"smtp://{'h' * 64}.example.edu", SENDER).check()
+
+
 def test_a_server_that_says_later_defers_the_mail(smtp: SmtpSimulator) -> None:
     smtp.fail("451")
     with pytest.raises(MailDeferred, match="smtp_deferred: code 451"):

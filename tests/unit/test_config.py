@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,35 @@ class TestSecrets:
             with pytest.raises(ConfigError) as caught:
                 Secret(reference).resolve()
             assert caught.value.problems[0].startswith(reference)
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+    def test_a_file_that_is_no_utf_8_is_told_with_the_mend_and_not_repeated(
+        self, encoding: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "secret"
+        path.write_bytes("s3cr\u00e9t".encode(encoding))
+        with pytest.raises(ConfigError, match="save it as UTF-8") as caught:
+            Secret(f"file:{path}").resolve()
+        told = "".join(traceback.format_exception(caught.value)).replace(__file__, "")
+        assert caught.value.problems[0].startswith(f"file:{path} is not UTF-8")
+        assert "s3cr" not in told
+        assert "s\\x003" not in told
+
+    def test_a_variable_that_is_no_utf_8_is_told_as_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("A_SECRET", "s3cr\udce9t")  # as Python reads the byte E9 (PEP 383)
+        with pytest.raises(ConfigError, match="env:A_SECRET is not UTF-8"):
+            Secret("env:A_SECRET").resolve()
+
+    @pytest.mark.parametrize(
+        "reference",
+        [f"env:{PLAIN}", f"env:{PLAIN.lower()[10:]}0123456789", f"file:{PLAIN}", f"env:{'ab' * 32}", "env:pass word",
+         "env:smtp://user:pass@mail.example.edu", "file:smtp://user:pass@mail.example.edu", "env:pass+word=="],
+    )  # fmt: skip
+    def test_a_secret_in_place_of_its_name_is_refused_and_never_repeated(self, reference: str) -> None:
+        found = project_problems(redcap_token=reference)
+        assert found == [
+            'projects.asthma.redcap_token: must be a reference, "env:NAME" or "file:/path", never the secret itself'
+        ]
 
     def test_reading_the_file_reads_no_secret(self, tmp_path: Path) -> None:
         text = (ROOT / "config.example.toml").read_text().replace("env:", "file:/nowhere/")

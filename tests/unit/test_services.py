@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from shared.errors import ConfigError, ProjectProblem
 from shared.intake import accept
 from shared.ledger import Accepted, Ledger
 from shared.queue import TaskName
-from tests.builders import config, opt_out_event, project_table
+from tests.builders import REDCAP_TOKEN, config, opt_out_event, project_table
 from tests.fakes import RecordingPublisher, study
+from worker.problems import check_projects
 from worker.services import Services
 
 
@@ -52,6 +55,18 @@ class TestServices:
         monkeypatch.delenv("OPTOUT_HASH_KEY")
         with pytest.raises(ConfigError, match="env:OPTOUT_HASH_KEY"):
             _ = services(redis).hasher
+
+    def test_a_token_file_that_is_no_text_concerns_its_project_alone(
+        self, redis: Any, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "token"
+        path.write_bytes(REDCAP_TOKEN.encode("utf-16"))
+        asthma, sleep = (project_table(redcap_token=token) for token in (f"file:{path}", "env:NOT_SET"))
+        check_projects(services(redis, {"asthma": asthma, "sleep": sleep}))
+        problems = redis.hgetall(keys.PROBLEMS)
+        assert set(problems) == {"asthma", "sleep"}  # the next one was looked at all the same
+        assert json.loads(problems["asthma"])["problem"] == "secret_missing"
+        assert "save it as UTF-8" in problems["asthma"]
 
     def test_a_missing_token_concerns_its_project_alone(
         self, redis: Any, monkeypatch: pytest.MonkeyPatch

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
+from celery import Celery
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
+from shared.errors import ConfigError, RedcapUnavailable
 from shared.log import mask_phone_numbers
 from shared.queue import TaskName
 from tests import builders
 from worker import task_log
 from worker.notice import report_templates
+from worker.tasks import register
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +79,61 @@ def test_templates_that_do_not_work_are_reported_at_start() -> None:
     assert [(line["event"], line["project"], line["error"]) for line in logged] == [
         ("template_failed", "asthma", "/nowhere is not a folder")
     ]
+
+
+SECRET = "geheim-ü"
+PASSING: list[BaseException] = [
+    ConfigError("file", ["key: mend"]), RedcapUnavailable("redcap_page"), RedisConnectionError("away"), Ignore(),
+    Reject("again"), Retry(), SoftTimeLimitExceeded(900), MemoryError(),
+]  # fmt: skip
+
+
+def left_of(error: BaseException) -> BaseException:
+    """What leaves a task in which this is raised while an exception that holds a secret is being handled."""
+
+    app = Celery("optout", set_as_current=False)
+
+    @app.task(base=task_log.DiscreetTask, name="a.step", shared=False)
+    def step() -> None:
+        try:
+            SECRET.encode("ascii")
+        except UnicodeError:
+            raise error  # noqa: B904  as it happens
+
+    try:
+        step()
+    except BaseException as left:
+        return left
+    pytest.fail("nothing was raised")
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeEncodeError("ascii", SECRET, 7, 8, "x"), ValueError(SECRET), KeyError(SECRET), OSError(SECRET)]
+)  # fmt: skip
+def test_an_exception_is_told_by_its_type_and_its_places(error: Exception) -> None:
+    with capture_logs() as logged:
+        left = left_of(error)
+    (line,) = logged
+    assert repr(left) == f"RuntimeError({type(error).__name__!r})"
+    assert (line["event"], line["error"], line["log_level"]) == ("step_failed", type(error).__name__, "error")
+    assert line["at"][-1].startswith(f"{__name__}:")
+    assert "geheim" not in "".join(traceback.format_exception(left)) + str(line)
+
+
+@pytest.mark.parametrize("error", [*PASSING, SystemExit(1)], ids=repr)
+def test_what_is_ours_or_celery_s_passes_as_it_is(error: BaseException) -> None:
+    with capture_logs() as logged:
+        assert left_of(error) is error
+    assert logged == []
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_what_passes_tells_nothing_of_what_it_came_from(error: BaseException) -> None:
+    assert "geheim" not in repr(error)
+    assert "UnicodeEncodeError" not in "".join(traceback.format_exception(left_of(error)))
+
+
+def test_every_task_of_ours_is_discreet() -> None:
+    app = Celery("optout", set_as_current=False)
+    register(app, lambda: pytest.fail("not needed"))
+    assert all(isinstance(app.tasks[name], task_log.DiscreetTask) for name in TaskName)
