@@ -22,7 +22,7 @@ from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
 from shared.events import Change, Status
 from shared.phone import PhoneHasher, numbers_in
 from shared.redis_connection import RedisClient
-from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch
+from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch, scrubbed
 
 # A project's structure rarely changes; a refused import makes us read it again at once.
 STRUCTURE_SECONDS = 3600
@@ -77,14 +77,14 @@ def known_target(redis: RedisClient, project: str) -> Target | None:
 
 def time_format(field: Row) -> str:
     """How a time is written into a field, for strftime. Raises ProjectProblem where it holds none."""
-    name, kind = field["field_name"], field["field_type"]
+    name, kind = field["field_name"], scrubbed(field["field_type"])
     if kind != "text":
         raise ProjectProblem(
             "opt_out_field_is_no_text",
             f"opt_out_field: {name} is a {kind} field and cannot hold a time; name a text field "
             "with validation datetime_seconds_ymd",
         )
-    validation = field.get("text_validation_type_or_show_slider_number") or ""
+    validation = scrubbed(str(field.get("text_validation_type_or_show_slider_number") or ""))
     if validation == "" or validation.startswith("datetime_seconds_"):
         return _SECONDS
     if validation.startswith("datetime_"):

@@ -7,11 +7,13 @@ which the behaviour was reported.
 
 import codecs
 import csv
+import html
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -89,13 +91,16 @@ class RedcapClient:
         """The answer of a structure call that is a list of objects, each with these names, and not empty."""
         answer = self._json(self._ask({"content": content}))
         rows = answer if isinstance(answer, list) else []
-        if not rows or not all(isinstance(row, dict) and row.keys() >= set(names) for row in rows):
+        if not rows or not all(_holds(row, names) for row in rows):
             raise RedcapUnavailable("redcap_strange_answer", f"{content} is no list of what it should be")
         return rows
 
     def version(self) -> str:
-        """REDCap's version, such as "14.5.10"."""
-        return self.text("version")
+        """REDCap's version, such as "14.5.10". Mails show it in links, so that nothing else may pass for it."""
+        answer = self.text("version")
+        if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){1,3}", answer):
+            raise RedcapUnavailable("redcap_strange_answer", "version is no version")
+        return answer
 
     def text(self, content: str) -> str:
         """The answer of one of the calls that give plain text: version, generateNextRecordName."""
@@ -207,7 +212,7 @@ class RedcapClient:
                 allow_redirects=False,
                 stream=stream,
             )
-            _classify(response, import_ids, unread=stream and not _claims_html(response))
+            self._classify(response, import_ids, unread=stream and not _claims_html(response))
         except requests.Timeout:
             kind = TooMuch if stream else RedcapUnavailable
             raise kind("redcap_timeout", "no answer in time") from None
@@ -216,19 +221,28 @@ class RedcapClient:
             raise RedcapUnavailable("redcap_unreachable", type(error).__name__) from None
         return response
 
+    def _classify(self, response: requests.Response, import_ids: set[str] | None, *, unread: bool) -> None:
+        """Return if this is an answer; else raise what it is. A good answer of a stream is left unread."""
+        if response.status_code != 200 or not unread:
+            _judge(response.status_code, self._without_token(response.content), import_ids)
+
+    def _without_token(self, body: bytes) -> str:
+        """An answer's text where words of it may be repeated: who refuses a request may quote it."""
+        return re.sub(re.escape(self._token), "…", _decoded(body), flags=re.IGNORECASE)
+
     def _json(self, response: requests.Response) -> Any:
         text = _decoded(response.content)
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for brackets within brackets, thousands of them
             raise _trouble(text) or RedcapUnavailable("redcap_strange_answer", "not JSON") from None
 
     def _rows(self, response: requests.Response) -> Iterator[Row]:
         try:
             body = _body(response)
             if not _decoded(body.peek(64)).lstrip().startswith("["):
-                raise _no_rows(_decoded(body.read(65_536)))
-            yield from ijson.items(_CleanUtf8(body), "item", use_float=True)
+                raise _no_rows(self._without_token(body.read(65_536)))
+            yield from map(_as_row, ijson.items(_CleanUtf8(body), "item", use_float=True))
         except ijson.JSONError:
             raise TooMuch("redcap_truncated", "the export broke off, or was no list of rows") from None
         except (requests.RequestException, StreamError, OSError) as error:
@@ -311,10 +325,15 @@ class _CleanUtf8:
         return self._decoder.decode(b"", final=size != 0).encode()
 
 
-def _classify(response: requests.Response, import_ids: set[str] | None, *, unread: bool) -> None:
-    """Return if this is an answer; else raise what it is. A good answer of a stream is left unread."""
-    if response.status_code != 200 or not unread:
-        _judge(response.status_code, _decoded(response.content), import_ids)
+def _as_row(item: Any) -> Row:
+    if not isinstance(item, dict):
+        raise RedcapUnavailable("redcap_strange_answer", "an export with something that is no row")
+    return item
+
+
+def _holds(row: Any, names: Sequence[str]) -> bool:
+    """Whether this is an object with text under each of these names."""
+    return isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
 
 
 def _judge(status: int, text: str, import_ids: set[str] | None) -> None:
@@ -372,7 +391,7 @@ def _error_message(text: str) -> str | None:
         return text.removeprefix("ERROR:").lstrip()
     try:
         answer = json.loads(text) if text.startswith("{") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return str(answer["error"]) if isinstance(answer, dict) and "error" in answer else None
 
@@ -402,7 +421,7 @@ def _row_reasons(message: str, sent: set[str]) -> dict[str, str]:
     The value is left out: it is what somebody stored.
     """
     reasons: dict[str, str] = {}
-    for cells in csv.reader(io.StringIO(message)):
+    for cells in _lines_of_cells(message):
         # Longitudinal projects have named the row "7 (enrolment_arm_1)" (sibispy reads both forms).
         record = (
             next((name for name in (cells[0], cells[0].rpartition(" (")[0]) if name in sent), None)
@@ -415,10 +434,38 @@ def _row_reasons(message: str, sent: set[str]) -> dict[str, str]:
     return reasons
 
 
+def _lines_of_cells(message: str) -> Iterator[list[str]]:
+    """A message read as CSV, as far as it goes: what cannot be read is REDCap's refusal still, but names no row.
+
+    csv refuses a lone CR, which `newline=None` takes for the end of a line, and a cell of more than 131,072
+    characters (CPython, Modules/_csv.c).
+    """
+    with suppress(csv.Error):
+        yield from csv.reader(io.StringIO(message, newline=None))
+
+
+# What is shown is 300 characters; a megabyte would keep the expressions below busy for minutes.
+MOST_SCRUBBED = 2_000
+_STRAIGHT = str.maketrans(dict.fromkeys("“”„‟«»″「」『』", '"') | dict.fromkeys("‘’‚‛‹›′`´", "'"))
+_NO_WORDS_OF_REDCAPS = (
+    re.compile(r"[0-9A-Fa-f]{32,}"),  # a token, another's too
+    re.compile(r'"[^"]*(?:"|$)'),
+    re.compile(r"(?<!\w)'.*?(?:'(?!\w)|$)", re.DOTALL),  # no apostrophe: that stands within or behind a word
+    re.compile(r"\S*@\S*"),
+    re.compile(r"[+(]*\d(?:[\W_]{0,4}\d){6,}"),  # a number, whatever its digits are parted by
+)
+
+
 def scrubbed(message: str) -> str:
-    """A message of REDCap's without what may be somebody's data: quoted values, numbers, addresses."""
-    message = re.sub(r"<[^>]*>", " ", message)
-    message = re.sub(r'"[^"]*"', "…", message)
-    message = re.sub(r"\S+@\S+", "…", message)
-    message = re.sub(r"\+?\d[\d ().:/-]{5,}\d", "…", message)
+    """A message of REDCap's without what may be somebody's data: quoted values, numbers, addresses.
+
+    Spellings are made alike first (Unicode Standard Annex 15, NFKC): a non-breaking space becomes a space, a wide
+    digit a digit.
+    """
+    message = html.unescape(message[:MOST_SCRUBBED]).translate(_STRAIGHT)
+    # Not our own mark of what was left out, which would become three dots.
+    message = "…".join(unicodedata.normalize("NFKC", part) for part in message.split("…"))
+    message = re.sub(r"<[^<>]*>", " ", message)
+    for form in _NO_WORDS_OF_REDCAPS:
+        message = form.sub("…", message)
     return " ".join(message.split())[:300]

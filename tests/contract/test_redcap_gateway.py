@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,12 +114,12 @@ def made(server: RedcapSimulator, redis: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def scripted() -> Iterator[Any]:
-    """Makes a client that gets this body, with status 200."""
+    """Makes a client that gets this body, with this status."""
     sessions: list[requests.Session] = []
 
-    def make(body: str | bytes) -> RedcapClient:
+    def make(body: str | bytes, status: int = 200) -> RedcapClient:
         sessions.append(requests.Session())
-        sessions[-1].mount("https://", _Scripted(body if isinstance(body, bytes) else body.encode()))
+        sessions[-1].mount("https://", _Scripted(body if isinstance(body, bytes) else body.encode(), status))
         return RedcapClient(
             "https://redcap.example.edu/api/", REDCAP_TOKEN, limiter=Limiter(), session=sessions[-1]
         )
@@ -129,12 +130,12 @@ def scripted() -> Iterator[Any]:
 
 
 class _Scripted(BaseAdapter):
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, status: int) -> None:
         super().__init__()
-        self._body = body
+        self._body, self._status = body, status
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
-        raw = HTTPResponse(io.BytesIO(self._body), status=200, preload_content=False)
+        raw = HTTPResponse(io.BytesIO(self._body), status=self._status, preload_content=False)
         return HTTPAdapter().build_response(request, raw)
 
     def close(self) -> None:
@@ -417,7 +418,64 @@ class TestAnswersThatAreNone:
             list(gateway.client.export_all(FIELDS))
 
 
+@pytest.mark.parametrize(
+    ("body", "ask"),
+    [
+        ('[{"record_id": "1"}, null]', lambda client: list(client.export_all(FIELDS))),
+        ("[" * 200_000, lambda client: client.export(FIELDS)),
+        ('{"error"' + "[" * 200_000, lambda client: client.structure_list("metadata")),
+        ('[{"field_name": "record_id"}]',
+         lambda client: client.structure_list("metadata", "field_name", "field_type")),
+        ('[{"field_name": ["record_id"]}]', lambda client: client.structure_list("metadata", "field_name")),
+        ('[{"field_name": null}]', lambda client: client.structure_list("metadata", "field_name")),
+        ("no version", lambda client: client.version()),
+    ],
+    ids=["null among rows", "brackets", "brackets of an error", "lacking", "list", "null", "version"],
+)  # fmt: skip
+def test_an_answer_of_a_wrong_shape_is_none(scripted: Any, body: str, ask: Any) -> None:
+    with pytest.raises(RedcapUnavailable) as caught:
+        ask(scripted(body))
+    assert caught.value.code == "redcap_strange_answer"
+
+
+EACH_WAY = [
+    lambda client: client.structure_object("project"), lambda client: client.export(FIELDS),
+    lambda client: list(client.export_all(FIELDS)), lambda client: client.version(),
+    lambda client: client.import_rows([{"record_id": "1"}], "record_id"),
+]  # fmt: skip
+
+
 class TestRefusals:
+    @pytest.mark.parametrize("status", [200, 400, 403])
+    @pytest.mark.parametrize("ask", EACH_WAY)
+    def test_a_token_that_is_repeated_goes_no_further(self, scripted: Any, status: int, ask: Any) -> None:
+        client = scripted(json.dumps({"error": "Blocked: token=t0ken-of-our-own&format=json"}), status)
+        client._token = "T0KEN-of-our-own"
+        with pytest.raises(RedcapRefused, match="token=…&format=json") as caught:
+            ask(client)
+        assert "own" not in str(caught.value)
+
+    def test_a_reason_with_a_lone_cr_is_read(self, scripted: Any) -> None:
+        lines = '"1","sms_opt_out_at","x","Line one\rline two"\r"2","sms_opt_out_at","y","Locked"'
+        with pytest.raises(RowsRefused) as caught:
+            scripted(json.dumps({"error": lines}), 400).import_rows(
+                [{"record_id": "1"}, {"record_id": "2"}], "record_id"
+            )
+        assert caught.value.reasons == {
+            "1": "sms_opt_out_at: Line one line two", "2": "sms_opt_out_at: Locked",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("message", "shown"),
+        [("Error in record\rPlease try", "in record Please"), ('"' + "y" * 140_000, "…")],
+    )
+    def test_a_refusal_that_is_no_csv_is_one_that_names_no_row(
+        self, scripted: Any, message: str, shown: str
+    ) -> None:
+        with pytest.raises(RedcapRefused, match=shown) as caught:
+            scripted(json.dumps({"error": message}), 400).import_rows([{"record_id": "1"}], "record_id")
+        assert caught.value.code == "redcap_refused"
+
     def test_a_wrong_token_is_forbidden_and_never_repeated(self, made: Any) -> None:
         gateway = made()
         client = gateway.client_with("F" * 32)
@@ -428,11 +486,7 @@ class TestRefusals:
         assert gateway.limiter.turns == 1
         client._session.close()
 
-    @pytest.mark.parametrize("ask", [
-        lambda client: client.structure_object("project"), lambda client: client.export(FIELDS),
-        lambda client: list(client.export_all(FIELDS)), lambda client: client.version(),
-        lambda client: client.import_rows([{"record_id": "1"}], "record_id"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize("ask", EACH_WAY)
     def test_an_error_is_one_whatever_the_status_says(self, made: Any, ask: Any) -> None:
         gateway = made()
         gateway.simulator.faults.add("error_200", times=None)
@@ -544,6 +598,26 @@ class TestScrubbing:
             ("write to pat@example.org please", "write to … please"),
             ("<b>no</b>", "no"),
             ("Record is locked", "Record is locked"),
+            (
+                "This record has been locked, and can't be changed",
+                "This record has been locked, and can't be changed",
+            ),
+            ("The users' rights don't suffice for record 7", "The users' rights don't suffice for record 7"),
+            ("The value 'Pat Example' is not valid", "The value … is not valid"),
+            ("The value 'Pat O'Brien' is not valid", "The value … is not valid"),
+            ("“Pat”, „Pat“, «Pat», ‘Pat’, ‚Pat‘ and ‹Pat› are not", "…, …, …, …, … and … are not"),
+            ("&quot;Pat&quot; and &#39;Pat&#39; are not", "… and … are not"),
+            ('It begins "Pat Exam', "It begins …"),
+            ("It begins 'Pat Exam", "It begins …"),
+            ("The token 9f8e7d6c5b4a39281706f5e4d3c2b1a0 is gone", "The token … is gone"),
+            ("with 415–555–0199 it", "with … it"),
+            ("with 415\u00a0555\u00a00199 it", "with … it"),
+            ("with (415)&nbsp;555&#8209;0199 it", "with … it"),
+            ("with +1 (415)\u00a0555-0199 it", "with … it"),
+            ("with 415'555'0199 it", "with … it"),
+            ("with 415<i>555</i>0199 it", "with … it"),
+            ("with ４１５５５５０１９９ it", "with … it"),
+            ("with 555-0199 it", "with … it"),
         ],
     )
     def test_what_may_be_somebody_s_data_is_taken_out(self, message: str, shown: str) -> None:
@@ -551,3 +625,14 @@ class TestScrubbing:
 
     def test_a_long_message_is_cut(self) -> None:
         assert len(scrubbed("no " * 500)) == 300
+
+    def test_a_megabyte_is_cut_before_anything_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looked_at: list[str] = []
+
+        def look(_mark: str, text: str) -> str:
+            looked_at.append(text)
+            return text
+
+        monkeypatch.setattr(module, "_NO_WORDS_OF_REDCAPS", [SimpleNamespace(sub=look)])
+        scrubbed("a" * 1_000_000)
+        assert [len(text) for text in looked_at] == [module.MOST_SCRUBBED]
