@@ -10,8 +10,30 @@ from typing import Any
 
 import structlog
 
-# A safety net below the rule that nobody logs a number: E.164, and North American spellings.
-_PHONE = re.compile(r"(?<![\w-])(?:\+\d[\d ().-]{6,18}\d|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|\d{10,11})(?![\w-])")
+# A safety net below the rule that nobody logs a number, in the spellings that people and programs give one. Between
+# its digits: space, dot, dash or slash of any kind, brackets, a space as forms or URLs write it, and the non-breaking
+# one as Python's repr does. A line break is none of these: the number of a traceback's line would become one's head.
+_GAP = (
+    r"(?:[ \t\u00a0\u2000-\u200b\u202f\u2060\u3000.\-\u2010-\u2015\u2212/\u00b7()+]"
+    r"|%20|%2[89DEF]|\\xa0|\\u00a0|\\u20[01][0-9a-f])"
+)
+# Neither within a word, such as a SID, nor behind its hyphen; nor a decimal's fraction, or what has one.
+_BEGIN = r"(?<![^\W_])(?<![^\W_]-)(?<!\d\.)"
+_END = r"(?![^\W_]|-[^\W_]|\.\d{3})"
+_DATE = r"\d\d?[./-]\d\d?[./-]\d"
+_PHONE = re.compile(
+    # With "+", also as URLs write it (once or twice), up to E.164's 15 digits.
+    rf"(?:(?<![^\W_])\+|%(?:25)?2B)\d(?:{_GAP}{{0,3}}\d){{6,14}}"
+    # With the international prefix 00.
+    rf"|{_BEGIN}00[1-9](?:{_GAP}{{0,3}}\d){{7,14}}{_END}"
+    # North American: three, three and four digits, with or without a 1 in front.
+    rf"|{_BEGIN}(?:1{_GAP}{{0,2}})?\(?\d{{3}}\)?{_GAP}{{0,2}}\d{{3}}{_GAP}{{0,2}}\d{{4}}{_END}"
+    # As written within a country that dials 0 first: at least nine digits in groups.
+    rf"|{_BEGIN}(?!{_DATE})(?=\(?0(?:{_GAP}{{0,2}}\d){{8}})\(?0[1-9]\d{{0,3}}(?:{_GAP}{{1,2}}\d{{2,8}}){{1,4}}{_END}"
+    # Nothing but digits.
+    rf"|{_BEGIN}\d{{10,12}}{_END}",
+    re.IGNORECASE,
+)
 
 # These write what we must not keep: twilio.http_client logs the To and From filters of each request at
 # INFO, the others repeat addresses and URLs at DEBUG. Source: twilio-python 9.13, http_client.py.
