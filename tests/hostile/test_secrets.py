@@ -159,6 +159,10 @@ class TestConfigErrors:
         {"projects": {"asthma": project_table(forward_url=f"https://u:{SMTP_PASSWORD}@redcap.example.edu/")}},
         {"projects": {"asthma": project_table(phone_field=REDCAP_TOKEN)}},
         {"projects": {"asthma": project_table(token=REDCAP_TOKEN)}},
+        {"projects": {"asthma": project_table(redcap_token=f"env:{REDCAP_TOKEN}")}},
+        {"projects": {"asthma": project_table(redcap_token=f"file:{REDCAP_TOKEN}")}},
+        {"twilio": {"main": {"account_sid": ACCOUNT_SID, "auth_token": ["env:X", f"env:a{AUTH_TOKEN[1:]}"]}}},
+        {"smtp": {"sender": "a@example.edu", "url": f"env:smtp://user:{SMTP_PASSWORD_QUOTED}@host"}},
     )  # fmt: skip
 
     @pytest.mark.parametrize("changes", WRONG)
@@ -194,6 +198,26 @@ def test_no_process_repeats_a_password_that_was_not_encoded(entry_point: str, va
     assert f"{variable}: cannot be read as an address" in done.stderr
     said = done.stdout + done.stderr
     assert [piece for piece in (*REDIS_PASSWORD.split("/"), "Traceback") if piece in said] == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_a_worker_whose_hash_key_is_no_text_does_not_start_and_says_why(
+    encoding: str, tmp_path: Path
+) -> None:
+    """Celery logs what a receiver of its signals raises with its repr, and goes on."""
+    key = tmp_path / "hash_key"
+    key.write_bytes(f"{HASH_KEY}-\u00fc".encode(encoding))
+    path = tmp_path / "config.toml"
+    path.write_text((ROOT / "config.example.toml").read_text().replace("env:OPTOUT_HASH_KEY", f"file:{key}"))
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-q", "-A", "worker.celery_app", "worker"],
+        cwd=ROOT, env=os.environ | {"OPTOUT_CONFIG": str(path), "OPTOUT_REDIS_URL": "redis://127.0.0.1:1/0"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert f"file:{key} is not UTF-8: save it as UTF-8" in done.stderr
+    assert [piece for piece in ("hashed", "h\\x00a", "h\0a", "Traceback") if piece in said] == []
 
 
 class Locked(Platform):
