@@ -54,10 +54,13 @@ COPY web web
 COPY deploy/granian-log.json deploy/
 RUN python -m compileall -q .
 ENV GRANIAN_LOG_CONFIG=/app/deploy/granian-log.json
+# As in Procfile. Backpressure counts connections, idle ones included; what 4,096 can hold (32 KiB of headers, 64 KiB of a
+# body) stays below the memory limit, measured at 640 MB. As many more wait in the backlog.
 USER 10001:10001
 EXPOSE 8000
 CMD ["granian", "--interface", "asginl", "--http", "1", "--no-ws", "--runtime-mode", "st", \
      "--http1-header-read-timeout", "10000", "--http1-buffer-size", "32768", \
+     "--backlog", "4096", "--backpressure", "4096", \
      "--host", "0.0.0.0", "--port", "8000", "web.asgi:app"]
 
 FROM runtime AS worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -21,12 +22,14 @@ from redis.exceptions import RedisError
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REDIS_CONF = ROOT / "deploy" / "redis.conf"
-# The web server's options, as in Procfile and Dockerfile: whole requests (web.whole_requests), HTTP/1 only, no
-# patience with slow headers, little room for long ones.
-SERVER_OPTIONS = [
-    "--interface", "asginl", "--http", "1", "--no-ws", "--runtime-mode", "st",
-    "--http1-header-read-timeout", "10000", "--http1-buffer-size", "32768",
-]  # fmt: skip
+
+
+def server_options() -> list[str]:
+    """The web server's options, as Procfile has them: whole requests (web.whole_requests), HTTP/1 only, no patience
+    with slow headers, little room for long ones, many connections."""
+    [web] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith("web:")]
+    words = shlex.split(web)
+    return words[words.index("--interface") : words.index("--host")]
 
 
 def free_port() -> int:
@@ -159,7 +162,7 @@ class Platform:
             "redis": [valkey_binary(), str(REDIS_CONF), "--port", str(self.redis_port), "--bind", "127.0.0.1",
                       "--dir", str(data)],
             "web": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
-                    *SERVER_OPTIONS, "--port", str(self.web_port), "web.asgi:app"],
+                    *server_options(), "--port", str(self.web_port), "web.asgi:app"],
             "worker": [*celery, "worker"],
             "beat": [*celery, "beat"],
             "flower": [*celery, "flower", f"--conf={ROOT / 'deploy' / 'flowerconfig.py'}",
