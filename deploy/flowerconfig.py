@@ -11,7 +11,8 @@ read_only = True
 tasks_columns = "name,args,state,received,runtime,result,worker,uuid"
 max_tasks = 10_000
 natural_time = False
-# "user:password", of pages and API alike; without it the API is closed, the pages are open: loopback only.
+# "user:password", of pages and API alike; without it the API is closed, the pages are open. Flower never asks for it
+# at /metrics (names and counts of workers and tasks) and /healthcheck. So it listens on loopback only, in any case.
 if login := setting("OPTOUT_FLOWER_LOGIN"):
     basic_auth = [login]
 

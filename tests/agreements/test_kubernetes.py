@@ -174,3 +174,21 @@ def test_nothing_may_talk_unless_a_policy_says_so() -> None:
         name for name, spec in policies.items() for rule in spec.get("egress", []) if "to" not in rule
     ]
     assert everywhere == ["worker"]
+
+
+def test_the_worker_may_go_out_by_the_ports_that_the_page_for_reviewers_lists() -> None:
+    rows = re.findall(r"^\| worker \| .+? \| ([^|]+) \|", (ROOT / "docs" / "security.md").read_text(), re.M)
+    listed = {int(port) for row in rows for port in re.findall(r"\d+", row)}
+    [policy] = [
+        d["spec"]
+        for _, d in documents()
+        if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == "worker"
+    ]
+    [rule] = policy["egress"]
+    assert {port["port"] for port in rule["ports"]} == listed
+
+
+def test_our_own_images_are_named_by_a_version() -> None:
+    ours = [each for each in kustomization()["images"] if each["name"].startswith("optout-")]
+    assert len(ours) == 2
+    assert all(re.fullmatch(r"\d[\w.]+", each["newTag"]) for each in ours)

@@ -73,6 +73,20 @@ def test_its_folder_is_closed_and_its_files_can_be_read_by_the_containers(tmp_pa
     assert [path for path in folder.rglob("*") if not path.stat().st_mode & 0o004] == []
 
 
+def test_what_is_taken_over_for_kubernetes_is_closed_also_over_an_older_copy(tmp_path: Path) -> None:
+    make_deployment(tmp_path)
+    kubernetes = tmp_path / "deploy" / "kubernetes"
+    (kubernetes / "secrets").mkdir(parents=True)
+    (kubernetes / "secrets" / "hash_key").touch(0o644)
+    page = (ROOT / "docs" / "operations.md").read_text().split("## Kubernetes")[1]
+    commands = page.split("```console\n")[1].split("```")[0]
+    subprocess.run(["bash", "-ec", f"umask 022\n{commands}"], cwd=tmp_path, check=True)
+    copied = [kubernetes / "secrets", *(kubernetes / "secrets").rglob("*")]
+    assert (kubernetes / "secrets" / "twilio" / "main").is_file()
+    assert (kubernetes / "config.toml").is_file()
+    assert [path for path in copied if path.stat().st_mode & 0o077] == []
+
+
 def test_every_deployment_gets_secrets_of_its_own(tmp_path: Path) -> None:
     made = set()
     for name in ("one", "two"):
