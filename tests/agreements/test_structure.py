@@ -23,6 +23,7 @@ from tests.builders import config
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
 from web.app import build_services, create_app
+from worker.task_log import DiscreetTask
 from worker.twilio import REDACTED_DIGITS
 
 PACKAGES = ("shared", "web", "worker")
@@ -177,6 +178,9 @@ class TestTasks:
         assert conf.worker_prefetch_multiplier == 1
         longest = max(app.tasks[name.value].time_limit for name in TaskName)
         assert conf.broker_transport_options["visibility_timeout"] > longest
+
+    def test_what_fails_is_told_by_its_type_in_every_task(self, app: Any) -> None:
+        assert all(isinstance(app.tasks[name.value], DiscreetTask) for name in TaskName)
 
     def test_each_step_is_a_file_and_a_function_named_like_its_task(self) -> None:
         steps = {path.stem for path in (ROOT / "worker" / "steps").glob("*.py")} - {"__init__"}

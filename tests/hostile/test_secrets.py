@@ -220,6 +220,24 @@ def test_a_worker_whose_hash_key_is_no_text_does_not_start_and_says_why(
     assert [piece for piece in ("hashed", "h\\x00a", "h\0a", "Traceback") if piece in said] == []
 
 
+def test_a_worker_that_cannot_start_for_another_reason_names_its_type_alone() -> None:
+    script = f"""
+import worker.celery_app as module
+def services():
+    raise ValueError({HASH_KEY!r})
+module.services = services
+module.worker_init.send(sender=None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, env=os.environ | {"OPTOUT_REDIS_URL": "redis://127.0.0.1:1/0"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the worker cannot start: ValueError" in done.stderr
+    assert found({"said": done.stdout + done.stderr}) == []
+
+
 class Locked(Platform):
     """A platform whose Redis wants a password, which everybody gets with its address."""
 

@@ -20,7 +20,6 @@ from shared.queue import TaskName
 from tests import builders
 from worker import task_log
 from worker.notice import report_templates
-from worker.tasks import register
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +130,3 @@ def test_what_is_ours_or_celery_s_passes_as_it_is(error: BaseException) -> None:
 def test_what_passes_tells_nothing_of_what_it_came_from(error: BaseException) -> None:
     assert "geheim" not in repr(error)
     assert "UnicodeEncodeError" not in "".join(traceback.format_exception(left_of(error)))
-
-
-def test_every_task_of_ours_is_discreet() -> None:
-    app = Celery("optout", set_as_current=False)
-    register(app, lambda: pytest.fail("not needed"))
-    assert all(isinstance(app.tasks[name], task_log.DiscreetTask) for name in TaskName)
