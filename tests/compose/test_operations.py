@@ -79,6 +79,11 @@ def test_flower_asks_for_a_login_on_pages_and_api(stack: Stack, path: str) -> No
     assert requests.get(stack.flower_url + path, auth=("demo", "demo"), timeout=10).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/healthcheck"])
+def test_flower_asks_for_none_elsewhere_which_is_why_it_stays_on_loopback(stack: Stack, path: str) -> None:
+    assert requests.get(stack.flower_url + path, timeout=10).status_code == 200
+
+
 def test_flower_looks_and_does_not_touch(stack: Stack) -> None:
     """Read-only: even with the login nobody can stop a worker or start a task."""
     for path in ("/api/worker/shutdown/celery@worker", "/api/task/async-apply/optout.sweep"):
@@ -221,6 +226,66 @@ def test_tls_ends_at_the_proxy_and_signatures_still_verify(stack: Stack) -> None
         log = stack.compose("logs", "--no-log-prefix", "proxy")
     assert "/twilio/inbound" in log
     assert number[1:] not in log
+    stack.expect_opted_out([record])
+
+
+# For a container, whose address is not this machine's: requests whose bodies do not end. Tells how many are refused.
+SENDS_SLOWLY = """
+import socket, ssl, sys, time
+trust = ssl.create_default_context()
+trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+head = b"POST /twilio/inbound HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 60000\\r\\n\\r\\na"
+sending, refused = [], 0
+def send_a_byte_each():
+    global refused
+    for each in list(sending):
+        try:
+            each.send(b"b")
+            answer = each.recv(100)
+        except ssl.SSLWantReadError:
+            continue
+        except OSError:
+            answer = b""
+        sending.remove(each)
+        refused += b" 503 " in answer
+for number in range(300):
+    each = trust.wrap_socket(socket.create_connection(("proxy", 8443), 30))
+    each.send(head)
+    each.setblocking(False)
+    sending.append(each)
+    if number % 20 == 0:
+        send_a_byte_each()
+for _ in range(30):
+    send_a_byte_each()
+    if refused >= 150:
+        break
+    time.sleep(1)
+print(refused, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_slow_senders_at_the_tls_proxy_are_refused_and_keep_no_genuine_request_out(stack: Stack) -> None:
+    """300 of one address, of which 128 may: nginx would wait for each as long as a byte comes now and then."""
+    [record] = stack.enrol(1)
+    message, _ = stack.twilio.inbound(from_=fictional_phone(int(record)), service=SERVICE_SID)
+    message.opt_out_type = "STOP"
+    signed = form_request(f"{PUBLIC_URL}/twilio/inbound", inbound_parameters(message), AUTH_TOKEN)
+    with stack.with_files(BASE, TLS):
+        stack.compose("up", "--detach", "--wait", "--scale", "web=2")
+        slow = subprocess.Popen(
+            ["docker", "compose", "run", "--rm", "--no-deps", "-T", "simulators", "python", "-c", SENDS_SLOWLY],
+            env=stack.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stdin=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            assert slow.stdout
+            assert int(slow.stdout.readline()) >= 150
+            answers = [
+                over_tls(stack, "POST", "/twilio/inbound", signed.body, signed.headers) for _ in range(5)
+            ]
+        finally:
+            slow.communicate()  # closes its input, which ends it
+    assert answers == [200] * 5
     stack.expect_opted_out([record])
 
 
