@@ -5,7 +5,7 @@ The scripts use keys that they derive from their arguments, so Redis must not be
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -506,20 +506,26 @@ class Ledger:
 
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
-    def intend(self, project: str, writes: dict[str, str], *, now: datetime) -> None:
-        """Note that a write has begun for each phone hash, on behalf of an event id.
+    def intend(
+        self, project: str, writes: dict[str, str], *, looked_at: Collection[str] = (), now: datetime
+    ) -> list[str]:
+        """Note that a write has begun for each phone hash, on behalf of an event id; all or none.
 
-        The phone is pending from now on in any case: another updater may have settled it meanwhile (a lost
-        lock), and what this write leaves in REDCap has to be looked at again even if this process dies.
+        Answers the phones that stand in the way: their latest change is another by now, or, of those whose begun
+        writes were `looked_at`, a further one has begun (in both cases we stood still, and lost the lock).
+
+        The phone is pending from now on in any case: another updater may have settled it meanwhile, and what
+        this write leaves in REDCap has to be looked at again even if this process dies.
         """
         if not writes:
-            return
+            return []
         now_ms = milliseconds(now)
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.intents(project), mapping=writes)
-            pipe.zadd(keys.pending(project), dict.fromkeys(writes, now_ms), nx=True)
-            pipe.zadd(keys.DUE, {f"update|{project}|": now_ms + FIRST_PAUSE_MS}, nx=True)
-            pipe.execute()
+        each = [(phone, event_id, "1" if phone in looked_at else "") for phone, event_id in writes.items()]
+        outdated = self._scripts["intend"](
+            keys=[keys.intents(project), keys.status(project), keys.pending(project), keys.DUE],
+            args=[project, now_ms, now_ms + FIRST_PAUSE_MS, *(part for parts in each for part in parts)],
+        )
+        return list(outdated)
 
     def forget_intent(self, project: str, phone: str) -> None:
         """Take back the note that a write has begun."""

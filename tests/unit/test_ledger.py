@@ -339,6 +339,27 @@ class TestSettle:
         assert ledger.intents("asthma", [PHONE]) == {PHONE: second.event_id}
 
 
+    def test_no_write_begins_for_what_is_no_longer_the_latest_change(self, ledger: Ledger) -> None:
+        first, second, other = stop(0), start(1), opt_out_event("+16505559999", when=NOON)
+        accept(ledger, first, second, other)
+        writes = {PHONE: first.event_id, other.phone_hash: other.event_id}
+        assert ledger.intend("asthma", writes, now=NOON) == [PHONE]
+        assert ledger.intents("asthma", [PHONE, other.phone_hash]) == {}
+        assert ledger.intend("asthma", writes | {PHONE: second.event_id}, now=NOON) == []
+        assert set(ledger.intents("asthma", [PHONE, other.phone_hash])) == {PHONE, other.phone_hash}
+
+    def test_a_begun_write_that_nobody_has_looked_at_is_not_replaced(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(1)
+        accept(ledger, first)
+        ledger.intend("asthma", {PHONE: first.event_id}, now=NOON)
+        accept(ledger, second)
+        writes = {PHONE: second.event_id}
+        assert ledger.intend("asthma", writes, looked_at=[PHONE], now=NOON) == [PHONE]
+        assert ledger.intents("asthma", [PHONE]) == {PHONE: first.event_id}
+        ledger.forget_intent("asthma", PHONE)
+        assert ledger.intend("asthma", writes, looked_at=[PHONE], now=NOON) == []
+
+
 class TestReopen:
     def test_an_ended_event_starts_again(self, ledger: Ledger) -> None:
         event = stop()

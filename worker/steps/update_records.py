@@ -7,7 +7,7 @@ a lone STOP is written at once, a storm of thousands costs a handful of requests
 
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import ceil
@@ -251,13 +251,22 @@ class _Round:
     def _write_and_settle(
         self, texts: dict[str, str], holders: dict[str, list[RecordState]], records: dict[str, RecordState]
     ) -> None:
+        """Write, and end the events; without those of which something newer came after they were read."""
         statuses = {phone: Status.decode(text) for phone, text in texts.items()}
         # As they are now: what another updater has written meanwhile, it may not live to tell.
         intents = self._ledger.intents(self._project, list(texts))
         states = {state.record_id: state for group in holders.values() for state in group}
         known = self._known(statuses, states)
         deciding = _deciding(known, states)
-        written = self._write(records, deciding, known)
+        groups = self._gateway.rows_to_write(
+            {record: (records[record], status) for record, status in deciding.items()}
+        )
+        if outdated := self._intend(groups, records, deciding, known, own=texts):
+            # They stay pending, and are read anew in the next round.
+            rest = {phone: text for phone, text in texts.items() if phone not in outdated}
+            self._write_and_settle(rest, {phone: holders[phone] for phone in rest}, records)
+            return
+        written = self._write(groups, records, deciding)
         outcomes = [
             self._outcome(phone, status, texts[phone], holders[phone], written, deciding, intents)
             for phone, status in statuses.items()
@@ -303,29 +312,36 @@ class _Round:
         stored = self._ledger.statuses(self._project, sorted(others))
         return statuses | {phone: Status.decode(text) for phone, text in stored.items()}
 
-    def _write(
+    def _intend(
         self,
+        groups: Sequence[list[ImportRow]],
         records: Mapping[str, RecordState],
         deciding: dict[str, Status],
         known: dict[str, Status],
+        *,
+        own: Collection[str],
+    ) -> list[str]:
+        """Note the writes before they begin. Answers the phones that stand in the way.
+
+        So the change that reached REDCap is still told after a crash; also that of a phone that is not pending yet,
+        which is written along with another's.
+        """
+        id_field = self._gateway.target.id_field
+        writes = {
+            phone: deciding[record].event_id
+            for record in {row[id_field] for rows in groups for row in rows}
+            for phone in records[record].phones
+            if known.get(phone) == deciding[record]
+        }
+        return self._ledger.intend(self._project, writes, looked_at=own, now=self._services.now())
+
+    def _write(
+        self,
+        groups: Sequence[list[ImportRow]],
+        records: Mapping[str, RecordState],
+        deciding: dict[str, Status],
     ) -> _Written:
-        groups = self._gateway.rows_to_write(
-            {record: (records[record], status) for record, status in deciding.items()}
-        )
-        written, id_field = _Written(), self._gateway.target.id_field
-        differing = {row[id_field] for rows in groups for row in rows}
-        # Noted before the write, so that after a crash the change that reached REDCap is still told; also for a
-        # phone that is not pending yet, whose change is written along with another's.
-        self._ledger.intend(
-            self._project,
-            {
-                phone: deciding[record].event_id
-                for record in differing
-                for phone in records[record].phones
-                if known.get(phone) == deciding[record]
-            },
-            now=self._services.now(),
-        )
+        written = _Written()
         _Imports(self._gateway, written).run(groups)
         if written.refused:
             # Is it these records, or has the field changed? Raises ProjectProblem if so: nothing is settled.
