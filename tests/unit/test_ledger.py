@@ -338,7 +338,6 @@ class TestSettle:
         settle(ledger, outcome(first, State.SUPERSEDED))
         assert ledger.intents("asthma", [PHONE]) == {PHONE: second.event_id}
 
-
     def test_no_write_begins_for_what_is_no_longer_the_latest_change(self, ledger: Ledger) -> None:
         first, second, other = stop(0), start(1), opt_out_event("+16505559999", when=NOON)
         accept(ledger, first, second, other)
