@@ -1,7 +1,10 @@
 """What Celery on Redis needs so that a worker outlives every trouble of its broker."""
 
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
+from celery.concurrency import asynpool
 from kombu.transport import redis
 
 
@@ -35,6 +38,48 @@ class PatientQoS(redis.QoS):
             super().reject(delivery_tag, requeue=requeue)
 
 
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """A child's answer that has come in part."""
+
+    process: object
+    rest: Generator[None, None, None] | None = None
+
+
+class PatientResultHandler(asynpool.ResultHandler):
+    """Reads the answers of the worker's children; one that has come in part is read on after a lost connection.
+
+    When the connection is lost, Celery 5.7 starts its event loop anew, and forgets what has come in part (longer
+    answers do: those of tasks that failed, with their traceback). The rest of it then passes for the beginning of
+    another, upon which the main loop ends ("Unrecoverable error: UnpicklingError"), and the process stays, without
+    consuming anything. Source: celery/worker/loops.py (hub.reset) and celery/concurrency/asynpool.py.
+    """
+
+    fileno_to_outq: dict[int, object]  # the processes, by the descriptor of their answers
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begun: dict[int, _Reading] = {}
+
+    def _recv_message(self, add_reader: Callable[..., Any], fd: int, callback: Callable[..., Any]) -> Any:
+        """What reads an answer: that which has begun, of the same process, else a new one."""
+        process, reading = self.fileno_to_outq.get(fd), self._begun.get(fd)
+        if reading is None or reading.process is not process:
+            reading = self._begun[fd] = _Reading(process)
+            reading.rest = self._read(reading, add_reader, fd, callback)
+        return reading.rest
+
+    def _read(
+        self, reading: _Reading, add_reader: Callable[..., Any], fd: int, callback: Callable[..., Any]
+    ) -> Generator[None, None, None]:
+        try:
+            yield from super()._recv_message(add_reader, fd, callback)  # type: ignore[misc]  # not in its stubs
+        finally:
+            if self._begun.get(fd) is reading:
+                del self._begun[fd]
+
+
 def outlive_lost_connections() -> None:
-    """Use `PatientQoS` in this process."""
+    """Use both in this process."""
     redis.Channel.QoS = PatientQoS
+    asynpool.AsynPool.ResultHandler = PatientResultHandler
