@@ -70,9 +70,8 @@ def events() -> Response:
     if refused and not own:
         raise refused[0]
     _store("events", own)
-    for (
-        error
-    ) in refused:  # they do not keep the others out: a whole batch that is refused does not come again
+    # They do not keep the others out: a whole batch that is refused does not come again.
+    for error in refused:
         _note_refusal(error.status, error.reason)
     return _twiml(SILENCE)
 

@@ -158,4 +158,4 @@ def _refusal(status: int) -> Answer:
 
 
 def _no_write(_data: bytes) -> None:
-    raise NotImplementedError("the application answers by what it returns")
+    raise RuntimeError("the application answers by what it returns, never by write()")

@@ -45,9 +45,8 @@ def _note_configured(project: str, services: Services, *, back: bool) -> None:
     if back:
         replayed = _take_up_again(project, services)
         log.warning("project_put_back", project=project, replayed=replayed)
-    services.redis.hset(
-        keys.PROJECTS, project, ""
-    )  # last, so that a crash before leaves it to the next sweep
+    # Last, so that a crash before leaves it to the next sweep.
+    services.redis.hset(keys.PROJECTS, project, "")
 
 
 def _take_up_again(project: str, services: Services) -> int:

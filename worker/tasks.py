@@ -21,43 +21,31 @@ from worker.steps.send_email import send_email
 from worker.steps.sweep import sweep
 from worker.steps.update_records import update_records
 
-# A lookup may build the index of a large project: two exports of five minutes each, at the worst.
-SOFT_LIMIT_SECONDS, HARD_LIMIT_SECONDS = 900, 960
+
+class _Step(task_log.DiscreetTask):
+    """A lookup may build the index of a large project: two exports of five minutes each, at the worst."""
+
+    soft_time_limit, time_limit = 900, 960
 
 
 def register(app: Celery, services: Callable[[], Services]) -> None:
     """Register the tasks with an application. `services()` is called in each worker process, on first use."""
     task_log.connect()
 
-    @app.task(
-        base=task_log.DiscreetTask,
-        name=TaskName.LOOKUP,
-        soft_time_limit=SOFT_LIMIT_SECONDS,
-        time_limit=HARD_LIMIT_SECONDS,
-    )
+    @app.task(base=_Step, name=TaskName.LOOKUP)
     def _lookup(project: str, event: str) -> None:
         lookup_records(project, event, services())
 
-    @app.task(
-        base=task_log.DiscreetTask,
-        name=TaskName.UPDATE,
-        soft_time_limit=SOFT_LIMIT_SECONDS,
-        time_limit=HARD_LIMIT_SECONDS,
-    )
+    @app.task(base=_Step, name=TaskName.UPDATE)
     def _update(project: str) -> None:
         update_records(project, services())
 
-    @app.task(
-        base=task_log.DiscreetTask,
-        name=TaskName.EMAIL,
-        soft_time_limit=SOFT_LIMIT_SECONDS,
-        time_limit=HARD_LIMIT_SECONDS,
-    )
+    @app.task(base=_Step, name=TaskName.EMAIL)
     def _email(project: str, event: str) -> None:
         send_email(project, event, services())
 
     @app.task(
-        base=task_log.DiscreetTask,
+        base=_Step,
         name=TaskName.RECONCILE,
         soft_time_limit=LONGEST_TASK_SECONDS - 60,
         time_limit=LONGEST_TASK_SECONDS,
@@ -66,11 +54,6 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         begin = datetime.fromisoformat(since) if since else None
         return asdict(reconcile(project, services(), since=begin, nightly=nightly))
 
-    @app.task(
-        base=task_log.DiscreetTask,
-        name=TaskName.SWEEP,
-        soft_time_limit=SOFT_LIMIT_SECONDS,
-        time_limit=HARD_LIMIT_SECONDS,
-    )
+    @app.task(base=_Step, name=TaskName.SWEEP)
     def _sweep() -> dict[str, int]:
         return sweep(services())

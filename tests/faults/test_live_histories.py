@@ -21,20 +21,11 @@ import pytest
 from shared.events import State
 from tests.faults.scene import Scene, kill
 from tests.integration.world import Participant
+from tests.properties.test_convergence import ERRORS
 from tests.simulators.twilio import Message, Texted
 
 pytestmark = pytest.mark.timeout(600)  # one fault may be waited for longer than the usual three minutes
 
-TROUBLE = (
-    "http_500",
-    "http_503",
-    "reset",
-    "tabs_page",
-    "empty_200",
-    "memory_200",
-    "truncated",
-    "missing_rows",
-)
 FIELD, BOX = "sms_opt_out_at", "sms_opt_out___1"
 
 
@@ -115,7 +106,7 @@ class History:
     def break_redcap(self) -> None:
         kind = self.chance.choice(["export", "import", "any"])
         times, late = self.chance.randint(1, 3), self.chance.random() < 0.5
-        self.scene.redcap.faults.add(self.chance.choice(TROUBLE), kind=kind, times=times, after_commit=late)
+        self.scene.redcap.faults.add(self.chance.choice(ERRORS), kind=kind, times=times, after_commit=late)
 
     def break_mail(self) -> None:
         self.repeats += 1
