@@ -4,7 +4,7 @@ Flower shows project names and message SIDs, never a phone number: tasks carry n
 """
 
 from shared.config import setting
-from shared.log import configure_logging
+from shared.logs.setup import configure_logging
 
 # Look, do not touch: no revoking, no pool sizes, no shutdown from a web page.
 read_only = True

@@ -92,7 +92,7 @@ ENVIRONMENT = [
 CONFIGURATION_INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `python -m docs.generate` from shared/config.py: edit there. -->
+<!-- Written by `python -m docs.generate` from shared/config/__init__.py: edit there. -->
 
 One TOML file, checked as a whole when a process starts; a process does not start with a file that it understands
 only half, and says which key is wrong and how to mend it. `config.example.toml` is a place to start from, and

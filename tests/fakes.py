@@ -19,12 +19,11 @@ from fakeredis import FakeRedis
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
-from shared import keys
 from shared.config import Config
-from shared.events import Change, OptOutEvent
-from shared.intake import accept
-from shared.ledger import Accepted, Entry, Ledger
-from shared.queue import TaskName
+from shared.domain.events import Change, OptOutEvent
+from shared.ledger import Accepted, Entry, Ledger, keys
+from shared.messaging.queue import TaskName
+from shared.messaging.record_events import accept
 from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
 from worker.services import Services

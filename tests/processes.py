@@ -25,7 +25,7 @@ REDIS_CONF = ROOT / "deploy" / "redis.conf"
 
 
 def server_options() -> list[str]:
-    """The web server's options, as Procfile has them: whole requests (web.whole_requests), HTTP/1 only, no patience
+    """The web server's options, as Procfile has them: whole requests (web.request_buffering), HTTP/1 only, no waiting
     with slow headers, little room for long ones, many connections."""
     [web] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith("web:")]
     words = shlex.split(web)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from flask import Flask
 
 from shared.config import Config
+from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
-from shared.phone import PhoneHasher
-from shared.queue import Publisher
-from shared.redis_connection import RedisClient
-from web.health import health
-from web.routing import Router
-from web.signature import SignatureVerifier
-from web.tally import Later, Tally, in_a_second
-from web.webhook import webhook
+from shared.messaging.queue import Publisher
+from shared.redis_client import RedisClient
+from web.monitoring.health import health
+from web.monitoring.request_counter import Later, Tally, in_a_second
+from web.twilio.routing import Router
+from web.twilio.signature import SignatureVerifier
+from web.twilio.views import webhook
 
 
 @dataclass(frozen=True, slots=True)

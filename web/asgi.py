@@ -3,7 +3,7 @@
 `web.wsgi:app` alone is for servers that wait for a request's body themselves.
 """
 
-from web.whole_requests import WholeRequests
+from web.request_buffering import WholeRequests
 from web.wsgi import app as flask_app
 
 app = WholeRequests(flask_app)

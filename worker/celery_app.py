@@ -15,17 +15,17 @@ from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_re
 
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
-from shared.intake import publish_or_leave
-from shared.log import configure_logging
-from shared.queue import TaskName, make_celery, make_publisher
-from shared.redis_connection import connect
-from worker import heartbeat
-from worker.broker import outlive_lost_connections
-from worker.notice import report_templates
-from worker.problems import check_again_soon
+from shared.logs.setup import configure_logging
+from shared.messaging.queue import TaskName, make_celery, make_publisher
+from shared.messaging.record_events import publish_or_leave
+from shared.redis_client import connect
+from worker.mail.event_mail import report_templates
+from worker.projects.problems import check_again_soon
+from worker.runtime import heartbeat
+from worker.runtime.celery_patches import outlive_lost_connections
+from worker.runtime.tasks import register
+from worker.runtime.watchdog import Watchdog
 from worker.services import Services
-from worker.tasks import register
-from worker.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 watchdog = Watchdog()
@@ -51,7 +51,7 @@ app.conf.update(
     worker_concurrency=4,
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
-    beat_scheduler="worker.schedule:ConfiguredScheduler",
+    beat_scheduler="worker.runtime.schedule:ConfiguredScheduler",
 )
 
 

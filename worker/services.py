@@ -9,19 +9,19 @@ from urllib.parse import urlsplit
 import requests
 
 from shared.config import Config, Project
+from shared.domain.events import Notice
+from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, ProjectProblem
-from shared.events import Notice
-from shared.intake import publish_many_or_leave, publish_or_leave
 from shared.ledger import Kind, Ledger
-from shared.phone import PhoneHasher
-from shared.queue import BulkPublisher, TaskName
-from shared.redis_connection import RedisClient
-from worker.coalesce import Coalescer
-from worker.limiter import HostLimiter
-from worker.mailer import Mailer
-from worker.phone_index import PhoneIndex
-from worker.project import RedcapProject
-from worker.redcap import RedcapClient, new_session
+from shared.ledger.deduplication import Coalescer
+from shared.messaging.queue import BulkPublisher, TaskName
+from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
+from shared.redis_client import RedisClient
+from worker.mail.smtp import Mailer
+from worker.redcap.client import RedcapClient, new_session
+from worker.redcap.gateway import RedcapProject
+from worker.redcap.phone_index import PhoneIndex
+from worker.redcap.rate_limit import HostLimiter
 
 # A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
 MAILS_PER_MESSAGE = 25

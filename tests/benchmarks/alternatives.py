@@ -23,7 +23,7 @@ from tests.benchmarks.routes import INBOUND, SILENCE
 from tests.benchmarks.world import REDCAP_TOKEN
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
-from web.whole_requests import WholeRequests
+from web.request_buffering import WholeRequests
 
 REDCAP_URL = os.environ.get("BENCH_REDCAP_URL", "")
 SMTP_URL = urlsplit(os.environ.get("OPTOUT_SMTP_URL", ""))

@@ -17,7 +17,7 @@ from tests.processes import ROOT, wait_until
 IMPORTS = {
     "web": "import web.asgi",
     "worker": "import worker.celery_app as each; each.app.finalize(); each.app.loader.import_default_modules()",
-    "beat": "import worker.celery_app, worker.schedule",
+    "beat": "import worker.celery_app, worker.runtime.schedule",
     "flower": "import worker.celery_app, flower.command",
     "optout": "import worker.cli",
 }

@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shared import keys
-from shared.phone import PhoneHasher, numbers_in
-from shared.redis_connection import connect
+from shared.domain.phone import PhoneHasher, numbers_in
+from shared.ledger import keys
+from shared.redis_client import connect
 from tests.benchmarks.load import percentile
 from tests.benchmarks.report import Section
 from tests.benchmarks.world import PROJECT, configuration, platform
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
-from worker.phone_index import PhoneIndex
-from worker.project import RecordState
+from worker.redcap.gateway import RecordState
+from worker.redcap.phone_index import PhoneIndex
 
 LOOKUPS = 2_000
 CHANGED = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import requests
 
-from shared import keys
+from shared.ledger import keys
 from tests.benchmarks.load import exchange, percentile, webhook
 from tests.benchmarks.report import Section, verdict
 from tests.benchmarks.world import PROJECT, REDCAP_TOKEN, configuration, platform

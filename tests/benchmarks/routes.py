@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from twilio.request_validator import RequestValidator
 
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
-from web.whole_requests import WholeRequests
+from web.request_buffering import WholeRequests
 
 INBOUND = "/twilio/inbound"
 SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'

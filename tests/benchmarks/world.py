@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from shared import keys
+from shared.ledger import keys
 from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID
 

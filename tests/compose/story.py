@@ -15,8 +15,8 @@ import requests
 from redis import Redis
 from rich.console import Console
 
-from shared import keys
 from shared.config import redis_url
+from shared.ledger import keys
 from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, World, play, the_account, the_studies
 from tests.processes import wait_until
 from tests.simulators.redcap import RedcapSimulator

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import pytest
 import requests
 
-from shared.keys import PREFIX
+from shared.ledger.keys import PREFIX
 from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium
 from tests.compose.stack import BASE, PLATFORM, SCALE, TLS, Stack
 from tests.processes import ROOT, wait_until

@@ -20,12 +20,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from werkzeug.serving import make_server
 
-from shared import keys
 from shared.config import parse_config
+from shared.domain.events import Source, State
 from shared.errors import TwilioRefused
-from shared.events import Source, State
-from shared.ledger import Ledger, Outcome
-from shared.queue import make_celery
+from shared.ledger import Ledger, Outcome, keys
+from shared.messaging.queue import make_celery
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT, free_port
@@ -51,16 +50,16 @@ from tests.simulators.twilio import (
 )
 from web.app import build_services, create_app
 from worker.checks.configuration import check_configuration
+from worker.checks.end_to_end import TEST_SID_PREFIX
 from worker.checks.findings import CATALOGUE, Finding, Seen, Severity, named
 from worker.checks.redcap import check_redcap
-from worker.checks.redis_store import check_broker, check_redis
-from worker.checks.run import checks_for, run_checks
+from worker.checks.redis import check_broker, check_redis
+from worker.checks.runner import checks_for, run_checks
 from worker.checks.web import check_backlog, check_web, check_workers
 from worker.cli.check import check as check_command
-from worker.mailer import Mailer
-from worker.rehearsal import TEST_SID_PREFIX
+from worker.mail.smtp import Mailer
 from worker.services import Services
-from worker.twilio_side import TwilioSide
+from worker.twilio.account import TwilioSide
 
 LONG_KEY = "k" * 40
 # Digits that may look like a number: those of SIDs and of this machine's address.

@@ -11,8 +11,8 @@ import pytest
 
 from shared.errors import ConfigError, MailDeferred, MailRefused
 from tests.simulators.smtp import SmtpSimulator
-from worker import mailer as module
-from worker.mailer import Mailer, outcome_of
+from worker.mail import smtp as module
+from worker.mail.smtp import Mailer, outcome_of
 
 SENDER = "optout-bridge@example.edu"
 

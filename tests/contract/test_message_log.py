@@ -17,8 +17,8 @@ import pytest
 from shared.errors import TwilioRefused, TwilioUnavailable
 from tests.builders import config, hashed, project_table
 from tests.simulators.twilio import SENDER, SERVICE_SID, Message, TwilioSimulator
-from worker import message_log
-from worker.message_log import PAGE_SIZE, MessageLog, open_message_log
+from worker.twilio import message_log
+from worker.twilio.message_log import PAGE_SIZE, MessageLog, open_message_log
 
 PAT = "+16505550100"
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -286,7 +286,7 @@ class TestTroubles:
     def test_a_silent_twilio_is_not_waited_for_for_ever(
         self, sim: TwilioSimulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.twilio.TIMEOUT_SECONDS", 0.2)
+        monkeypatch.setattr("worker.twilio.client.TIMEOUT_SECONDS", 0.2)
         sim.fail("hang", resource="Messages", times=1, seconds=5)
         assert read(opened()) == []
         assert len(sim.requests_to("Messages")) == 2

@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from shared.intake import accept
 from shared.ledger import Ledger
-from shared.queue import QUEUES, CeleryPublisher, RedisPublisher, TaskName, make_celery, make_publisher
-from shared.redis_connection import connect
+from shared.messaging.queue import (
+    QUEUES,
+    CeleryPublisher,
+    RedisPublisher,
+    TaskName,
+    make_celery,
+    make_publisher,
+)
+from shared.messaging.record_events import accept
+from shared.redis_client import connect
 from tests.builders import opt_out_event
 from tests.processes import free_port
 

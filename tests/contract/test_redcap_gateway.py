@@ -13,9 +13,9 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
-from shared import keys
+from shared.domain.events import Change, Status, milliseconds
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
-from shared.events import Change, Status, milliseconds
+from shared.ledger import keys
 from tests.builders import REDCAP_TOKEN, at, config, hashed, project_table
 from tests.simulators.redcap import (
     Access,
@@ -27,10 +27,10 @@ from tests.simulators.redcap import (
     longitudinal_study,
     repeating_phone_study,
 )
-from worker import redcap as module
-from worker.limiter import HostLimiter
-from worker.project import RedcapProject
-from worker.redcap import RedcapClient, RowsRefused, TooMuch, scrubbed
+from worker.redcap import client as module
+from worker.redcap.client import RedcapClient, RowsRefused, TooMuch, scrubbed
+from worker.redcap.gateway import RedcapProject
+from worker.redcap.rate_limit import HostLimiter
 
 pytestmark = pytest.mark.usefixtures("naps")
 
@@ -188,7 +188,7 @@ class TestReading:
     def test_a_whole_export_that_the_server_cannot_prepare_comes_in_portions(
         self, made: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.project.MOST_RECORDS_PER_REQUEST", 20)
+        monkeypatch.setattr("worker.redcap.gateway.MOST_RECORDS_PER_REQUEST", 20)
         gateway = made(count=50)
         gateway.simulator.most_records_named = 20
         gateway.simulator.faults.add("memory_200", kind="export", times=1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from shared.redis_connection import SOCKET_TIMEOUT_SECONDS, connect
+from shared.redis_client import SOCKET_TIMEOUT_SECONDS, connect
 from tests.blackhole import Blackhole
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from shared import keys
 from shared.config import parse_config
+from shared.ledger import keys
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import (
@@ -27,9 +27,9 @@ from tests.simulators.twilio import (
     parse_overrides,
 )
 from worker.services import Services
-from worker.twilio import working_client
-from worker.twilio_setup import plan_undo
-from worker.twilio_side import TwilioSide, without_login
+from worker.twilio.account import TwilioSide, without_login
+from worker.twilio.client import working_client
+from worker.twilio.setup import plan_undo
 
 # By its path: in worker.cli the name stands for the command.
 command = importlib.import_module("worker.cli.setup")

@@ -10,8 +10,8 @@ from shared.config import Config
 from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
 from tests.builders import config, hashed
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, SENDER, TwilioSimulator
-from worker.message_log import open_message_log
-from worker.twilio import working_client
+from worker.twilio.client import working_client
+from worker.twilio.message_log import open_message_log
 
 OLD_TOKEN = "0" * 32
 
@@ -20,7 +20,7 @@ OLD_TOKEN = "0" * 32
 def sim(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwilioSimulator]:
     monkeypatch.setenv("RIGHT", AUTH_TOKEN)
     monkeypatch.setenv("OLD", OLD_TOKEN)
-    monkeypatch.setattr("worker.message_log.tenacity.nap.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("worker.twilio.message_log.tenacity.nap.time.sleep", lambda _seconds: None)
     simulator = TwilioSimulator()
     with simulator.serve() as server:
         monkeypatch.setenv("OPTOUT_TWILIO_API_URL", server.url)

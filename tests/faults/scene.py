@@ -17,8 +17,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from shared import keys
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.messaging.queue import TaskName
 from tests.blackhole import Blackhole
 from tests.integration.privacy import Needles
 from tests.integration.world import (

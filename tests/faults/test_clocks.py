@@ -12,7 +12,7 @@ from shared.errors import RedcapUnavailable
 from tests.builders import sid
 from tests.fakes import Study, fake_redis, host, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker.limiter import HostLimiter
+from worker.redcap.rate_limit import HostLimiter
 
 NOON = datetime(2026, 5, 4, 19, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)

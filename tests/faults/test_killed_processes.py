@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from shared import keys
-from shared.queue import QUEUES
+from shared.ledger import keys
+from shared.messaging.queue import QUEUES
 from tests.faults.scene import Scene, is_alive, kill
 from tests.processes import BIN, Process, wait_until
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from shared.events import State
+from shared.domain.events import State
 from tests.faults.scene import Scene, kill
 from tests.integration.world import Participant
 from tests.properties.test_convergence import ERRORS

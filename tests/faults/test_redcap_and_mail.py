@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from shared.events import State
+from shared.domain.events import State
 from tests.faults.scene import Scene, Told
 from tests.integration.world import STUDIES
 from tests.processes import wait_until

@@ -16,8 +16,8 @@ import pytest
 from celery.concurrency import asynpool
 from kombu.transport import redis
 
-from worker.broker import PatientQoS, PatientResultHandler, outlive_lost_connections
-from worker.watchdog import Watchdog
+from worker.runtime.celery_patches import PatientQoS, PatientResultHandler, outlive_lost_connections
+from worker.runtime.watchdog import Watchdog
 
 
 def qos(client: object) -> Any:

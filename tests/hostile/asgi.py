@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from web.whole_requests import WholeRequests
+from web.request_buffering import WholeRequests
 
 NEVER = None  # in place of a chunk: nothing more comes
 

@@ -13,16 +13,15 @@ import pytest
 from twilio.request_validator import HMAC_SHA256, RequestValidator
 from werkzeug.datastructures import MultiDict
 
-from shared import keys
-from shared.events import Change
-from shared.ledger import Ledger
+from shared.domain.events import Change
+from shared.ledger import Ledger, keys
 from tests.builders import batch, cloud_event, hashed, inbound_form, repeated, sid
 from tests.hostile.asgi import NEVER, ask
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from tests.unit.test_web_app import FORM, Ingress, is_silence
-from web.signature import SignatureVerifier
-from web.webhook import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
-from web.whole_requests import LARGE_BODIES, WholeRequests
+from web.request_buffering import LARGE_BODIES, WholeRequests
+from web.twilio.signature import SignatureVerifier
+from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 
 INBOUND, EVENTS = "/twilio/inbound", "/twilio/events"
 VICTIM = "+16505550199"

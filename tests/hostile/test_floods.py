@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from shared import keys
+from shared.ledger import keys
 from tests.benchmarks.load import closed_loop, webhook
 from tests.builders import inbound_form
 from tests.processes import Platform, wait_until

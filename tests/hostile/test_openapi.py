@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from shared import keys
+from shared.ledger import keys
 from tests.builders import batch, cloud_event, inbound_form
 from tests.hostile.asgi import NEVER, ask
 from tests.processes import ROOT
 from tests.unit.test_web_app import FORM, Ingress
-from web.webhook import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
-from web.whole_requests import WholeRequests
+from web.request_buffering import WholeRequests
+from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 
 Seen = tuple[str, str, int, str]  # path, method, status, content type without its parameters
 

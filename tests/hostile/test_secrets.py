@@ -15,10 +15,10 @@ import requests
 from redis import Redis
 
 from shared.config import Config, parse_config
+from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, OptOutError
-from shared.phone import PhoneHasher
-from shared.queue import make_celery, make_publisher
-from shared.redis_connection import connect
+from shared.messaging.queue import make_celery, make_publisher
+from shared.redis_client import connect
 from tests.builders import SECRETS, config, document, inbound_form, project_table
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.integration.privacy import Finding, Needles, log_texts, redis_texts, web_texts
@@ -26,10 +26,10 @@ from tests.processes import ROOT, Platform, Process, wait_until
 from tests.simulators.smtp import SmtpSimulator
 from tests.simulators.twilio import ACCOUNT_SID, PUBLIC_URL, SERVICE_SID, sign_form
 from web.app import build_services
-from worker.mailer import Mailer
-from worker.message_log import open_message_log
+from worker.mail.smtp import Mailer
 from worker.services import Services
-from worker.twilio import rest_client
+from worker.twilio.client import rest_client
+from worker.twilio.message_log import open_message_log
 
 REDIS_PASSWORD = "redis-pass/word+1"
 REDIS_PASSWORD_QUOTED = "redis-pass%2Fword%2B1"
@@ -111,7 +111,7 @@ class TestObjects:
 
     def test_no_failure_of_a_gateway_shows_a_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPTOUT_TWILIO_API_URL", "http://127.0.0.1:1")
-        monkeypatch.setattr("worker.redcap.tenacity.nap.time.sleep", lambda _seconds: None)
+        monkeypatch.setattr("worker.redcap.client.tenacity.nap.time.sleep", lambda _seconds: None)
         checked = config({"asthma": project_table(redcap_url="https://redcap.invalid/api/")})
         services = Services(config=checked, redis=fake_redis(), publish=RecordingPublisher())
         client = connect(f"redis://:{REDIS_PASSWORD_QUOTED}@127.0.0.1:1/0")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from shared import keys
-from shared.queue import CeleryPublisher, TaskName, make_celery
+from shared.ledger import keys
+from shared.messaging.queue import CeleryPublisher, TaskName, make_celery
 from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.twilio import (

@@ -18,9 +18,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
-from shared import keys
-from shared.events import milliseconds
-from shared.queue import QUEUES, TaskName, make_celery
+from shared.domain.events import milliseconds
+from shared.ledger import keys
+from shared.messaging.queue import QUEUES, TaskName, make_celery
 from tests.processes import BIN, ROOT, Platform, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.smtp import SmtpSimulator

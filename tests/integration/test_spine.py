@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
-from shared import keys
-from shared.queue import QUEUES, TaskName
+from shared.ledger import keys
+from shared.messaging.queue import QUEUES, TaskName
 from tests.integration.world import SENDER_ADDRESS, STUDIES, World
 from tests.processes import BIN, Process, wait_until
 

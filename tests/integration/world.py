@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.ledger import Entry, Ledger
-from shared.queue import CeleryPublisher, TaskName, make_celery
+from shared.messaging.queue import CeleryPublisher, TaskName, make_celery
 from tests.processes import Platform, wait_until
 from tests.simulators.redcap import (
     Project,

@@ -15,7 +15,7 @@ from fakeredis import FakeRedis, FakeServer
 from redis.client import Pipeline
 
 from shared.errors import MailDeferred
-from shared.queue import TaskName
+from shared.messaging.queue import TaskName
 from tests.fakes import FakeMailer, InProcess, RecordingPublisher
 from tests.simulators.redcap import RedcapSimulator
 

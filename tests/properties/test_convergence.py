@@ -30,11 +30,10 @@ from fakeredis import FakeRedis, FakeServer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from shared import keys
-from shared.events import UNFINISHED, Change, Notice, OptOutEvent, Source, State, Status
-from shared.ledger import Entry
-from shared.phone import numbers_in
-from shared.queue import TaskName
+from shared.domain.events import UNFINISHED, Change, Notice, OptOutEvent, Source, State, Status
+from shared.domain.phone import numbers_in
+from shared.ledger import Entry, keys
+from shared.messaging.queue import TaskName
 from tests.builders import REDCAP_TOKEN, SECRETS, config, hashed, project_table, sid
 from tests.fakes import Message, Study
 from tests.properties.interruptions import (
@@ -46,13 +45,13 @@ from tests.properties.interruptions import (
     interrupted_redis,
 )
 from tests.simulators.redcap import classic_study, fictional_phone, fictional_phone_as_typed
-from worker import phone_index
-from worker.message_log import LogCounts
-from worker.report import Report
+from worker.redcap import phone_index
 from worker.services import Services
 from worker.steps import reconcile as reconcile_module
 from worker.steps.reconcile import reconcile
+from worker.steps.reconcile.report import Report
 from worker.steps.sweep import sweep
+from worker.twilio.message_log import LogCounts
 
 pytestmark = pytest.mark.timeout(7200)  # for thousands of cases
 

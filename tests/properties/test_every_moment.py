@@ -12,7 +12,7 @@ from itertools import count
 
 import pytest
 
-from shared.events import Change
+from shared.domain.events import Change
 from tests.properties.test_convergence import Convergence, Strike
 
 KINDS = ["killed", "another task", "a delivery", "lost lock"]

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import keys
+from shared.ledger import keys
 from tests.fakes import fake_redis
-from worker.phone_index import PhoneIndex
-from worker.project import RecordState
+from worker.redcap.gateway import RecordState
+from worker.redcap.phone_index import PhoneIndex
 
 BEGIN = datetime(2026, 5, 4, tzinfo=UTC)
 RECORDS = st.sampled_from(["1", "2", "10", "331-1", "a b"])

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from redis.exceptions import ConnectionError as RedisDown
 
-from shared import keys
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.messaging.queue import TaskName
 from tests.builders import config, hashed, project_table, sid
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

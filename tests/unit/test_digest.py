@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from shared import keys
+from shared.domain.events import OptOutEvent
 from shared.errors import ConfigError, MailDeferred, MailRefused
-from shared.events import OptOutEvent
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.messaging.queue import TaskName
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from web.metrics import LedgerCollector
+from web.monitoring.metrics import LedgerCollector
 from worker.steps.send_email import MOST_PER_DIGEST, send_email
 
 pytestmark = pytest.mark.usefixtures("naps")

@@ -14,16 +14,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from docs import generate
-from shared import keys
 from shared.config import Project, parse_config
-from shared.events import Notice, Source, State
-from shared.ledger import Ledger
+from shared.domain.events import Notice, Source, State
+from shared.ledger import Ledger, keys
 from tests import builders
 from tests.unit.test_notice_templates import entry
-from web.metrics import LedgerCollector
+from web.monitoring.metrics import LedgerCollector
 from worker.checks.findings import CATALOGUE
 from worker.cli import main
-from worker.notice import mail_facts
+from worker.mail.event_mail import mail_facts
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

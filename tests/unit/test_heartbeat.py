@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import heartbeat
 from worker.celery_app import app
-from worker.schedule import ConfiguredScheduler
+from worker.runtime import heartbeat
+from worker.runtime.schedule import ConfiguredScheduler
 
 
 def test_a_beat_touches_the_file_that_the_environment_names(

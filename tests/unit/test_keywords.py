@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared.events import Change
-from shared.keywords import Keywords
+from shared.domain.events import Change
+from shared.domain.keywords import Keywords
 
 DEFAULT = Keywords()
 

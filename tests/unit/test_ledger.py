@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared import keys
-from shared.events import Change, Notice, OptOutEvent, Source, State
-from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, Due, Ledger, Outcome
+from shared.domain.events import Change, Notice, OptOutEvent, Source, State
+from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, Due, Ledger, Outcome, keys
 from tests.builders import at, hashed, opt_out_event, sid
 
 PHONE = hashed("+16505550100")

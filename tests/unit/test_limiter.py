@@ -11,12 +11,12 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import keys
 from shared.errors import RedcapUnavailable
+from shared.ledger import keys
 from tests.builders import at
 from tests.fakes import fake_redis
-from worker import limiter as module
-from worker.limiter import HostLimiter
+from worker.redcap import rate_limit as module
+from worker.redcap.rate_limit import HostLimiter
 
 NOON = at("2026-05-04T12:00:00")
 HOST = "redcap.example.edu"

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from redis.lock import Lock
 
-from shared import keys
-from worker import locks
-from worker.coalesce import Coalescer
-from worker.locks import held
+from shared.ledger import keys, locks
+from shared.ledger.deduplication import Coalescer
+from shared.ledger.locks import held
 
 
 class TestHeld:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from shared.log import configure_logging, mask_phone_numbers
+from shared.logs.setup import configure_logging, mask_phone_numbers
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +63,8 @@ def test_a_number_is_masked_within_what_programs_write(text: str, masked: str) -
      "15.10.2", "Python 3.11.14", "2.0.0rc1", "redcap 15.7.2+20260504", "celery@host-01.example.edu",
      "01234567-89ab-4cde-8123-456789abcdef", "12345678-1234-4123-8123-123456789012", "status 400, 500 bytes of 1200",
      "9f8e7d6c5b4a39281706f5e4d3c2b1a0", "00112233445566778899aabbccddeeff", "records 450 of 100000",
-     "worker.project:372", "line 372\n  5550123", "shown 0 of 2026", "took_ms 100 2000 300", "HTTP/1.1 200 1234",
-     "pid 12345, 67890", "optout.update_records[3e5d7c1a-0123-4567-8901-234567890123]"],
+     "worker.redcap.client:372", "line 372\n  5550123", "shown 0 of 2026", "took_ms 100 2000 300",
+     "HTTP/1.1 200 1234", "pid 12345, 67890", "optout.update_records[3e5d7c1a-0123-4567-8901-234567890123]"],
 )  # fmt: skip
 def test_what_is_no_number_is_left_as_it_is(text: str) -> None:
     assert mask_phone_numbers(None, "info", {"event": text})["event"] == text

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from shared import keys
-from shared.events import OptOutEvent, State
-from shared.intake import accept
-from shared.ledger import Outcome
-from shared.queue import QUEUES, RedisPublisher, TaskName
+from shared.domain.events import OptOutEvent, State
+from shared.ledger import Outcome, keys
+from shared.messaging.queue import QUEUES, RedisPublisher, TaskName
+from shared.messaging.record_events import accept
 from tests.builders import REDCAP_TOKEN, hashed, opt_out_event, sid
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
@@ -286,11 +285,13 @@ class TestLargeProjects:
 
     @pytest.fixture
     def large(self, monkeypatch: pytest.MonkeyPatch) -> Study:
-        monkeypatch.setattr("worker.phone_index.SMALL_PROJECT", 2)
+        monkeypatch.setattr("worker.redcap.phone_index.SMALL_PROJECT", 2)
         asthma = enrolled(5)
         asthma.redcap.visibility_lag = timedelta(seconds=80)
         asthma.project.clock = asthma.clock
-        monkeypatch.setattr("worker.phone_index.datetime", SimpleNamespace(now=lambda _zone: asthma.clock()))
+        monkeypatch.setattr(
+            "worker.redcap.phone_index.datetime", SimpleNamespace(now=lambda _zone: asthma.clock())
+        )
         asthma.text(fictional_phone(1))
         asthma.work()  # builds the index
         asthma.clock.ahead += timedelta(hours=1)

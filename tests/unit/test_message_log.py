@@ -17,12 +17,12 @@ from twilio.rest import Client
 from twilio.rest.api.v2010.account.message import MessageInstance, MessagePage
 
 from shared.config import Project
+from shared.domain.events import Change, OptOutEvent, Source
 from shared.errors import TwilioRefused, TwilioUnavailable
-from shared.events import Change, OptOutEvent, Source
 from tests.builders import config, hashed, project_table, sid
 from tests.simulators.twilio import ACCOUNT_SID, SENDER
-from worker.message_log import MessageLog
-from worker.twilio import sorted_failures
+from worker.twilio.client import sorted_failures
+from worker.twilio.message_log import MessageLog
 
 PAT = "+16505550100"
 SINCE = datetime(2026, 5, 1, tzinfo=UTC)

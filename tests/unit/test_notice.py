@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from shared.events import Change, Notice, Source, State
+from shared.domain.events import Change, Notice, Source, State
 from shared.ledger import Entry
 from tests.builders import at, config, hashed, project_table, sid
-from worker.notice import compose
+from worker.mail.event_mail import compose
 
 PHONE_HASH = hashed("+16505550100")
 EVENT = sid(1)

@@ -8,13 +8,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from shared.events import Change, Notice, State
+from shared.domain.events import Change, Notice, State
 from shared.ledger import Entry
 from tests import builders
 from tests.fakes import study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker.notice import compose, template_problems
-from worker.project import Target
+from worker.mail.event_mail import compose, template_problems
+from worker.redcap.gateway import Target
 
 TARGET = Target(
     id_field="record_id", longitudinal=False, time_format="%Y-%m-%d", project_id="101", version="15.5.0"
@@ -167,7 +167,7 @@ class TestOwnTexts:
         assert message["Subject"] == "one Bcc: everybody@example.edu"
 
     def test_ours_have_no_problems_for_any_kind_of_mail(self) -> None:
-        ours = Path(__file__).parents[2] / "worker" / "templates"
+        ours = Path(__file__).parents[2] / "worker" / "mail" / "templates"
         assert list(template_problems(str(ours))) == []
 
     def test_a_missing_or_empty_folder_is_a_problem(self, tmp_path: Path) -> None:

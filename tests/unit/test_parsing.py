@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import MultiDict
 
+from shared.domain.events import Source
 from shared.errors import Malformed
-from shared.events import Source
 from tests.builders import at, batch, cloud_event, inbound_form, repeated
-from web.parsing import InboundMessage, message_of_form, messages_of_events
+from web.twilio.parsing import InboundMessage, message_of_form, messages_of_events
 
 
 def form(**changes: str | None) -> MultiDict[str, str]:

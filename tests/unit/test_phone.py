@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import phone
-from shared.phone import PhoneHasher, channel_and_address, numbers_in, sender_number
+from shared.domain import phone
+from shared.domain.phone import PhoneHasher, channel_and_address, numbers_in, sender_number
 
 
 def found(text: str, region: str = "US") -> list[str]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from shared import keys
+from shared.domain.events import milliseconds
 from shared.errors import RedcapUnavailable
-from shared.events import milliseconds
+from shared.ledger import keys
 from tests.builders import REDCAP_TOKEN, at, hashed
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker import phone_index as module
-from worker.phone_index import PhoneIndex
-from worker.project import RecordState
+from worker.redcap import phone_index as module
+from worker.redcap.gateway import RecordState
+from worker.redcap.phone_index import PhoneIndex
 
 pytestmark = pytest.mark.usefixtures("naps")
 

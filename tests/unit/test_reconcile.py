@@ -17,19 +17,19 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from shared import keys
 from shared.errors import MailDeferred
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.ledger.locks import held
+from shared.messaging.queue import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone, fictional_phone_as_typed
 from tests.simulators.twilio import AUTH_TOKEN, SENDER, SERVICE_SID, Message, TwilioSimulator
-from worker import message_log
-from worker.locks import held
-from worker.report import FAILURE_MAIL_EVERY_MS, MOST_RECORDS_NAMED, Report, compose_report
 from worker.steps import reconcile as module
 from worker.steps.reconcile import OVERLAP, TWILIO_KEEPS, reconcile
+from worker.steps.reconcile.report import FAILURE_MAIL_EVERY_MS, MOST_RECORDS_NAMED, Report, compose_report
 from worker.steps.sweep import RECONCILE_AGAIN_MS, RECONCILE_OVERDUE_MS, sweep
+from worker.twilio import message_log
 
 # The package names the command after its module, and so hides it.
 command = importlib.import_module("worker.cli.reconcile")

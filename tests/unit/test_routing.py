@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from shared.events import OptOutEvent, Source
+from shared.domain.events import OptOutEvent, Source
 from tests.builders import at, config, hashed, project_table
 from tests.simulators.twilio import ACCOUNT_SID, SENDER, SERVICE_SID
-from web.parsing import InboundMessage
-from web.routing import SILENCE, Router
+from web.twilio.parsing import InboundMessage
+from web.twilio.routing import SILENCE, Router
 
 NOW = at("2026-05-04T12:00:00")
 OTHER_SERVICE = "MG" + "9" * 32

@@ -9,9 +9,9 @@ import pytest
 import time_machine
 from celery import Celery
 
-from shared.queue import QUEUES, TaskName
+from shared.messaging.queue import QUEUES, TaskName
 from tests.builders import at, config, project_table
-from worker.schedule import ZonedCrontab, beat_entries
+from worker.runtime.schedule import ZonedCrontab, beat_entries
 
 LOS_ANGELES = ZoneInfo("America/Los_Angeles")
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from shared import keys
+from shared.domain.events import OptOutEvent
 from shared.errors import MailDeferred, MailRefused
-from shared.events import OptOutEvent
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.messaging.queue import TaskName
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from shared import keys
 from shared.errors import ConfigError, ProjectProblem
-from shared.intake import accept
-from shared.ledger import Accepted, Ledger
-from shared.queue import TaskName
+from shared.ledger import Accepted, Ledger, keys
+from shared.messaging.queue import TaskName
+from shared.messaging.record_events import accept
 from tests.builders import REDCAP_TOKEN, config, opt_out_event, project_table
 from tests.fakes import RecordingPublisher, study
-from worker.problems import check_projects
+from worker.projects.problems import check_projects
 from worker.services import Services
 
 

@@ -10,7 +10,7 @@ from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
 from shared.errors import Forged
-from web.signature import SignatureVerifier
+from web.twilio.signature import SignatureVerifier
 
 ACCOUNT = "AC" + "0" * 32
 OTHER = "AC" + "1" * 32

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from shared import keys
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.messaging.queue import TaskName
 from tests.builders import opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
-from worker.problems import CHECK_EVERY_MS, check_again_soon
+from worker.projects.problems import CHECK_EVERY_MS, check_again_soon
 from worker.steps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("naps")

@@ -7,14 +7,14 @@ from datetime import timedelta
 
 import pytest
 
-from shared import keys
 from shared.config import Config
+from shared.ledger import keys
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.unit.cli.test_forget import everything
+from worker.projects.removed import RESTS_FOR
 from worker.steps.sweep import sweep
-from worker.taken_out import RESTS_FOR
 
 pytestmark = pytest.mark.usefixtures("naps")
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisDown
 
-from shared import keys
-from shared.ledger import Ledger
+from shared.ledger import Ledger, keys
 from tests.processes import wait_until
-from web.tally import Tally
+from web.monitoring.request_counter import Tally
 
 
 class Flushes:
@@ -46,7 +45,7 @@ class Lines(list[dict[str, Any]]):
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
     kept = Lines()
-    monkeypatch.setattr("web.tally.log", kept)
+    monkeypatch.setattr("web.monitoring.request_counter.log", kept)
     return kept
 
 
@@ -98,6 +97,6 @@ def test_a_store_that_is_away_costs_the_figure_and_is_told(
 
 def test_it_is_written_by_itself(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the real timer."""
-    monkeypatch.setattr("web.tally.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("web.monitoring.request_counter.PAUSE_SECONDS", 0.01)
     Tally(Ledger(redis)).add("inbound", "ignored")
     wait_until(lambda: redis.hgetall(keys.METRICS), seconds=30, what="it is counted")

@@ -15,11 +15,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from shared.errors import ConfigError, RedcapUnavailable
-from shared.log import mask_phone_numbers
-from shared.queue import TaskName
+from shared.logs.setup import mask_phone_numbers
+from shared.messaging.queue import TaskName
 from tests import builders
-from worker import task_log
-from worker.notice import report_templates
+from worker.mail.event_mail import report_templates
+from worker.runtime import task_logging as task_log
 
 
 @pytest.fixture(autouse=True)

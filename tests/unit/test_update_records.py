@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.errors import RedcapRefused, RedcapUnavailable
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.messaging.queue import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, at, config, hashed, project_table
 from tests.fakes import Study
 from tests.fakes import study as study_of
@@ -28,11 +28,11 @@ from tests.simulators.redcap import (
     longitudinal_study,
     repeating_phone_study,
 )
-from worker import project as project_module
-from worker.project import RedcapProject, arm_of, is_repeating, missing_data_codes
-from worker.report import Report
+from worker.redcap import gateway as project_module
+from worker.redcap.gateway import RedcapProject, arm_of, is_repeating, missing_data_codes
 from worker.steps import update_records as module
 from worker.steps.reconcile import _Run as Run
+from worker.steps.reconcile.report import Report
 from worker.steps.update_records import update_records
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -496,7 +496,7 @@ class TestRefusals:
     def test_a_refusal_that_names_no_record_is_narrowed_down_by_halving(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.redcap._row_reasons", lambda _message, _sent: {})
+        monkeypatch.setattr("worker.redcap.client._row_reasons", lambda _message, _sent: {})
         asthma = enrolled(8)
         refuse_record(asthma, "6")
         events = [asthma.text(fictional_phone(number), when=NOON) for number in range(1, 9)]
@@ -509,7 +509,7 @@ class TestRefusals:
     def test_when_every_record_is_refused_without_a_name_it_is_not_tried_one_by_one(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.redcap._row_reasons", lambda _message, _sent: {})
+        monkeypatch.setattr("worker.redcap.client._row_reasons", lambda _message, _sent: {})
         asthma = enrolled(64)
         for number in range(1, 65):
             refuse_record(asthma, str(number))
@@ -523,7 +523,7 @@ class TestRefusals:
     def test_many_records_refused_without_a_name_do_not_keep_the_others_from_being_written(
         self, monkeypatch: pytest.MonkeyPatch, locked: Sequence[int]
     ) -> None:
-        monkeypatch.setattr("worker.redcap._row_reasons", lambda _message, _sent: {})
+        monkeypatch.setattr("worker.redcap.client._row_reasons", lambda _message, _sent: {})
         asthma = enrolled(12)
         for number in locked:
             refuse_record(asthma, str(number))
@@ -999,7 +999,7 @@ def test_an_index_that_another_worker_is_refreshing_puts_the_update_off(
         raise RedcapUnavailable("index_busy", "another worker is refreshing the index")
 
     with monkeypatch.context() as patched:
-        patched.setattr("worker.phone_index.PhoneIndex.refresh", busy)
+        patched.setattr("worker.redcap.phone_index.PhoneIndex.refresh", busy)
         asthma.work()
     assert asthma.state(event) == "received"
     asthma.sweep_later()

@@ -16,14 +16,13 @@ from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
-from shared import keys
-from shared.ledger import Ledger
-from shared.queue import TaskName
+from shared.ledger import Ledger, keys
+from shared.messaging.queue import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from web.app import build_services, create_app
-from web.webhook import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MOST_PARAMETERS, QUERY_LIMIT_BYTES
+from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MOST_PARAMETERS, QUERY_LIMIT_BYTES
 
 SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
 FORM = "application/x-www-form-urlencoded"
@@ -336,7 +335,7 @@ class TestPaths:
         def broken(*_: Any) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("web.webhook._store", broken)
+        monkeypatch.setattr("web.twilio.views._store", broken)
         response = ingress.inbound(inbound_form())
         assert (response.status_code, is_silence(response)) == (500, True)
 

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 from redis.exceptions import RedisError
 
 from shared.config import Config, Project
+from shared.domain.phone import numbers_in
 from shared.errors import ConfigError, ProjectProblem, RedcapRefused, RedcapUnavailable
-from shared.phone import numbers_in
-from shared.redis_connection import RedisClient
+from shared.redis_client import RedisClient
 from worker.checks.clock import ClockWatch
 from worker.checks.findings import Finding, Seen, named
-from worker.limiter import HostLimiter
-from worker.project import (
+from worker.redcap.client import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch, new_session
+from worker.redcap.gateway import (
     are_hashed,
     arms_of,
     checkbox_column,
@@ -29,7 +29,7 @@ from worker.project import (
     missing_data_codes,
     time_format,
 )
-from worker.redcap import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch, new_session
+from worker.redcap.rate_limit import HostLimiter
 
 _UNAVAILABLE = {
     "redcap_banned": "redcap-banned",

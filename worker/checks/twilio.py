@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 
 from shared.config import Config, Project, TwilioAccount
+from shared.domain.events import Source
 from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
-from shared.events import Source
 from shared.ledger import Entry, Ledger
-from shared.redis_connection import RedisClient
+from shared.redis_client import RedisClient
+from worker.checks.end_to_end import TEST_SID_PREFIX
 from worker.checks.findings import Finding, Seen
-from worker.rehearsal import TEST_SID_PREFIX
-from worker.twilio import REDACTED_DIGITS, rest_client, sorted_failures, working_client
-from worker.twilio_side import (
+from worker.twilio.account import (
     MessagingService,
     Number,
     TwilioSide,
     asks_for_retries,
 )
+from worker.twilio.client import REDACTED_DIGITS, rest_client, sorted_failures, working_client
 
 
 def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Seen]:

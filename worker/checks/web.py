@@ -7,9 +7,8 @@ from typing import Any
 import requests
 from celery import Celery
 
-from shared import keys
-from shared.events import State, milliseconds
-from shared.ledger import Ledger
+from shared.domain.events import State, milliseconds
+from shared.ledger import Ledger, keys
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Seen
 

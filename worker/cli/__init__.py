@@ -7,7 +7,7 @@ import click
 from redis.exceptions import RedisError
 
 from shared.errors import OptOutError
-from shared.log import configure_logging
+from shared.logs.setup import configure_logging
 from worker.cli.check import check
 from worker.cli.events import events
 from worker.cli.forget import forget

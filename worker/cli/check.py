@@ -10,9 +10,9 @@ from rich.text import Text
 
 from shared.config import broker_url
 from shared.errors import ConfigError
-from shared.queue import make_celery
+from shared.messaging.queue import make_celery
 from worker.checks.findings import Finding, Seen, Severity
-from worker.checks.run import Report, checks_for, run_checks
+from worker.checks.runner import Report, checks_for, run_checks
 from worker.cli.common import chosen_projects, make_services, print_json
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}

@@ -9,11 +9,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from shared import keys
 from shared.config import load_config, redis_url
-from shared.ledger import Entry
-from shared.queue import make_publisher
-from shared.redis_connection import connect
+from shared.ledger import Entry, keys
+from shared.messaging.queue import make_publisher
+from shared.redis_client import connect
 from worker.services import Services
 
 

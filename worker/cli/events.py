@@ -4,7 +4,7 @@ from itertools import islice
 
 import click
 
-from shared.events import State
+from shared.domain.events import State
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
 
 

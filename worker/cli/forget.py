@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from worker.cli.common import chosen_projects, make_services, print_json, print_table
-from worker.cli.numbers import readings, typed
+from worker.cli.phone_argument import readings, typed
 from worker.services import Services
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from worker.cli.common import chosen_projects, make_services, print_json, print_table
-from worker.report import Report
 from worker.services import Services
 from worker.steps.reconcile import TWILIO_KEEPS
 from worker.steps.reconcile import reconcile as run
+from worker.steps.reconcile.report import Report
 
 
 @click.command()

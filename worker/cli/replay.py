@@ -2,9 +2,9 @@
 
 import click
 
-from shared.events import State
-from shared.intake import publish_or_leave
-from shared.queue import TaskName
+from shared.domain.events import State
+from shared.messaging.queue import TaskName
+from shared.messaging.record_events import publish_or_leave
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
 

@@ -4,13 +4,13 @@ import sys
 
 import click
 
-from shared.redis_connection import RedisClient
+from shared.redis_client import RedisClient
 from worker.checks.configuration import accounts_of
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
-from worker.twilio import working_client
-from worker.twilio_setup import Mode, Plan, choose_mode, plan_setup, plan_undo
-from worker.twilio_side import TwilioSide
+from worker.twilio.account import TwilioSide
+from worker.twilio.client import working_client
+from worker.twilio.setup import Mode, Plan, choose_mode, plan_setup, plan_undo
 
 
 @click.command()

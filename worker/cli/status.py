@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
-from worker.cli.numbers import one_number, typed
+from worker.cli.phone_argument import one_number, typed
 from worker.services import Services
 
 

@@ -4,11 +4,11 @@ import sys
 
 import click
 
+from shared.domain.events import Change
 from shared.errors import Failure
-from shared.events import Change
+from worker.checks.end_to_end import TEST_NUMBER, BrokenRehearsal, RefusedRehearsal, Rehearsal, Via
 from worker.cli.common import chosen_projects, make_services, print_json
-from worker.cli.numbers import one_number, typed
-from worker.rehearsal import TEST_NUMBER, BrokenRehearsal, RefusedRehearsal, Rehearsal, Via
+from worker.cli.phone_argument import one_number, typed
 from worker.services import Services
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from shared import keys
-from shared.events import State
+from shared.domain.events import State
+from shared.ledger import keys
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
 

@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import structlog
 
+from shared.domain.events import UNFINISHED, Notice, State, Status
 from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
-from shared.events import UNFINISHED, Notice, State, Status
 from shared.ledger import Entry, Outcome
-from worker.phone_index import CHANGES_SHOW_AFTER
-from worker.problems import known_problem, note_problem
+from worker.projects.problems import known_problem, note_problem
+from worker.redcap.phone_index import CHANGES_SHOW_AFTER
 from worker.services import Services
-from worker.settle import settle
+from worker.steps.complete_events import settle
 
 # After this long an outage is no outage any more: the event ends as failed and the team is told. The
 # nightly run still mends the record when REDCap is back.
@@ -30,7 +30,7 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
     """
     services.coalescer.taken(f"lookup:{project}")
     if services.project_config(project) is None:
-        return  # it rests: see worker/taken_out.py
+        return  # it rests: see worker/projects/removed.py
     own = services.ledger.load(project, event_id)
     if own is not None:
         _look_up(own, services)

@@ -8,14 +8,14 @@ from email.message import EmailMessage
 import structlog
 
 from shared.config import Project
+from shared.domain.events import Notice
 from shared.errors import ConfigError, MailDeferred, MailRefused
-from shared.events import Notice
 from shared.ledger import Entry
-from worker.digest import compose_digest
-from worker.locks import held
-from worker.mailer import SENT, outcome_of
-from worker.notice import compose
-from worker.project import Target, known_target
+from shared.ledger.locks import held
+from worker.mail.digest_mail import compose_digest
+from worker.mail.event_mail import compose
+from worker.mail.smtp import SENT, outcome_of
+from worker.redcap.gateway import Target, known_target
 from worker.services import MAILS_PER_MESSAGE, Services
 
 # A mail server that is away for longer than this is nobody's temporary trouble.
@@ -33,7 +33,7 @@ def send_email(project: str, event_id: str, services: Services) -> None:
     of its yes, the mail is sent once more; never not at all.
     """
     if services.project_config(project) is None:
-        return  # it rests: see worker/taken_out.py
+        return  # it rests: see worker/projects/removed.py
     if not event_id:
         _send_digest(project, services)
         return

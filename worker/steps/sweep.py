@@ -4,15 +4,14 @@ from typing import get_args
 
 import structlog
 
-from shared import keys
-from shared.events import milliseconds
-from shared.intake import publish_or_leave
-from shared.ledger import Due, Kind
-from shared.queue import TaskName
-from worker.locks import held
-from worker.problems import check_projects
+from shared.domain.events import milliseconds
+from shared.ledger import Due, Kind, keys
+from shared.ledger.locks import held
+from shared.messaging.queue import TaskName
+from shared.messaging.record_events import publish_or_leave
+from worker.projects.problems import check_projects
+from worker.projects.removed import RESTS_FOR, note_projects, wind_up
 from worker.services import Services
-from worker.taken_out import RESTS_FOR, note_projects, wind_up
 
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000

@@ -10,7 +10,7 @@ import pytest
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
-from worker.cli.numbers import one_number, readings, typed
+from worker.cli.phone_argument import one_number, readings, typed
 from worker.services import Services
 
 
@@ -52,7 +52,7 @@ def test_where_several_regions_are_possible_each_reading_counts_once() -> None:
 
 def test_no_other_command_reads_numbers_by_itself() -> None:
     modules = sorted((ROOT / "worker/cli").glob("*.py"))
-    assert [path.name for path in modules if "numbers_in" in path.read_text()] == ["numbers.py"]
+    assert [path.name for path in modules if "numbers_in" in path.read_text()] == ["phone_argument.py"]
 
 
 def test_a_dash_reads_it_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

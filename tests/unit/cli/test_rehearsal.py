@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
-from shared import keys
+from shared.domain.events import Change
 from shared.errors import MailRefused
-from shared.events import Change
-from shared.queue import TaskName
+from shared.ledger import keys
+from shared.ledger.locks import held
+from shared.messaging.queue import TaskName
 from tests import builders
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, longitudinal_study
 from web.app import build_services, create_app
-from worker.locks import held
-from worker.rehearsal import (
+from worker.checks.end_to_end import (
     TEST_NUMBER,
     TEST_SID_PREFIX,
     BrokenRehearsal,

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from click.testing import CliRunner
 
-from shared import keys
+from shared.ledger import keys
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 

@@ -1,0 +1,1 @@
+"""What the program is about, without input or output: events, phone numbers, what a text means."""

@@ -1,0 +1,589 @@
+"""The record of what happened, in Redis. Each step is one Lua script, so that no crash can tear it.
+
+The scripts use keys that they derive from their arguments, so Redis must not be a cluster.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.domain.events import (
+    Change,
+    Notice,
+    OptOutEvent,
+    Source,
+    State,
+    Status,
+    from_milliseconds,
+    milliseconds,
+)
+from shared.ledger import keys
+from shared.messaging.queue import NO_MESSAGE, Message
+from shared.redis_client import RedisClient
+
+LUA = Path(__file__).parent / "scripts"
+
+# When sweep publishes a piece of work again that nobody has finished: first after a minute, then at
+# doubling pauses, of which the longest also bounds how long a recovery of REDCap goes unnoticed.
+FIRST_PAUSE_MS = 60_000
+LONGEST_PAUSE_MS = 300_000
+# For how long a lookup in the queue is believed to be there: what comes after that sends another.
+LOOKUP_WAITS_MS = 5_000
+# As long as Twilio keeps its message log, and a day for clocks. Source: Twilio docs, "Messages resource".
+ORDINARY_KEPT_MS = 401 * 86_400_000
+# What failed is tried again sooner a few times, for what passes within a minute.
+QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
+
+# What is read of many events at a time.
+CHUNK = 500
+# How many old ids are looked at per trim, once a minute: Redis does nothing else for a millisecond or two.
+MOST_TRIMMED = 1_000
+
+Kind = Literal["lookup", "update", "email", "digest"]
+
+
+class Accepted(StrEnum):
+    """What became of an event that was handed in."""
+
+    NEW = "new"
+    KNOWN = "known"
+    STALE = "stale"
+    UNMATCHED = "unmatched"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An event as the ledger has it."""
+
+    project: str
+    event_id: str
+    change: Change
+    state: State
+    reason: str
+    source: Source
+    occurred_at: datetime
+    received_at: datetime
+    phone_hash: str
+    records: tuple[str, ...]
+    notice: Notice | None
+    mail: str
+    finished_at: datetime | None
+
+    @classmethod
+    def decode(cls, stored: dict[str, str]) -> "Entry":
+        """Read the hash that the scripts keep."""
+        finished = stored.get("finished_ms")
+        return cls(
+            project=stored["project"],
+            event_id=stored["event_id"],
+            change=Change(stored["change"]),
+            state=State(stored["state"]),
+            reason=stored.get("reason", ""),
+            source=Source(stored["source"]),
+            occurred_at=from_milliseconds(int(stored["occurred_ms"])),
+            received_at=from_milliseconds(int(stored["received_ms"])),
+            phone_hash=stored["phone"],
+            records=tuple(json.loads(stored.get("records") or "[]")),
+            notice=Notice(stored["notice"]) if stored.get("notice") else None,
+            mail=stored.get("mail", ""),
+            finished_at=from_milliseconds(int(finished)) if finished else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A piece of work that sweep has claimed. `event_id` is empty for an update and a digest."""
+
+    kind: Kind
+    project: str
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an event ended, for `settle`."""
+
+    event_id: str
+    phone_hash: str
+    state: State
+    reason: str = ""
+    records: Sequence[str] = ()
+    notice: Notice | None = None
+    read_status: str = ""  # the status as it was read; the phone stays pending if it has changed since
+
+
+class Ledger:
+    """Events, latest status per phone, pending set and due work of all projects."""
+
+    def __init__(self, redis: RedisClient, *, retention_days: int = 400) -> None:
+        self.redis = redis
+        self._retention_seconds = retention_days * 86_400
+
+    @cached_property
+    def _scripts(self) -> dict[str, Any]:
+        return {path.stem: self.redis.register_script(path.read_text()) for path in LUA.glob("*.lua")}
+
+    @cached_property
+    def _accept_script(self) -> str:
+        return (LUA / "accept.lua").read_text()
+
+    @cached_property
+    def _accept_hash(self) -> str:
+        return hashlib.sha1(self._accept_script.encode(), usedforsecurity=False).hexdigest()
+
+    # --- events -------------------------------------------------------------------------------
+
+    def accept(
+        self,
+        events: Sequence[OptOutEvent],
+        *,
+        now: datetime,
+        counted: Sequence[str] = (),
+        messages: Sequence[Message] = (),
+    ) -> list[Accepted]:
+        """Record events all together or not at all, each once. Raises redis.RedisError where that failed.
+
+        Of two changes in the same millisecond, the one handed in later counts as the later one, except
+        from the message log, which is read newest first.
+
+        A webhook waits for the disk only once, so on the way: `counted` is the label of a figure of `/metrics`
+        to add to, and `messages` are put into their queues, each if its event is new and no other lookup of its
+        project waits there: that one takes it along (`take_arrived`).
+        """
+        with self.redis.pipeline(transaction=True) as pipe:
+            for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
+                # The first one brings the script's whole text, so that the server knows it by its hash for the
+                # others: redis-py would ask for that beforehand, at the cost of a round trip.
+                script = (
+                    partial(pipe.evalsha, self._accept_hash)
+                    if len(pipe)
+                    else partial(pipe.eval, self._accept_script)
+                )
+                self._accept_one(event, message, now, script)
+            if counted:
+                pipe.hincrby(keys.METRICS, "|".join(counted), 1)
+            return [Accepted(answer) for answer in pipe.execute()[: len(events)]]
+
+    def _accept_one(
+        self, event: OptOutEvent, message: Message, now: datetime, script: Callable[..., Any]
+    ) -> None:
+        project, now_ms = event.project, milliseconds(now)
+        newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
+        names = [
+            keys.event(project, event.event_id),
+            keys.status(project),
+            keys.pending(project),
+            keys.unfinished(project),
+            keys.events(project),
+            keys.DUE,
+            keys.COUNTS,
+            keys.intents(project),
+            message.queue,
+            keys.arrived(project),
+            keys.queued(f"lookup:{project}"),
+            keys.ATTEMPTS,
+        ]
+        script(
+            len(names),
+            *names,
+            project,
+            event.event_id,
+            event.change,
+            milliseconds(event.occurred_at),
+            now_ms,
+            event.phone_hash,
+            event.source,
+            now_ms + FIRST_PAUSE_MS,
+            "oldest" if newest_first else "newest",
+            keys.event(project, ""),
+            self._retention_seconds,
+            message.text,
+            LOOKUP_WAITS_MS,
+        )
+
+    def load(self, project: str, event_id: str) -> Entry | None:
+        """An event, or None."""
+        stored = self.redis.hgetall(keys.event(project, event_id))
+        return Entry.decode(stored) if stored else None
+
+    def entries(self, project: str, *, newest_first: bool = True) -> Iterator[Entry]:
+        """All events of a project that are still kept."""
+        ids = self.redis.zrange(keys.events(project), 0, -1, desc=newest_first)
+        yield from chain.from_iterable(self._in_chunks(project, ids))
+
+    def _in_chunks(self, project: str, event_ids: Sequence[str]) -> Iterator[list[Entry]]:
+        for start in range(0, len(event_ids), CHUNK):
+            yield self.entries_of(project, event_ids[start : start + CHUNK])
+
+    def entries_of(self, project: str, event_ids: Sequence[str]) -> list[Entry]:
+        """Those of the events that are kept; a few hundred ids at a time."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.hgetall(keys.event(project, event_id))
+            return [Entry.decode(stored) for stored in pipe.execute() if stored]
+
+    def known(self, project: str, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose events are kept."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.exists(keys.event(project, event_id))
+            return {event_id for event_id, found in zip(event_ids, pipe.execute(), strict=True) if found}
+
+    def note_ordinary(self, projects: Sequence[str], message_sid: str, *, now: datetime) -> None:
+        """Remember a text with an opt-in word that Twilio told us as an ordinary message."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            for project in projects:
+                pipe.zadd(keys.ordinary(project), {message_sid: milliseconds(now)})
+            pipe.execute()
+
+    def ordinary(self, project: str, message_sids: Sequence[str]) -> set[str]:
+        """Those of the texts that `note_ordinary` remembers."""
+        return self._members(keys.ordinary(project), message_sids)
+
+    def unfinished(self, project: str, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose events have not ended."""
+        return self._members(keys.unfinished(project), event_ids)
+
+    def _members(self, sorted_set: str, members: Sequence[str]) -> set[str]:
+        if not members:
+            return set()
+        scores = self.redis.zmscore(sorted_set, members)
+        return {member for member, score in zip(members, scores, strict=True) if score is not None}
+
+    def unfinished_entries(self, project: str) -> Iterator[list[Entry]]:
+        """The events that have not ended, a few hundred at a time."""
+        yield from self._in_chunks(project, self.redis.zrange(keys.unfinished(project), 0, -1))
+
+    def take_arrived(self, project: str, limit: int) -> list[Entry]:
+        """Events that no lookup has seen yet; what is taken here and then lost is found by sweep."""
+        ids = self.redis.lpop(keys.arrived(project), limit) or []
+        return self.entries_of(project, ids)
+
+    def match(self, entry: Entry, records: Sequence[str], *, now: datetime) -> bool:
+        """Note an event's records and ask for its phone's update. False where the event has ended meanwhile."""
+        return bool(self.match_all(entry.project, [(entry, records)], now=now))
+
+    def match_all(
+        self, project: str, found: Sequence[tuple[Entry, Sequence[str]]], *, now: datetime
+    ) -> set[str]:
+        """The same for many events. Answers the ids of those that had not ended."""
+        now_ms = milliseconds(now)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for entry, records in found:
+                self._scripts["match"](
+                    keys=[
+                        keys.event(project, entry.event_id),
+                        keys.pending(project),
+                        keys.DUE,
+                        keys.ATTEMPTS,
+                    ],
+                    args=[project, entry.event_id, json.dumps(records), now_ms, now_ms + FIRST_PAUSE_MS],
+                    client=pipe,
+                )
+            answers = pipe.execute()
+        return {entry.event_id for (entry, _), matched in zip(found, answers, strict=True) if matched}
+
+    def settle(
+        self, project: str, outcomes: Iterable[Outcome], *, now: datetime, digest_seconds: int = 0
+    ) -> list[str]:
+        """End events. Answers the ids of those whose e-mail is now due by itself.
+
+        With `digest_seconds`, notices are gathered for so long; what could not be saved is told at once.
+        """
+        outcomes = list(outcomes)
+        # All together, as Redis then waits for its disk once, not for every few kilobytes of the pipeline.
+        with self.redis.pipeline(transaction=True) as pipe:
+            for outcome in outcomes:
+                gather_ms = 0 if outcome.notice is Notice.UNSAVED else digest_seconds * 1000
+                self._settle_one(project, outcome, milliseconds(now), gather_ms, pipe)
+            answers = pipe.execute()
+        return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
+
+    def _settle_one(self, project: str, outcome: Outcome, now_ms: int, gather_ms: int, pipe: Any) -> None:
+        self._scripts["settle"](
+            keys=[
+                keys.event(project, outcome.event_id),
+                keys.status(project),
+                keys.pending(project),
+                keys.unfinished(project),
+                keys.DUE,
+                keys.COUNTS,
+                keys.intents(project),
+                keys.mailing(project),
+                keys.ATTEMPTS,
+                keys.gathered(project),
+            ],
+            args=[
+                project,
+                outcome.event_id,
+                outcome.phone_hash,
+                outcome.state,
+                outcome.reason,
+                json.dumps(list(outcome.records)),
+                outcome.notice or "",
+                now_ms,
+                now_ms + FIRST_PAUSE_MS,
+                self._retention_seconds,
+                outcome.read_status,
+                gather_ms,
+            ],
+            client=pipe,
+        )
+
+    def gathered(self, project: str, limit: int) -> list[str]:
+        """Ids of events that wait for the digest, longest waiting first."""
+        return list(self.redis.zrange(keys.gathered(project), 0, limit - 1))
+
+    def digested(self, project: str, event_ids: Sequence[str], *, digest_seconds: int) -> None:
+        """Take events that a digest has told from those that wait for one."""
+        self._ungather(project, event_ids, digest_seconds * 1000, self.redis)
+
+    def _ungather(self, project: str, event_ids: Sequence[str], gather_ms: int | str, client: Any) -> None:
+        self._scripts["digested"](
+            keys=[keys.gathered(project), keys.DUE, keys.ATTEMPTS],
+            args=[project, gather_ms, *event_ids],
+            client=client,
+        )
+
+    def queue_mails(self, project: str, event_ids: Sequence[str]) -> None:
+        """Put events into the outbox, from which `take_mails` takes them; what is lost there is found by sweep."""
+        self.redis.rpush(keys.outbox(project), *event_ids)
+
+    def take_mails(self, project: str, limit: int) -> list[str]:
+        """Ids of events whose e-mail is due."""
+        return self.redis.lpop(keys.outbox(project), limit) or []
+
+    def notified(self, entry: Entry, notice: Notice, outcome: str) -> None:
+        """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not."""
+        project, event_id = entry.project, entry.event_id
+        self._scripts["notified"](
+            keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
+            args=[project, event_id, notice, outcome, self._retention_seconds],
+        )
+
+    def reopen(self, project: str, event_id: str, *, now: datetime) -> bool:
+        """Set an ended event back to its start. False where there is none, or nothing to look up."""
+        now_ms = milliseconds(now)
+        return bool(
+            self._scripts["reopen"](
+                keys=[
+                    keys.event(project, event_id),
+                    keys.unfinished(project),
+                    keys.DUE,
+                    keys.ATTEMPTS,
+                    keys.events(project),
+                ],
+                args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS],
+            )
+        )
+
+    # --- status and pending set -----------------------------------------------------------------
+
+    def pending(self, project: str, limit: int | None = None, offset: int = 0) -> list[str]:
+        """Phone hashes whose status has to reach REDCap, longest waiting first; all of them without a limit."""
+        last = -1 if limit is None else offset + limit - 1
+        return list(self.redis.zrange(keys.pending(project), offset, last))
+
+    def pending_since(self, project: str, moment: datetime) -> list[str]:
+        """Phone hashes that have been pending since before a moment, longest first."""
+        return list(self.redis.zrangebyscore(keys.pending(project), "-inf", f"({milliseconds(moment)}"))
+
+    def is_pending(self, project: str, phone: str) -> bool:
+        """Whether a phone's status has to reach REDCap."""
+        return self.redis.zscore(keys.pending(project), phone) is not None
+
+    def statuses(self, project: str, phones: Sequence[str]) -> dict[str, str]:
+        """Encoded latest status per phone hash, as `Status.decode` reads it."""
+        if not phones:
+            return {}
+        stored = self.redis.hmget(keys.status(project), phones)
+        return {phone: text for phone, text in zip(phones, stored, strict=True) if text}
+
+    def status(self, project: str, phone: str) -> Status | None:
+        """The latest change of a phone, or None."""
+        stored = self.statuses(project, [phone]).get(phone)
+        return Status.decode(stored) if stored else None
+
+    def count_statuses(self, project: str) -> int:
+        """How many phones have a status."""
+        return int(self.redis.hlen(keys.status(project)))
+
+    def all_statuses(self, project: str) -> Iterator[tuple[str, str]]:
+        """Every phone hash of a project with its encoded status; one may come twice while others are added."""
+        yield from self.redis.hscan_iter(keys.status(project), count=1000)
+
+    def require_update(self, project: str, phones: Sequence[str], *, now: datetime) -> None:
+        """Put phones into the pending set, and the project's update among the due work."""
+        if not phones:
+            return
+        now_ms = milliseconds(now)
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(keys.pending(project), dict.fromkeys(phones, now_ms), nx=True)
+            pipe.zadd(keys.DUE, {f"update|{project}|": now_ms + FIRST_PAUSE_MS}, nx=True)
+            pipe.execute()
+
+    def forget_pending(self, project: str, phones: Sequence[str]) -> None:
+        """Take phones out of the pending set whose status has been erased."""
+        if phones:
+            self.redis.zrem(keys.pending(project), *phones)
+
+    def drained(self, project: str) -> int:
+        """Forget the due update of a project if nothing is pending. Answers how many are pending."""
+        return int(
+            self._scripts["drained"](keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project])
+        )
+
+    def restore_status(self, project: str, phone: str, event_id: str, before: str | None) -> bool:
+        """Set a phone's latest status back (None: unknown). False where it is no longer that of `event_id`."""
+
+        def restore(pipe: Any) -> bool:
+            current = pipe.hget(keys.status(project), phone)
+            pipe.multi()
+            if current is None or Status.decode(current).event_id != event_id:
+                return False
+            if before is None:
+                pipe.hdel(keys.status(project), phone)
+            else:
+                pipe.hset(keys.status(project), phone, before)
+            return True
+
+        return bool(self.redis.transaction(restore, keys.status(project), value_from_callable=True))
+
+    def forget(self, project: str, phone: str) -> dict[str, int]:
+        """Remove all traces of a phone: status, pending, intent, its events and their due work. Answers how many."""
+        ids = [entry.event_id for entry in self.entries(project) if entry.phone_hash == phone]
+        due = [f"{kind}|{project}|{event_id}" for event_id in ids for kind in ("lookup", "email")]
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(keys.status(project), phone)
+            pipe.zrem(keys.pending(project), phone)
+            pipe.hdel(keys.intents(project), phone)
+            if ids:
+                pipe.delete(*(keys.event(project, event_id) for event_id in ids))
+                for key in (keys.events, keys.unfinished, keys.mailing):
+                    pipe.zrem(key(project), *ids)
+                for key in (keys.arrived, keys.outbox):
+                    for event_id in ids:
+                        pipe.lrem(key(project), 0, event_id)
+                pipe.zrem(keys.DUE, *due)
+                pipe.hdel(keys.ATTEMPTS, *due)
+                self._ungather(project, ids, "", pipe)
+            status, pending, intents, *_ = pipe.execute()
+        return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
+
+    def forget_project(self, project: str) -> dict[str, int]:
+        """Remove all that is kept of a project but its figures. Answers how many statuses and events that were.
+
+        It is noted last that this project is known: what a crash leaves is found by the next call.
+        """
+        removed = {"status": self.count_statuses(project), "events": self._forget_events(project)}
+        due = [member for member, _ in self.redis.zscan_iter(keys.DUE, match=f"*|{project}|*", count=1000)]
+        with self.redis.pipeline(transaction=True) as pipe:
+            for start in range(0, len(due), CHUNK):
+                pipe.zrem(keys.DUE, *due[start : start + CHUNK])
+                pipe.hdel(keys.ATTEMPTS, *due[start : start + CHUNK])
+            pipe.unlink(*keys.of_project(project))
+            for key in (keys.PROBLEMS, keys.VERIFIED, keys.PROJECTS):
+                pipe.hdel(key, project)
+            pipe.execute()
+        return removed
+
+    def _forget_events(self, project: str) -> int:
+        number = 0
+        while ids := self.redis.zrange(keys.events(project), 0, CHUNK - 1):
+            with self.redis.pipeline(transaction=True) as pipe:
+                pipe.unlink(*(keys.event(project, event_id) for event_id in ids))
+                pipe.zrem(keys.events(project), *ids)
+                pipe.execute()
+            number += len(ids)
+        return number
+
+    # --- intents: writes to REDCap that have begun ------------------------------------------------
+
+    def intend(
+        self, project: str, writes: dict[str, str], *, looked_at: Collection[str] = (), now: datetime
+    ) -> list[str]:
+        """Note that a write has begun for each phone hash, on behalf of an event id; all or none.
+
+        Answers the phones that stand in the way: their latest change is another by now, or, of those whose begun
+        writes were `looked_at`, a further one has begun (in both cases we stood still, and lost the lock).
+
+        The phone is pending from now on in any case: another updater may have settled it meanwhile, and what
+        this write leaves in REDCap has to be looked at again even if this process dies.
+        """
+        if not writes:
+            return []
+        now_ms = milliseconds(now)
+        each = [(phone, event_id, "1" if phone in looked_at else "") for phone, event_id in writes.items()]
+        outdated = self._scripts["intend"](
+            keys=[keys.intents(project), keys.status(project), keys.pending(project), keys.DUE],
+            args=[project, now_ms, now_ms + FIRST_PAUSE_MS, *(part for parts in each for part in parts)],
+        )
+        return list(outdated)
+
+    def forget_intent(self, project: str, phone: str) -> None:
+        """Take back the note that a write has begun."""
+        self.redis.hdel(keys.intents(project), phone)
+
+    def intents(self, project: str, phones: Sequence[str]) -> dict[str, str]:
+        """Event ids whose write had begun, per phone hash."""
+        if not phones:
+            return {}
+        stored = self.redis.hmget(keys.intents(project), phones)
+        return {phone: event_id for phone, event_id in zip(phones, stored, strict=True) if event_id}
+
+    # --- due work ---------------------------------------------------------------------------------
+
+    def claim_due(self, *, now: datetime, limit: int) -> list[Due]:
+        """Overdue work; each piece comes again at growing pauses until it is done."""
+        members = self._scripts["claim_due"](
+            keys=[keys.DUE, keys.ATTEMPTS],
+            args=[milliseconds(now), limit, FIRST_PAUSE_MS, LONGEST_PAUSE_MS],
+        )
+        return [Due(*member.split("|", 2)) for member in members]
+
+    def retry_soon(self, kind: Kind, project: str, event_id: str = "", *, now: datetime) -> float | None:
+        """Bring the first few further tries of a piece of work forward. Answers in how many seconds, or None."""
+        member = f"{kind}|{project}|{event_id}"
+        tries = int(self.redis.hget(keys.ATTEMPTS, member) or 0)
+        if tries >= len(QUICK_PAUSES_SECONDS):
+            return None
+        pause = QUICK_PAUSES_SECONDS[tries]
+        self.redis.zadd(keys.DUE, {member: milliseconds(now) + pause * 1000}, xx=True, lt=True)
+        return pause
+
+    def hasten(self, project: str, *, now: datetime) -> None:
+        """Make all unfinished work of a project due now: what was in its way is gone."""
+        ids = self.redis.zrange(keys.unfinished(project), 0, -1)
+        members = [f"update|{project}|", *(f"lookup|{project}|{event_id}" for event_id in ids)]
+        self.redis.hdel(keys.ATTEMPTS, *members)
+        self.redis.zadd(keys.DUE, dict.fromkeys(members, milliseconds(now)), xx=True)
+
+    def put_update_off(self, project: str) -> None:
+        """Take a project's update from the due work, whatever is pending."""
+        self.redis.zrem(keys.DUE, f"update|{project}|")
+        self.redis.hdel(keys.ATTEMPTS, f"update|{project}|")
+
+    def trim(self, project: str, *, now: datetime) -> int:
+        """Forget the ids of events that have expired: of a thousand per call. Answers how many."""
+        now_ms = milliseconds(now)
+        self.redis.zremrangebyscore(keys.ordinary(project), "-inf", now_ms - ORDINARY_KEPT_MS)
+        oldest = now_ms - self._retention_seconds * 1000
+        return int(
+            self._scripts["trim"](
+                keys=[keys.events(project)],
+                args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
+            )
+        )
+
+    # --- figures ----------------------------------------------------------------------------------
+
+    def count(self, *label: str, by: int = 1) -> None:
+        """Add to a figure of `/metrics`; its name and label values are `label`."""
+        self.redis.hincrby(keys.METRICS, "|".join(label), by)

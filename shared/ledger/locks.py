@@ -1,0 +1,51 @@
+"""One at a time, over all workers: a lock in Redis that a living holder keeps renewing."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from redis.exceptions import LockError, RedisError
+from redis.lock import Lock
+
+from shared.ledger import keys
+from shared.redis_client import RedisClient
+
+# How long a killed holder keeps the others waiting.
+LEASE_SECONDS = 20.0
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def held(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Iterator[bool]:
+    """Hold the lock `name` for the block; yields False where another process has it."""
+    lock = Lock(redis, keys.lock(name), timeout=LEASE_SECONDS, thread_local=False)
+    if not lock.acquire(blocking=wait_seconds > 0, blocking_timeout=wait_seconds or None):
+        yield False
+        return
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lock, stop), daemon=True, name=f"lock-{name}")
+    renewal.start()
+    try:
+        yield True
+    finally:
+        stop.set()
+        renewal.join()
+        _release(lock, name)
+
+
+def _renew(lock: Lock, stop: threading.Event) -> None:
+    while not stop.wait(LEASE_SECONDS / 4):
+        try:
+            lock.extend(LEASE_SECONDS, replace_ttl=True)
+        except (LockError, RedisError) as error:
+            log.warning("lock_not_renewed", error=type(error).__name__)
+
+
+def _release(lock: Lock, name: str) -> None:
+    try:
+        lock.release()
+    except (LockError, RedisError) as error:
+        # It expires by itself; whoever holds it now is not disturbed.
+        log.warning("lock_not_released", lock=name, error=type(error).__name__)

@@ -1,0 +1,1 @@
+"""Log format and the removal of phone numbers from every line."""

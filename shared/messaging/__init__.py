@@ -1,0 +1,1 @@
+"""Celery's settings, publishing tasks, and recording opt-out events."""

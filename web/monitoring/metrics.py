@@ -1,0 +1,128 @@
+"""The figures of `/metrics`. All of them come from Redis, so that every web process gives the same answer."""
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shared.config import broker_url, redis_url
+from shared.ledger import Ledger, keys
+from shared.messaging.queue import QUEUES
+
+# Figures that are counted under keys.METRICS as "name|label value|…": name -> help, label names.
+COUNTED = {
+    "webhooks": ("Requests from Twilio by endpoint and outcome", ["endpoint", "outcome"]),
+    "redcap_requests": ("Calls of REDCap's API", ["project", "content", "outcome"]),
+    "mails": ("E-mails by kind and outcome", ["project", "notice", "outcome"]),
+    "swept": ("Pieces of work that sweep had to publish again", ["kind"]),
+}
+
+
+class LedgerCollector(Collector):
+    """Reads the ledger at each scrape."""
+
+    def __init__(self, ledger: Ledger, projects: list[str]) -> None:
+        self._redis = ledger.redis
+        self._projects = projects
+
+    def collect(self) -> Iterator[Metric]:
+        """All figures; raises redis.RedisError where the store is away."""
+        yield self._events()
+        yield from self._under_way()
+        yield from self._counted()
+        yield from self._reconciled()
+        yield self._problems()
+        yield self._index()
+        yield self._queues()
+
+    def _events(self) -> Metric:
+        family = CounterMetricFamily(
+            "optout_events", "Events that have ended", labels=["project", "source", "state"]
+        )
+        for field, count in sorted(self._redis.hgetall(keys.COUNTS).items()):
+            family.add_metric(field.split("|"), int(count))
+        return family
+
+    def _under_way(self) -> Iterator[Metric]:
+        unfinished = GaugeMetricFamily(
+            "optout_unfinished_events", "Events that have not ended", labels=["project"]
+        )
+        oldest = GaugeMetricFamily(
+            "optout_oldest_unfinished_age_seconds",
+            "Age of the oldest event that has not ended",
+            labels=["project"],
+        )
+        pending = GaugeMetricFamily(
+            "optout_pending_phones", "Phones whose status has to reach REDCap", labels=["project"]
+        )
+        mailing = GaugeMetricFamily("optout_due_mails", "E-mails that are due", labels=["project"])
+        gathered = GaugeMetricFamily(
+            "optout_gathered_changes", "Changes that wait for their project's digest", labels=["project"]
+        )
+        # Also what a project has left that was taken out of the configuration.
+        for project in sorted({*self._projects, *self._redis.hkeys(keys.PROJECTS)}):
+            unfinished.add_metric([project], self._redis.zcard(keys.unfinished(project)))
+            first = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
+            oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
+            pending.add_metric([project], self._redis.zcard(keys.pending(project)))
+            waiting = self._redis.zcard(keys.gathered(project))
+            # Gathered mails are due from sweep's first try on.
+            overdue = self._redis.hexists(keys.ATTEMPTS, f"digest|{project}|")
+            mailing.add_metric(
+                [project], self._redis.zcard(keys.mailing(project)) - (0 if overdue else waiting)
+            )
+            gathered.add_metric([project], waiting)
+        yield from (unfinished, oldest, pending, mailing, gathered)
+
+    def _counted(self) -> Iterator[Metric]:
+        stored = sorted(self._redis.hgetall(keys.METRICS).items())
+        for name, (text, labels) in COUNTED.items():
+            family = CounterMetricFamily(f"optout_{name}", text, labels=labels)
+            for field, count in stored:
+                figure, *values = field.split("|")
+                if figure == name and len(values) == len(labels):
+                    family.add_metric(values, int(count))
+            yield family
+
+    def _reconciled(self) -> Iterator[Metric]:
+        last = GaugeMetricFamily(
+            "optout_last_reconcile_timestamp_seconds",
+            "When a project was last reconciled, by outcome",
+            labels=["project", "outcome"],
+        )
+        for project in self._projects:
+            stored = self._redis.hgetall(keys.reconciled(project))
+            for outcome in ("success", "failure"):
+                if f"{outcome}_ms" in stored:
+                    last.add_metric([project, outcome], int(stored[f"{outcome}_ms"]) / 1000)
+        yield last
+
+    def _problems(self) -> Metric:
+        family = GaugeMetricFamily(
+            "optout_project_problem",
+            "1 while a project cannot be written, for a reason to mend",
+            labels=["project"],
+        )
+        problems = self._redis.hkeys(keys.PROBLEMS)
+        for project in self._projects:
+            family.add_metric([project], float(project in problems))
+        return family
+
+    def _index(self) -> Metric:
+        family = GaugeMetricFamily("optout_indexed_phones", "Phones in the index", labels=["project"])
+        for project in self._projects:
+            family.add_metric([project], self._redis.hlen(keys.index_phones(project)))
+        return family
+
+    def _queues(self) -> Metric:
+        """Celery keeps each queue as a list in Redis; of another broker nothing is known here."""
+        family = GaugeMetricFamily(
+            "optout_queue_length",
+            "Messages that wait for a worker, where Redis is the broker",
+            labels=["queue"],
+        )
+        if broker_url() == redis_url():
+            for queue in QUEUES.values():
+                family.add_metric([queue], self._redis.llen(queue))
+        return family

@@ -1,0 +1,1 @@
+"""The two routes that Twilio calls: signature, parsing, routing, views."""

@@ -1,0 +1,137 @@
+"""What Twilio sent, as an InboundMessage. Pure: no network, no Redis, no Flask."""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from shared.domain.endpoints import INBOUND_EVENT
+from shared.domain.events import Source
+from shared.errors import Malformed, Rejected
+
+# 34 characters at Twilio; anything that could not be a SID would end in Redis keys and logs.
+_SID = re.compile(r"[A-Z]{2}[0-9A-Za-z]{8,62}")
+# Twilio's age. A time before 1970 would be a negative number of milliseconds, which the ledger cannot hold.
+_YEARS = range(2008, 2100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class InboundMessage:
+    """A message that a participant sent. Lives for the length of one request; never stored or logged."""
+
+    message_sid: str
+    account_sid: str
+    messaging_service_sid: str
+    sender: str
+    recipient: str
+    body: str
+    opt_out_type: str
+    source: Source
+    occurred_at: datetime | None  # None: Twilio gave no time, the time of receipt counts
+
+
+class Form(Protocol):
+    """The part of werkzeug's MultiDict that is read here."""
+
+    def getlist(self, key: str) -> list[str]: ...
+
+
+def message_of_form(form: Form) -> InboundMessage:
+    """Read the form of an inbound-message webhook. Raises Malformed.
+
+    It holds no time. Source: Twilio docs, "Twilio's request to your incoming message webhook URL".
+    """
+    return InboundMessage(
+        message_sid=_sid(_single(form, "MessageSid")),
+        account_sid=_sid(_single(form, "AccountSid")),
+        messaging_service_sid=_single(form, "MessagingServiceSid"),
+        sender=_required("From", _single(form, "From")),
+        recipient=_required("To", _single(form, "To")),
+        body=_single(form, "Body"),
+        opt_out_type=_single(form, "OptOutType").upper(),
+        source=Source.WEBHOOK,
+        occurred_at=None,
+    )
+
+
+def messages_of_events(body: bytes) -> tuple[list[InboundMessage], list[Rejected]]:
+    """Read an Event Streams batch: a JSON array of CloudEvents, or a single one. Raises Malformed where it is none.
+
+    Answers its messages, and what is wrong with those that cannot be read. Events of other types, such as the
+    sink's test event, are passed over.
+    """
+    try:
+        batch = json.loads(body)
+    except (ValueError, RecursionError):  # the latter: nested a thousand times
+        raise Malformed("not_json") from None
+    if isinstance(batch, dict) and "specversion" in batch:
+        batch = [batch]
+    if not isinstance(batch, list) or not all(isinstance(event, dict) for event in batch):
+        raise Malformed("not_an_array_of_events")
+    messages: list[InboundMessage] = []
+    refused: list[Rejected] = []
+    for event in batch:
+        if event.get("type") == INBOUND_EVENT:
+            try:
+                messages.append(_message_of_event(event))
+            except Malformed as error:
+                refused.append(error)
+    return messages, refused
+
+
+def _message_of_event(event: dict[str, Any]) -> InboundMessage:
+    data = event.get("data")
+    if not isinstance(data, dict):
+        raise Malformed("event_without_data")
+    opt_out_type = _text(data, "optOutType").upper()
+    return InboundMessage(
+        message_sid=_sid(_text(data, "messageSid")),
+        account_sid=_sid(_text(data, "accountSid")),
+        messaging_service_sid=_text(data, "messagingServiceSid"),
+        sender=_required("from", _text(data, "from")),
+        recipient=_required("to", _text(data, "to")),
+        body="" if opt_out_type else _text(data, "body"),  # Twilio's judgement is enough
+        opt_out_type=opt_out_type,
+        source=Source.EVENT_STREAM,
+        occurred_at=_time(_text(data, "timestamp") or _text(event, "time")),
+    )
+
+
+def _single(form: Form, name: str) -> str:
+    """A parameter's value, or empty. A repeated one is refused: which of two numbers would we believe?"""
+    values = form.getlist(name)
+    if len(values) > 1:
+        raise Malformed(f"repeated_{name}")
+    return values[0] if values else ""
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    value = data.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Malformed(f"{name}_is_no_text")
+    return value
+
+
+def _required(name: str, value: str) -> str:
+    if not value.strip():
+        raise Malformed(f"no_{name}")
+    return value.strip()
+
+
+def _sid(value: str) -> str:
+    if not _SID.fullmatch(value):
+        raise Malformed("no_sid")
+    return value
+
+
+def _time(value: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise Malformed("no_timestamp") from None
+    if moment.year not in _YEARS:
+        raise Malformed("strange_timestamp")
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

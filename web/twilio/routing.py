@@ -1,0 +1,101 @@
+"""Which projects a message concerns, and what it changes for each. Pure, decided once at start."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from twilio.twiml.messaging_response import MessagingResponse
+
+from shared.config import Config, Project
+from shared.domain.events import Change, OptOutEvent, Source
+from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
+from web.twilio.parsing import InboundMessage
+
+SILENCE = str(MessagingResponse())
+
+
+class Router:
+    """The routes of all projects: by account, and Messaging Service or number."""
+
+    def __init__(self, config: Config, hasher: PhoneHasher) -> None:
+        self._hasher = hasher
+        self._projects = config.projects
+        self._keywords = {name: project.keywords for name, project in config.projects.items()}
+        self._routes: dict[tuple[str, str], list[str]] = {}
+        for name, project in config.projects.items():
+            account_sid = config.twilio[project.twilio].account_sid
+            for address in filter(None, (project.messaging_service_sid, *project.senders)):
+                self._routes.setdefault((account_sid, address), []).append(name)
+
+    def projects(self, message: InboundMessage) -> list[str]:
+        """The projects that a message was sent to.
+
+        An opt-out covers the whole Messaging Service, so that every project on it is concerned, and one
+        that lists only the number as well. Source: Twilio help article 223134027.
+        """
+        channel, bare = channel_and_address(message.recipient)
+        found = [
+            *self._at(message, message.messaging_service_sid),
+            *self._at(message, message.recipient),
+            # A number that is listed without a prefix, on the other channels that count.
+            *(name for name in self._at(message, bare) if channel in self._projects[name].channels),
+        ]
+        return list(dict.fromkeys(found))
+
+    def _at(self, message: InboundMessage, address: str) -> list[str]:
+        return self._routes.get((message.account_sid, address), [])
+
+    def events(self, message: InboundMessage, projects: list[str], now: datetime) -> Iterator[OptOutEvent]:
+        """The changes that a message makes, one per project; none for HELP and all other texts."""
+        channel, address = channel_and_address(message.sender)
+        number = sender_number(address)
+        for name in projects:
+            change = self._change(message, name)
+            if change is None or channel not in self._projects[name].channels:
+                continue
+            yield OptOutEvent(
+                project=name,
+                event_id=message.message_sid,
+                change=change,
+                occurred_at=message.occurred_at or now,
+                source=message.source,
+                phone_hash=self._hasher(number) if number else "",
+            )
+
+    def _change(self, message: InboundMessage, name: str) -> Change | None:
+        """Twilio's own judgement where it gives one (Advanced Opt-Out is on), else the message's words.
+
+        Event Streams may leave the judgement out even then, so that there the words always count.
+        """
+        if message.opt_out_type:
+            return {change.value: change for change in Change}.get(message.opt_out_type)
+        project: Project = self._projects[name]
+        words_count = project.keyword_fallback or message.source is Source.EVENT_STREAM
+        return self._keywords[name].change(message.body) if words_count else None
+
+    def ordinary(self, message: InboundMessage, projects: list[str]) -> list[str]:
+        """The projects for which a text holds an opt-in word, and that learn that Twilio does not call it so.
+
+        The webhook says it by the absence of OptOutType, once Advanced Opt-Out is on; the message log, which has
+        the words only, does not. Source: Twilio docs, "Advanced Opt-Out".
+        """
+        if message.opt_out_type or message.source is not Source.WEBHOOK:
+            return []
+        return [
+            name
+            for name in projects
+            if not self._projects[name].keyword_fallback
+            and self._keywords[name].change(message.body) is Change.START
+        ]
+
+    def answer(self, projects: list[str]) -> str:
+        """The TwiML for Twilio: silence, or a redirect to where REDCap handles the message.
+
+        Never a reply of ours: Twilio has answered the participant already.
+        """
+        for name in projects:
+            url = self._projects[name].forward_url
+            if url:
+                response = MessagingResponse()
+                response.redirect(url, method="POST")
+                return str(response)
+        return SILENCE

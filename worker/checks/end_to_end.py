@@ -1,0 +1,333 @@
+"""A STOP and a START of a test number, from the public address to the record and back.
+
+The requests are signed as Twilio signs them; Twilio itself takes no part, so that its block list stays as it
+is. Afterwards record and ledger are as they were; only the two events remain in the history.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from hashlib import sha256
+from json import dumps
+
+import requests
+from twilio.request_validator import RequestValidator
+
+from shared.config import Project
+from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
+from shared.domain.events import UNFINISHED, Change, State
+from shared.ledger import Entry
+from shared.ledger.locks import held
+from worker.redcap.gateway import RecordState, RedcapProject
+from worker.services import Services
+
+# Reserved for fiction in the North American numbering plan: nobody can have it.
+TEST_NUMBER = "+16505550100"
+# By this a message SID of ours is told from Twilio's, which are hexadecimal.
+TEST_SID_PREFIX = "SMoptouttest"
+
+_POLL_SECONDS = 0.02
+Show = Callable[[Change, float, str], None]
+
+
+class Via(StrEnum):
+    """Which of the two doors is tried."""
+
+    WEBHOOK = "webhook"
+    EVENTS = "events"
+
+
+class RefusedRehearsal(Exception):
+    """It would not be safe, or show nothing; the text says why and what to do."""
+
+
+class BrokenRehearsal(Exception):
+    """A stage did not come; the text says which, and where to look."""
+
+
+@dataclass(slots=True)
+class _Before:
+    """How one project was before: the number's status, and its records."""
+
+    gateway: RedcapProject
+    status: str | None
+    states: dict[str, RecordState] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Rehearsal:
+    """One run for one project. `number` is E.164; `show` gets each stage with the ms since its request began."""
+
+    project: str
+    services: Services
+    number: str
+    show: Show
+    url: str
+    via: Via = Via.WEBHOOK
+    patience_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        self._config: Project = self.services.config.projects[self.project]
+        self._phone = self.services.hasher(self.number)
+        self._before: dict[str, _Before] = {}
+
+    # --- is it safe? ------------------------------------------------------------------------------
+
+    def prepare(self, *, force: bool = False) -> list[str]:
+        """The ids of the records that will be written. Raises RefusedRehearsal, or what REDCap raises."""
+        for name in [self.project, *self._sharing()]:
+            self._before[name] = self._look(name)
+        records = self._before[self.project].states
+        if not records:
+            raise RefusedRehearsal(
+                f"no record of {self.project} holds this number: add a record for tests, with the number "
+                f"{TEST_NUMBER} (or --number) in {self._config.phone_field}"
+            )
+        others = [name for name, before in self._before.items() if name != self.project and before.states]
+        if others:
+            raise RefusedRehearsal(
+                f"records of {', '.join(others)}, which shares this Messaging Service, hold the number as well: "
+                "use one that this project alone holds"
+            )
+        if not force and self._is_opted_out(self._before[self.project]):
+            raise RefusedRehearsal(
+                f"the number is opted out at present (record {', '.join(records)}): if that is real, leave it "
+                "alone and use a test record; --force tries it anyway, and puts the fields back afterwards"
+            )
+        return list(records)
+
+    def _sharing(self) -> list[str]:
+        """Other projects that a message to this one's senders concerns."""
+        own = {self._config.messaging_service_sid, *self._config.senders} - {None}
+        return [
+            name
+            for name, other in self.services.config.projects.items()
+            if name != self.project
+            and other.twilio == self._config.twilio
+            and own & {other.messaging_service_sid, *other.senders}
+        ]
+
+    def _look(self, name: str) -> _Before:
+        gateway, index = self.services.project(name), self.services.index(name)
+        index.refresh(gateway, since=self.services.now())
+        ids = index.records([self._phone]).get(self._phone, [])
+        found = gateway.read(ids) if ids else {}
+        states = {record: state for record, state in found.items() if self._phone in state.phones}
+        return _Before(gateway, self.services.ledger.statuses(name, [self._phone]).get(self._phone), states)
+
+    @staticmethod
+    def _is_opted_out(before: _Before) -> bool:
+        shown = any(state.opt_out_value or state.ticked for state in before.states.values())
+        return shown or (before.status or "").startswith(Change.STOP)
+
+    # --- there and back -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """STOP, START (sent in any case once the STOP was), and everything as it was. Raises BrokenRehearsal."""
+        stopped, began = self._send(Change.STOP)
+        broken: list[str] = []
+        try:
+            self._follow(Change.STOP, stopped, began)
+        except BrokenRehearsal as error:
+            broken.append(str(error))
+        finally:
+            broken += self._back()
+        if broken:
+            raise BrokenRehearsal("; ".join(broken))
+
+    def _back(self) -> list[str]:
+        """START, and everything as it was. Answers what did not work."""
+        broken: list[str] = []
+        try:
+            started, began = self._send(Change.START)
+        except BrokenRehearsal as error:
+            text = "the record still shows the opt-out: clear its fields by hand, and run optout forget"
+            return [f"{error}; {text}"]
+        for stage in (partial(self._follow, Change.START, started, began), partial(self._put_back, started)):
+            try:
+                stage()
+            except BrokenRehearsal as error:
+                broken.append(str(error))
+        return broken
+
+    def _send(self, change: Change) -> tuple[str, float]:
+        """One signed request. Answers its message SID, and when it began."""
+        sid = TEST_SID_PREFIX + secrets.token_hex(11)
+        request = {Via.WEBHOOK: self._form, Via.EVENTS: self._event}[self.via](change, sid)
+        began = time.monotonic()
+        try:
+            answer = request()
+        except requests.RequestException as error:
+            raise BrokenRehearsal(
+                f"{self.url} was not reached ({type(error).__name__}): optout check looks into it"
+            ) from None
+        if answer.status_code != 200:
+            raise BrokenRehearsal(
+                f"answered {answer.status_code}: {_MEANINGS.get(answer.status_code, _OTHER)}"
+            )
+        onward = ", handing the message on to forward_url" if "<Redirect" in answer.text else ""
+        self.show(change, _since(began), f"answered 200{onward}")
+        return sid, began
+
+    def _form(self, change: Change, sid: str) -> Callable[[], requests.Response]:
+        form = {
+            "MessageSid": sid,
+            "AccountSid": self.services.config.twilio[self._config.twilio].account_sid,
+            "MessagingServiceSid": self._config.messaging_service_sid or "",
+            "From": self.number,
+            "To": self._recipient,
+            "Body": change.value,
+            "NumMedia": "0",
+        }
+        if not self._config.keyword_fallback:
+            form["OptOutType"] = change.value
+        signature = self._signature(INBOUND_PATH, form)
+        return partial(
+            requests.post, self.url.rstrip("/") + INBOUND_PATH, data=form,
+            headers={"X-Twilio-Signature": signature}, timeout=15, allow_redirects=False,
+        )  # fmt: skip
+
+    def _event(self, change: Change, sid: str) -> Callable[[], requests.Response]:
+        now = self.services.now().isoformat(timespec="milliseconds")
+        data = {
+            "messageSid": sid,
+            "accountSid": self.services.config.twilio[self._config.twilio].account_sid,
+            "messagingServiceSid": self._config.messaging_service_sid or "",
+            "from": self.number,
+            "to": self._recipient,
+            "body": change.value,
+            "timestamp": now,
+        }
+        body = dumps([{"specversion": "1.0", "type": INBOUND_EVENT, "id": sid, "time": now, "data": data}])
+        path = f"{EVENTS_PATH}?bodySHA256={sha256(body.encode()).hexdigest()}"
+        headers = {"X-Twilio-Signature": self._signature(path, {}), "Content-Type": "application/json"}
+        return partial(
+            requests.post, self.url.rstrip("/") + path, data=body, headers=headers, timeout=5,
+            allow_redirects=False,
+        )  # fmt: skip
+
+    @property
+    def _recipient(self) -> str:
+        """A sender of the project; beside the service's SID it decides nothing (the other is Twilio's for tests)."""
+        return str(next(iter(self._config.senders), "+15005550006"))
+
+    def _signature(self, path: str, params: Mapping[str, str]) -> str:
+        token = self.services.config.twilio[self._config.twilio].auth_token[0].resolve()
+        address = self.services.config.public_url.rstrip("/") + path
+        return str(RequestValidator(token).compute_signature(address, dict(params)))
+
+    # --- following an event -------------------------------------------------------------------------
+
+    def _follow(self, change: Change, sid: str, began: float) -> None:
+        self._await(change, sid, began, "stored", lambda _entry: True, "is the web process' Redis this one?")
+        self._await(
+            change, sid, began, "record found", lambda entry: bool(entry.records) or _has_ended(entry),
+            "is a worker running? see optout top",
+        )  # fmt: skip
+        entry = self._await(
+            change, sid, began, "written to REDCap", _has_ended,
+            "REDCap, or the worker, is in the way: optout check looks into it",
+        )  # fmt: skip
+        if entry.state not in {State.UPDATED, State.ALREADY_CURRENT}:
+            raise BrokenRehearsal(f"the {change} ended as {entry.state}: {entry.reason}")
+        self._see_record(change, began)
+        if not self._config.notify or entry.state is not State.UPDATED:
+            return
+        if self._config.notify_digest:
+            self.show(change, _since(began), "e-mail gathered for the project's digest")
+        else:
+            self._see_mail(change, sid, began)
+
+    def _see_mail(self, change: Change, sid: str, began: float) -> None:
+        entry = self._await(
+            change, sid, began, "e-mail handed to the mail server",
+            lambda entry: entry.notice is None and bool(entry.mail),
+            "the mail server is in the way, the mail will be tried again: optout check looks into it",
+        )  # fmt: skip
+        if not entry.mail.startswith("sent"):
+            raise BrokenRehearsal(f"the e-mail was not sent to everybody: {entry.mail}")
+
+    def _await(
+        self, change: Change, sid: str, began: float, stage: str, reached: Callable[[Entry], bool], where: str
+    ) -> Entry:
+        deadline = time.monotonic() + self.patience_seconds
+        while time.monotonic() < deadline:
+            entry = self.services.ledger.load(self.project, sid)
+            if entry is not None and reached(entry):
+                self.show(change, _since(began), stage)
+                return entry
+            time.sleep(_POLL_SECONDS)
+        raise BrokenRehearsal(f"the {change} was not {stage} within {self.patience_seconds:g} s: {where}")
+
+    def _see_record(self, change: Change, began: float) -> None:
+        """Read the records back: believe REDCap, not the ledger."""
+        before = self._before[self.project]
+        status = self.services.ledger.status(self.project, self._phone)
+        states = before.gateway.read(list(before.states))
+        wrong = [
+            record
+            for record, state in states.items()
+            if status is None or status.change is not change or not before.gateway.shows(state, status)
+        ]
+        if wrong or states.keys() != before.states.keys():
+            raise BrokenRehearsal(f"REDCap does not show the {change} on record {', '.join(wrong)}")
+        shown = "the opt-out" if change is Change.STOP else "none"
+        self.show(change, _since(began), f"read back: record {', '.join(states)} shows {shown}")
+
+    # --- putting back -------------------------------------------------------------------------------
+
+    def _put_back(self, started: str) -> None:
+        """Status and records as they were, unless a real change came meanwhile, or the START still waits.
+
+        One project that cannot be put back keeps no other from it.
+        """
+        broken: list[str] = []
+        for name, before in self._before.items():
+            try:
+                self._put_back_one(name, before, started)
+            except BrokenRehearsal as error:
+                broken.append(str(error))
+        if broken:
+            raise BrokenRehearsal("; ".join(broken))
+
+    def _put_back_one(self, name: str, before: _Before, started: str) -> None:
+        entry = self.services.ledger.load(name, started)
+        if entry is None or entry.state in UNFINISHED:
+            raise BrokenRehearsal(
+                f"the START still waits in {name}: it will be written when that is mended; afterwards remove the "
+                "test's traces with optout forget"
+            )
+        with held(self.services.redis, f"update:{name}", wait_seconds=self.patience_seconds) as mine:
+            if not mine:  # a running update reads status and records, and would write over what is put back
+                raise BrokenRehearsal(
+                    f"a worker was still updating {name} after {self.patience_seconds:g} s, so that nothing was put "
+                    "back: what its records showed before, write by hand, then remove the test's traces with "
+                    "optout forget"
+                )
+            if not self.services.ledger.restore_status(name, self._phone, started, before.status):
+                return
+            now = before.gateway.read(list(before.states)) if before.states else {}
+            changed = [
+                state for record, state in before.states.items() if now.get(record) not in {None, state}
+            ]
+            if changed:
+                before.gateway.put_back(changed)
+
+
+_OTHER = "is that this program?"
+_MEANINGS = {
+    403: "it refused the signature; are public_url and auth_token the same in the web process' configuration?",
+    404: "is that this program? it should answer /healthz",
+    503: "it could not store the change; is its Redis up?",
+}
+
+
+def _has_ended(entry: Entry) -> bool:
+    return entry.state not in UNFINISHED
+
+
+def _since(began: float) -> float:
+    return (time.monotonic() - began) * 1000

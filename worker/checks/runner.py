@@ -1,0 +1,111 @@
+"""All checks at once, each in a thread of its own, so that what hangs does not hold up the rest."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from celery import Celery
+from redis.exceptions import RedisError
+
+from shared.config import broker_url, redis_url
+from worker.checks.configuration import accounts_of, check_configuration
+from worker.checks.findings import Finding, Seen, Severity
+from worker.checks.mail import check_mail, check_templates
+from worker.checks.redcap import check_redcap
+from worker.checks.redis import check_broker, check_redis
+from worker.checks.twilio import check_account, check_inbound
+from worker.checks.web import check_backlog, check_web, check_workers
+from worker.services import Services
+
+Check = Callable[[], Iterable[Finding | Seen]]
+
+_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found, worst first, and what was looked at and is right."""
+
+    findings: list[Finding] = field(default_factory=list)
+    right: list[Seen] = field(default_factory=list)
+
+    @property
+    def is_well(self) -> bool:
+        """No finding is an error."""
+        return all(finding.severity is not Severity.ERROR for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `optout check --json` shows it."""
+        return {
+            "ok": self.is_well,
+            "findings": [finding.as_json() for finding in self.findings],
+            "right": [{"subject": seen.subject, "seen": seen.text} for seen in self.right],
+        }
+
+
+def checks_for(services: Services, projects: list[str], app: Celery, web_url: str) -> dict[str, Check]:
+    """The checks by the name under which one that does not end is reported."""
+    config, redis = services.config, services.redis
+    checks: dict[str, Check] = {
+        "configuration": partial(check_configuration, config, projects),
+        "redis": partial(check_redis, redis, services.now),
+        "smtp": partial(check_mail, config),
+        "templates": partial(check_templates, config, projects),
+        "web": partial(check_web, web_url, services.now),
+        "worker": partial(check_workers, app),
+    }
+    if broker_url() != redis_url():
+        checks["broker"] = partial(check_broker, broker_url())
+    for name in accounts_of(config, projects):
+        checks[f"twilio.{name}"] = partial(check_account, name, config.twilio[name])
+    for name in projects:
+        checks[f"{name}: REDCap"] = partial(check_redcap, name, config, redis=redis, now=services.now)
+        checks[f"{name}: Twilio"] = partial(check_inbound, name, config, redis)
+        checks[f"{name}: ledger"] = partial(check_backlog, services.ledger, name, services.now())
+    return checks
+
+
+def run_checks(checks: dict[str, Check], *, patience_seconds: float) -> Report:
+    """Run all checks together; what one has found before it hangs or breaks is kept."""
+    runs = [_Run(name, check) for name, check in checks.items()]
+    for run in runs:
+        run.start()
+    deadline = time.monotonic() + patience_seconds
+    for run in runs:
+        run.join(max(0.0, deadline - time.monotonic()))
+    results = [item for run in runs for item in run.results()]
+    findings = [item for item in dict.fromkeys(results) if isinstance(item, Finding)]
+    findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.subject))
+    return Report(findings, [item for item in results if isinstance(item, Seen)])
+
+
+class _Run(threading.Thread):
+    """One check. A daemon: one that hangs must not keep the command from ending."""
+
+    def __init__(self, name: str, check: Check) -> None:
+        super().__init__(name=f"check {name}", daemon=True)
+        self._about = name
+        self._check = check
+        self._items: list[Finding | Seen] = []
+
+    def run(self) -> None:
+        try:
+            for item in self._check():
+                self._items.append(item)
+        except RedisError:
+            return  # reported as redis-unreachable by the check of Redis
+        except Exception as error:  # a check must not take the others with it; its text may hold anything
+            self._items.append(self._unfinished(f"ended with {type(error).__name__}"))
+
+    def results(self) -> list[Finding | Seen]:
+        """What it has found so far."""
+        found = list(self._items)
+        return [*found, self._unfinished("did not end in time")] if self.is_alive() else found
+
+    def _unfinished(self, how: str) -> Finding:
+        return Finding(
+            id="check-unfinished", subject=self._about.partition(":")[0], seen=f"{self._about}: {how}"
+        )

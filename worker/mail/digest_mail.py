@@ -1,0 +1,41 @@
+"""The e-mail that tells several changes of one project at once (`notify_digest`). Pure."""
+
+import hashlib
+from collections.abc import Sequence
+from email.message import EmailMessage
+from zoneinfo import ZoneInfo
+
+from shared.config import Project
+from shared.ledger import Entry
+from worker.mail.event_mail import mail, mail_facts, render
+from worker.redcap.gateway import Target
+
+PARTS = ("digest.subject", "digest.txt", "digest.html")
+
+
+def compose_digest(
+    entries: Sequence[Entry], project: Project, *, zone: ZoneInfo, sender: str, target: Target | None = None
+) -> EmailMessage:
+    """The message, with a plain and an HTML part; entries are told in the order of their changes."""
+    ordered = sorted(entries, key=lambda entry: (entry.occurred_at, entry.event_id))
+    changes = [
+        mail_facts(entry, entry.notice, project, zone, target)
+        for entry in ordered
+        if entry.notice is not None
+    ]
+    facts = {
+        "project": ordered[0].project,
+        "changes": changes,
+        "opt_outs": sum(change["opted_out"] for change in changes),
+        "opt_ins": sum(not change["opted_out"] for change in changes),
+        "field": project.opt_out_field,
+        "checkbox": project.opt_out_checkbox or "",
+    }
+    texts = [render(part, facts, None) for part in PARTS]
+    since = max(entry.finished_at or entry.received_at for entry in ordered)
+    return mail(texts, project, sender, since, f"{ordered[0].project}.digest.{_fingerprint(ordered)}")
+
+
+def _fingerprint(entries: Sequence[Entry]) -> str:
+    told = "\n".join(f"{entry.event_id} {entry.notice}" for entry in entries)
+    return hashlib.sha256(told.encode()).hexdigest()[:24]

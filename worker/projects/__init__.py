@@ -1,0 +1,1 @@
+"""Known problems of projects, and projects removed from the configuration."""

@@ -1,0 +1,93 @@
+"""Projects that were taken out of the configuration, on purpose or by a file that is wrong for an hour.
+
+So nothing is lost at once: for a day their work rests, then their unfinished events end as failed, and after the
+retention all that is kept of them goes. A project that is put back before that goes on where it was.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+import structlog
+
+from shared.domain.events import State, milliseconds
+from shared.ledger import Entry, Outcome, keys
+from worker.services import Services
+
+# As long as an outage of REDCap is waited for.
+RESTS_FOR = timedelta(days=1)
+
+_CODE = "project_not_configured"
+REASON = f"{_CODE}: it was taken out of the configuration"
+
+log = structlog.get_logger(__name__)
+
+
+def note_projects(services: Services, seen: Iterable[str]) -> dict[str, timedelta]:
+    """Note what is configured, and take up again what is back. Answers for how long each other project is missing.
+
+    `seen` are projects of due work: a web process with another configuration may know more than this one.
+    """
+    noted, configured = services.redis.hgetall(keys.PROJECTS), services.config.projects.keys()
+    for project in configured:
+        if noted.get(project) != "":
+            _note_configured(project, services, back=project in noted)
+    now_ms = milliseconds(services.now())
+    missing = {project: noted.get(project) or "" for project in sorted({*noted, *seen} - configured)}
+    for project in [project for project, since in missing.items() if not since]:
+        missing[project] = str(now_ms)
+        services.redis.hset(keys.PROJECTS, project, missing[project])
+        log.warning("project_taken_out", project=project)
+    return {project: timedelta(milliseconds=now_ms - int(since)) for project, since in missing.items()}
+
+
+def _note_configured(project: str, services: Services, *, back: bool) -> None:
+    if back:
+        replayed = _take_up_again(project, services)
+        log.warning("project_put_back", project=project, replayed=replayed)
+    # Last, so that a crash before leaves it to the next sweep.
+    services.redis.hset(keys.PROJECTS, project, "")
+
+
+def _take_up_again(project: str, services: Services) -> int:
+    """Have all that rested, or ended for want of a configuration, done now."""
+    ledger, now = services.ledger, services.now()
+    ended = [entry for entry in ledger.entries(project, newest_first=False) if _ended_for_want_of_it(entry)]
+    for entry in ended:
+        ledger.reopen(project, entry.event_id, now=now)
+    ledger.require_update(project, ledger.pending(project), now=now)
+    ledger.hasten(project, now=now)
+    return len(ended)
+
+
+def _ended_for_want_of_it(entry: Entry) -> bool:
+    return entry.state is State.FAILED and entry.reason.startswith(_CODE)
+
+
+def wind_up(project: str, missing_for: timedelta, services: Services) -> None:
+    """End what a missing project has left, once its day is over; remove all of it, once the retention is over too."""
+    if missing_for >= RESTS_FOR + timedelta(days=services.config.retention_days):
+        removed = services.ledger.forget_project(project)
+        log.warning("project_removed", project=project, **removed)
+    elif missing_for >= RESTS_FOR:
+        _end(project, services)
+
+
+def _end(project: str, services: Services) -> None:
+    """The phones stay in the pending set, should the project come back."""
+    ended = 0
+    for entries in services.ledger.unfinished_entries(project):
+        services.ledger.settle(project, [_failed(entry) for entry in entries], now=services.now())
+        ended += len(entries)
+    services.ledger.put_update_off(project)
+    if ended:
+        log.warning("project_ended", project=project, events=ended)
+
+
+def _failed(entry: Entry) -> Outcome:
+    return Outcome(
+        event_id=entry.event_id,
+        phone_hash=entry.phone_hash,
+        state=State.FAILED,
+        reason=REASON,
+        records=entry.records,
+    )

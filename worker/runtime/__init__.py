@@ -1,0 +1,1 @@
+"""Celery tasks, schedule, logging of tasks, and what keeps a worker process alive."""

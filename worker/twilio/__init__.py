@@ -1,0 +1,1 @@
+"""Twilio's REST API: client, account view, message log, setup."""
