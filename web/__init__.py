@@ -1,1 +1,1 @@
-"""The HTTP ingress: verifies, stores, publishes, answers. Never calls REDCap, Twilio's API or SMTP."""
+"""The HTTP ingress: verify, store, publish, answer. Never calls REDCap, Twilio's API or SMTP."""

@@ -1,6 +1,4 @@
-"""Puts the ingress together: configuration and services in, a Flask application out."""
-
-from dataclasses import dataclass
+"""Builds the ingress: configuration and connections in, a Flask application out."""
 
 from flask import Flask
 
@@ -9,55 +7,48 @@ from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
 from shared.messaging.queue import Publisher
 from shared.redis_client import RedisClient
+from web.context import Services, init_app
 from web.monitoring.health import health
-from web.monitoring.request_counter import Later, Tally, in_a_second
+from web.monitoring.request_counter import RequestCounter, Scheduler, after_one_second
 from web.twilio.routing import Router
 from web.twilio.signature import SignatureVerifier
-from web.twilio.views import webhook
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the routes use; found under `app.extensions["optout"]`."""
-
-    config: Config
-    ledger: Ledger
-    publish: Publisher
-    verifier: SignatureVerifier
-    router: Router
-    tally: Tally
+from web.twilio.views import twilio_webhooks
 
 
 def build_services(
-    config: Config, redis: RedisClient, publish: Publisher, later: Later = in_a_second
+    config: Config, redis: RedisClient, publish: Publisher, schedule: Scheduler = after_one_second
 ) -> Services:
     """Resolve the two kinds of secret that the ingress needs: auth tokens and the hash key.
 
-    Raises ConfigError where one is missing. `later` does what can wait for a second.
+    Raises ConfigError if one is missing. `schedule` runs the deferred counting of rejected requests.
     """
-    tokens: dict[str, list[str]] = {}
-    for account in config.twilio.values():
-        secrets = [reference.resolve() for reference in account.auth_token]
-        tokens.setdefault(account.account_sid, []).extend(secrets)
     ledger = Ledger(redis, retention_days=config.retention_days)
     return Services(
         config=config,
         ledger=ledger,
         publish=publish,
-        verifier=SignatureVerifier(tokens),
+        verifier=SignatureVerifier(_auth_tokens(config)),
         router=Router(config, PhoneHasher(config.hash_key.resolve())),
-        tally=Tally(ledger, later),
+        request_counter=RequestCounter(ledger, schedule),
     )
+
+
+def _auth_tokens(config: Config) -> dict[str, list[str]]:
+    """Auth tokens by account SID; two tables may name the same account."""
+    tokens: dict[str, list[str]] = {}
+    for account in config.twilio.values():
+        tokens.setdefault(account.account_sid, []).extend(secret.resolve() for secret in account.auth_token)
+    return tokens
 
 
 def create_app(services: Services) -> Flask:
     """The WSGI application."""
     app = Flask("web", static_folder=None)
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # no browser asks here
-    # Twilio does not follow 308, which werkzeug would answer to a doubled or missing slash.
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # browsers do not call these routes
+    # Twilio does not follow the 308 that werkzeug returns for a doubled or missing slash.
     # Source: Twilio error 11216.
     app.url_map.merge_slashes = False
-    app.extensions["optout"] = services
-    app.register_blueprint(webhook)
+    init_app(app, services)
+    app.register_blueprint(twilio_webhooks)
     app.register_blueprint(health)
     return app

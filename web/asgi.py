@@ -1,9 +1,9 @@
-"""The server's entry point: the application of `web.wsgi`, which gets its requests whole.
+"""The web server's entry point: the application of `web.wsgi` behind request buffering.
 
-`web.wsgi:app` alone is for servers that wait for a request's body themselves.
+`web.wsgi:app` alone is for servers that buffer request bodies themselves.
 """
 
-from web.request_buffering import WholeRequests
+from web.request_buffering import RequestBuffering
 from web.wsgi import app as flask_app
 
-app = WholeRequests(flask_app)
+app = RequestBuffering(flask_app)

@@ -1,11 +1,11 @@
-"""Gives a WSGI application whole requests only: what stands between the server and Flask.
+"""Buffers each request completely before a thread runs the WSGI application.
 
-A WSGI server gives a request a thread before its body has come, so that as many slow senders as there are
-threads keep everybody else waiting. Here the event loop waits for the bodies, each for a bounded time, and
-threads work on requests that are complete. (Libraries that bridge the two, a2wsgi and asgiref, hand the body on as
-it comes, or know one thread only, and answer a query that is not ASCII with an error of their own.)
+A WSGI server assigns a thread to a request before the body has arrived, so a few slow clients can occupy all
+threads. Here the event loop waits for bodies, each for a limited time, and threads handle complete requests only.
+(The bridges a2wsgi and asgiref pass the body on in pieces or use a single thread, and reject queries that are not
+ASCII with an error of their own.)
 
-Behind a proxy that buffers requests, any WSGI server does with `web.wsgi:app` alone.
+Behind a proxy that buffers requests, any WSGI server can run `web.wsgi:app` directly.
 """
 
 import asyncio
@@ -16,35 +16,35 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from web.twilio.routing import SILENCE
-from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, XML
+from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
+from web.twilio.twiml import CONTENT_TYPE, EMPTY_RESPONSE
 
-# Twilio sends a request's body at once; it gives up after 15 s, Event Streams after 5 s.
+# Twilio sends the body at once; it gives up after 15 s, Event Streams after 5 s.
 BODY_SECONDS = 5.0
-# They mostly wait for Redis, which waits for the disk.
+# Threads mostly wait for Redis, which waits for the disk.
 THREADS = 8
-# How many bodies above a webhook's size are held at a time: a bound to memory, whoever sends.
+# Bodies larger than a webhook's that are held in memory at the same time.
 LARGE_BODIES = 16
-# Asks nobody, and so takes no time.
+# Needs no other service, so it never blocks.
 LIVENESS_PATH = "/healthz"
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Wsgi = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+Response = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
-class TooSlow(Exception):
-    """The body did not come in time, or its sender left."""
+class BodyTimeout(Exception):
+    """The body did not arrive in time, or the client disconnected."""
 
 
 class TooLarge(Exception):
-    """The body is longer than any route takes."""
+    """The body is longer than any route accepts."""
 
 
-class WholeRequests:
-    """An ASGI application that collects each request's body and has a thread answer it."""
+class RequestBuffering:
+    """An ASGI application that reads each request's body and then runs the WSGI application in a thread."""
 
     def __init__(self, wsgi: Wsgi, *, body_seconds: float = BODY_SECONDS, threads: int = THREADS) -> None:
         self._wsgi = wsgi
@@ -53,29 +53,29 @@ class WholeRequests:
         self._large = asyncio.Semaphore(LARGE_BODIES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Response one request."""
         status, headers, content = await self._answer(scope, receive)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
         if scope["path"].rstrip("/") == LIVENESS_PATH:
-            # Here, not in a thread: all of them may be waiting for a store that hangs.
+            # Not in a thread: all threads may be waiting for a Redis that hangs.
             return self._call(_environ(scope, b""))
         try:
             async with asyncio.timeout(self._body_seconds):
                 body = await self._body(receive)
-        except (TooSlow, TimeoutError):
+        except (BodyTimeout, TimeoutError):
             # Not 408: after a 4xx Event Streams discards the event. Source: Twilio docs, Event Streams FAQ,
             # "At-least-once delivery".
-            return _refusal(503)
+            return _rejection(503)
         except TooLarge:
-            return _refusal(413)
+            return _rejection(413)
         environ = _environ(scope, body)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, environ)
 
     async def _body(self, receive: Receive) -> bytes:
-        """The whole body. Raises TooSlow or TooLarge."""
+        """The whole body. Raises BodyTimeout or TooLarge."""
         chunks, more = await _chunks(receive, [], INBOUND_LIMIT_BYTES)
         if more:
             async with self._large:
@@ -84,7 +84,7 @@ class WholeRequests:
             raise TooLarge
         return b"".join(chunks)
 
-    def _call(self, environ: WSGIEnvironment) -> Answer:
+    def _call(self, environ: WSGIEnvironment) -> Response:
         started: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], None]:
@@ -105,12 +105,12 @@ class WholeRequests:
 
 
 async def _chunks(receive: Receive, chunks: list[bytes], limit: int) -> tuple[list[bytes], bool]:
-    """Take chunks until the body ends or exceeds `limit` bytes. Answers them, and whether it exceeds."""
+    """Read until the body ends or exceeds `limit` bytes. Returns the chunks, and whether it exceeds the limit."""
     size = sum(map(len, chunks))
     while size <= limit:
         message = await receive()
         if message["type"] != "http.request":
-            raise TooSlow
+            raise BodyTimeout
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if not message.get("more_body", False):
@@ -119,7 +119,7 @@ async def _chunks(receive: Receive, chunks: list[bytes], limit: int) -> tuple[li
 
 
 def _environ(scope: Scope, body: bytes) -> WSGIEnvironment:
-    """A request as WSGI has it. Source: PEP 3333, and the ASGI specification's "WSGI Compatibility"."""
+    """The WSGI environment of a request. Source: PEP 3333, and the ASGI specification's "WSGI Compatibility"."""
     host, port = scope.get("server") or ("", 0)
     environ: WSGIEnvironment = {
         "REQUEST_METHOD": scope["method"],
@@ -139,23 +139,23 @@ def _environ(scope: Scope, body: bytes) -> WSGIEnvironment:
     }
     for name, value in scope["headers"]:
         _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
-    # What has come, however it was announced.
+    # The length received, whatever the header announced.
     environ["CONTENT_LENGTH"] = str(len(body))
     return environ
 
 
 def _add_header(environ: WSGIEnvironment, name: str, value: str) -> None:
     if "_" in name or name == "transfer-encoding":
-        return  # "x_twilio_signature" would pass for "x-twilio-signature"
+        return  # "x_twilio_signature" would be read as "x-twilio-signature"
     key = name.upper().replace("-", "_")
     key = key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
     environ[key] = f"{environ[key]},{value}" if key in environ else value
 
 
-def _refusal(status: int) -> Answer:
-    headers = [(b"content-type", XML.encode()), (b"connection", b"close")]
-    return status, headers, SILENCE.encode()
+def _rejection(status: int) -> Response:
+    headers = [(b"content-type", CONTENT_TYPE.encode()), (b"connection", b"close")]
+    return status, headers, EMPTY_RESPONSE.encode()
 
 
 def _no_write(_data: bytes) -> None:
-    raise RuntimeError("the application answers by what it returns, never by write()")
+    raise RuntimeError("the application must return its body; write() is not supported")

@@ -1,4 +1,4 @@
-"""The WSGI server's entry point: reads the environment, says clearly what is missing."""
+"""The WSGI entry point: reads the environment, and reports clearly what is missing."""
 
 import sys
 

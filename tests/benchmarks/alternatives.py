@@ -19,11 +19,11 @@ from celery import Celery, chain
 from flask import Flask, Response, request
 from twilio.request_validator import RequestValidator
 
-from tests.benchmarks.routes import INBOUND, SILENCE
+from tests.benchmarks.routes import EMPTY_RESPONSE, INBOUND
 from tests.benchmarks.world import REDCAP_TOKEN
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
-from web.request_buffering import WholeRequests
+from web.request_buffering import RequestBuffering
 
 REDCAP_URL = os.environ.get("BENCH_REDCAP_URL", "")
 SMTP_URL = urlsplit(os.environ.get("OPTOUT_SMTP_URL", ""))
@@ -100,7 +100,7 @@ def _application(name: str, handle: object) -> Flask:
             return Response(status=403)
         assert callable(handle)
         handle(request.form["From"])
-        return Response(SILENCE, content_type="text/xml")
+        return Response(EMPTY_RESPONSE, content_type="text/xml")
 
     return app
 
@@ -115,5 +115,5 @@ def _chained(sender: str) -> None:
     chain(lookup.s(sender), update.s(), mail.s()).delay()
 
 
-inside_the_request = WholeRequests(_application("inside_the_request", _all_at_once))
-chain_per_event = WholeRequests(_application("chain_per_event", _chained))
+inside_the_request = RequestBuffering(_application("inside_the_request", _all_at_once))
+chain_per_event = RequestBuffering(_application("chain_per_event", _chained))

@@ -9,14 +9,14 @@ from flask import Flask, Response, request
 from twilio.request_validator import RequestValidator
 
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
-from web.request_buffering import WholeRequests
+from web.request_buffering import RequestBuffering
 
 INBOUND = "/twilio/inbound"
-SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
+EMPTY_RESPONSE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
 
 
 def _silence() -> Response:
-    return Response(SILENCE, content_type="text/xml; charset=utf-8")
+    return Response(EMPTY_RESPONSE, content_type="text/xml; charset=utf-8")
 
 
 def _verified() -> bool:
@@ -68,6 +68,6 @@ def make_textbook() -> Flask:
     return app
 
 
-bare = WholeRequests(make_bare())
-verify_only = WholeRequests(make_verify_only())
-textbook = WholeRequests(make_textbook())
+bare = RequestBuffering(make_bare())
+verify_only = RequestBuffering(make_verify_only())
+textbook = RequestBuffering(make_textbook())

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from web.request_buffering import WholeRequests
+from web.request_buffering import RequestBuffering
 
 NEVER = None  # in place of a chunk: nothing more comes
 
@@ -18,7 +18,7 @@ class Answered(NamedTuple):
 
 
 def ask(
-    app: WholeRequests, chunks: Sequence[bytes | None] = (), *, path: str = "/twilio/inbound", query: bytes = b"",
+    app: RequestBuffering, chunks: Sequence[bytes | None] = (), *, path: str = "/twilio/inbound", query: bytes = b"",
     method: str = "POST", headers: dict[str, str] | None = None,
 ) -> Answered:  # fmt: skip
     """One request whose body comes in chunks."""
@@ -26,7 +26,7 @@ def ask(
 
 
 async def _ask(
-    app: WholeRequests,
+    app: RequestBuffering,
     chunks: Sequence[bytes | None],
     path: str,
     query: bytes,

@@ -19,9 +19,9 @@ from tests.builders import batch, cloud_event, hashed, inbound_form, repeated, s
 from tests.hostile.asgi import NEVER, ask
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from tests.unit.test_web_app import FORM, Ingress, is_silence
-from web.request_buffering import LARGE_BODIES, WholeRequests
+from web.request_buffering import LARGE_BODIES, RequestBuffering
+from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 from web.twilio.signature import SignatureVerifier
-from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 
 INBOUND, EVENTS = "/twilio/inbound", "/twilio/events"
 VICTIM = "+16505550199"
@@ -332,14 +332,14 @@ class TestSignatures:
         """A server that turned "_" into "-" would let it pass a proxy that filters the true header."""
         ingress, form = Ingress(), inbound_form()
         head = {"Content-Type": FORM, "X_Twilio_Signature": sign(INBOUND, form)}
-        app = WholeRequests(ingress.app)
+        app = RequestBuffering(ingress.app)
         assert ask(app, [urlencode(form).encode()], headers=head).status == 403
         assert ingress.nothing_happened()
 
     def test_two_signatures_are_none(self) -> None:
         ingress, form = Ingress(), inbound_form()
         head = {"Content-Type": FORM, "X-Twilio-Signature": "x", "x-twilio-signature": sign(INBOUND, form)}
-        assert ask(WholeRequests(ingress.app), [urlencode(form).encode()], headers=head).status == 403
+        assert ask(RequestBuffering(ingress.app), [urlencode(form).encode()], headers=head).status == 403
 
     @pytest.mark.parametrize("wrong_at", [0, 13, 26])
     def test_every_character_is_compared_wherever_the_first_difference_is(self, wrong_at: int) -> None:
@@ -382,21 +382,21 @@ class TestBodies:
             "Transfer-Encoding": "chunked",
         }
         pieces = [body[at : at + 7] for at in range(0, len(body), 7)]
-        assert ask(WholeRequests(ingress.app), pieces, headers=head).status == 200
+        assert ask(RequestBuffering(ingress.app), pieces, headers=head).status == 200
         assert latest(ingress) is Change.STOP
 
     @pytest.mark.parametrize(
         "chunks", [[NEVER], [b"Body=", NEVER], [b"x" * (INBOUND_LIMIT_BYTES + 1), NEVER]]
     )
     def test_a_body_that_does_not_come_is_not_waited_for(self, ingress: Ingress, chunks: list[Any]) -> None:
-        answer = ask(WholeRequests(ingress.app, body_seconds=0.05), chunks)
+        answer = ask(RequestBuffering(ingress.app, body_seconds=0.05), chunks)
         assert (answer.status, answer.content_type) == (503, "text/xml; charset=utf-8")
         assert ingress.nothing_happened()
 
     def test_the_process_says_that_it_is_up_while_all_threads_wait_for_a_store_that_hangs(
         self, ingress: Ingress
     ) -> None:
-        app, over = WholeRequests(ingress.app, threads=1), threading.Event()
+        app, over = RequestBuffering(ingress.app, threads=1), threading.Event()
         app._threads.submit(over.wait)
         try:
             assert [ask(app, path=path, method="GET").status for path in ("/healthz", "/healthz/")] == [
@@ -409,20 +409,22 @@ class TestBodies:
     @pytest.mark.parametrize("path", [INBOUND, EVENTS, "/metrics", "/nowhere"])
     def test_a_body_without_end_is_cut_off(self, ingress: Ingress, path: str) -> None:
         piece = b"x" * 60_000
-        answer = ask(WholeRequests(ingress.app), [piece] * (EVENTS_LIMIT_BYTES // len(piece) + 2), path=path)
+        answer = ask(
+            RequestBuffering(ingress.app), [piece] * (EVENTS_LIMIT_BYTES // len(piece) + 2), path=path
+        )
         assert answer.status == 413
         assert ingress.nothing_happened()
 
     def test_a_false_length_does_not_count(self, ingress: Ingress) -> None:
         form = inbound_form()
         head = {"Content-Type": FORM, "X-Twilio-Signature": sign(INBOUND, form), "Content-Length": "7"}
-        assert ask(WholeRequests(ingress.app), [urlencode(form).encode()], headers=head).status == 200
+        assert ask(RequestBuffering(ingress.app), [urlencode(form).encode()], headers=head).status == 200
 
     def test_a_large_batch_passes(self, ingress: Ingress) -> None:
         body = batch(cloud_event(body="x" * (EVENTS_LIMIT_BYTES - 2_000)))
         path, _, query = with_hash(body).partition("?")
         head = {"Content-Type": "application/json", "X-Twilio-Signature": sign(f"{path}?{query}", {})}
-        app = WholeRequests(ingress.app)
+        app = RequestBuffering(ingress.app)
         for _ in range(LARGE_BODIES + 1):  # a place for large ones is given back
             pieces = [body[:100_000], body[100_000:]]
             assert ask(app, pieces, path=path, query=query.encode(), headers=head).status == 200

@@ -13,8 +13,8 @@ from tests.builders import batch, cloud_event, inbound_form
 from tests.hostile.asgi import NEVER, ask
 from tests.processes import ROOT
 from tests.unit.test_web_app import FORM, Ingress
-from web.request_buffering import WholeRequests
-from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
+from web.request_buffering import RequestBuffering
+from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 
 Seen = tuple[str, str, int, str]  # path, method, status, content type without its parameters
 
@@ -71,7 +71,7 @@ def _seen() -> Iterator[Seen]:
         for path, responses in answers.items():
             for response in responses:
                 yield path, response.request.method, response.status_code, response.mimetype or ""
-        app = WholeRequests(ingress.app, body_seconds=0.05)
+        app = RequestBuffering(ingress.app, body_seconds=0.05)
         for path in ("/twilio/inbound", "/twilio/events"):
             slow = ask(app, [b"Body=", NEVER], path=path, headers={"Content-Type": FORM})
             yield path, "POST", slow.status, slow.content_type.partition(";")[0]

@@ -37,7 +37,10 @@ def stops(asthma: Study, *numbers: int) -> list[OptOutEvent]:
 def figures(asthma: Study) -> dict[str, int]:
     """What /metrics tells about mails that were not sent yet."""
     found = {each.name: each for each in LedgerCollector(asthma.ledger, ["asthma"]).collect()}
-    return {name: int(found[f"optout_{name}"].samples[0].value) for name in ("due_mails", "gathered_changes")}
+    return {
+        name: int(found[f"optout_{name}"].samples[0].value)
+        for name in ("due_mails", "changes_awaiting_digest")
+    }
 
 
 def texts(asthma: Study) -> list[str]:
@@ -51,7 +54,7 @@ def test_changes_are_written_at_once_and_told_later() -> None:
     (event,) = stops(asthma, 1)
     assert asthma.state(event) == "updated"
     assert asthma.mailer.sent == []
-    assert figures(asthma) == {"due_mails": 0, "gathered_changes": 1}
+    assert figures(asthma) == {"due_mails": 0, "changes_awaiting_digest": 1}
 
 
 def test_gathered_mails_are_due_mails_once_their_time_has_come_and_the_server_is_away() -> None:
@@ -59,9 +62,9 @@ def test_gathered_mails_are_due_mails_once_their_time_has_come_and_the_server_is
     stops(asthma, 1, 2)
     asthma.mailer.errors.append(MailDeferred("smtp_deferred", "code 451"))
     asthma.sweep_later(minutes=11)
-    assert figures(asthma) == {"due_mails": 2, "gathered_changes": 2}
+    assert figures(asthma) == {"due_mails": 2, "changes_awaiting_digest": 2}
     asthma.sweep_later()
-    assert figures(asthma) == {"due_mails": 0, "gathered_changes": 0}
+    assert figures(asthma) == {"due_mails": 0, "changes_awaiting_digest": 0}
 
 
 def test_one_mail_tells_all_that_came_within_the_time() -> None:

@@ -153,13 +153,13 @@ class TestEvents:
         ("changes", "reason"),
         [
             ({"messageSid": None}, "no_sid"),
-            ({"messageSid": 7}, "messageSid_is_no_text"),
+            ({"messageSid": 7}, "messageSid_is_not_text"),
             ({"accountSid": ""}, "no_sid"),
             ({"from": None}, "no_from"),
             ({"to": " "}, "no_to"),
-            ({"body": ["STOP"], "optOutType": None}, "body_is_no_text"),
+            ({"body": ["STOP"], "optOutType": None}, "body_is_not_text"),
             ({"timestamp": "yesterday"}, "no_timestamp"),
-            ({"timestamp": 1777890030}, "timestamp_is_no_text"),
+            ({"timestamp": 1777890030}, "timestamp_is_not_text"),
         ],
     )
     def test_an_event_that_lacks_what_makes_it_a_message_is_malformed(

@@ -11,7 +11,8 @@ from shared.domain.events import OptOutEvent, Source
 from tests.builders import at, config, hashed, project_table
 from tests.simulators.twilio import ACCOUNT_SID, SENDER, SERVICE_SID
 from web.twilio.parsing import InboundMessage
-from web.twilio.routing import SILENCE, Router
+from web.twilio.routing import Router
+from web.twilio.twiml import EMPTY_RESPONSE
 
 NOW = at("2026-05-04T12:00:00")
 OTHER_SERVICE = "MG" + "9" * 32
@@ -138,7 +139,11 @@ class TestAnswer:
     URL = "https://redcap.example.edu/surveys/?s=A&b=<1>"
 
     def test_silence_is_an_empty_document(self) -> None:
-        assert router().answer(["asthma"]) == SILENCE == '<?xml version="1.0" encoding="UTF-8"?><Response />'
+        assert (
+            router().answer(["asthma"])
+            == EMPTY_RESPONSE
+            == '<?xml version="1.0" encoding="UTF-8"?><Response />'
+        )
 
     def test_the_first_project_with_an_address_hands_the_message_on(self) -> None:
         some = router(asthma=project_table(), sleep=project_table(forward_url=self.URL))
@@ -148,4 +153,4 @@ class TestAnswer:
         )
 
     def test_a_message_of_no_project_is_met_with_silence(self) -> None:
-        assert router().answer([]) == SILENCE
+        assert router().answer([]) == EMPTY_RESPONSE

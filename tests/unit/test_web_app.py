@@ -22,9 +22,9 @@ from tests.builders import batch, cloud_event, config, hashed, inbound_form, pro
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from web.app import build_services, create_app
-from web.twilio.views import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MOST_PARAMETERS, QUERY_LIMIT_BYTES
+from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MAX_PARAMETERS, QUERY_LIMIT_BYTES
 
-SILENCE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
+EMPTY_RESPONSE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
 FORM = "application/x-www-form-urlencoded"
 Pairs = Sequence[tuple[str, str]]
 
@@ -36,7 +36,7 @@ class Ingress:
         self.redis = fake_redis()
         self.published = RecordingPublisher()
         services = build_services(
-            config(projects, **changes), self.redis, self.published, later=lambda flush: flush()
+            config(projects, **changes), self.redis, self.published, schedule=lambda flush: flush()
         )
         self.app = create_app(services)
         self.client: FlaskClient = self.app.test_client()
@@ -95,7 +95,7 @@ def ingress() -> Ingress:
 
 def is_silence(response: TestResponse) -> bool:
     """Whether Twilio is told to do nothing: it must be text/xml, or the participant gets it as a text."""
-    return response.content_type == "text/xml; charset=utf-8" and response.text == SILENCE
+    return response.content_type == "text/xml; charset=utf-8" and response.text == EMPTY_RESPONSE
 
 
 class TestInbound:
@@ -291,7 +291,7 @@ class TestRefusals:
     def test_more_parameters_than_any_message_has_are_refused_before_they_are_sorted(
         self, ingress: Ingress
     ) -> None:
-        many = {f"p{number}": "" for number in range(MOST_PARAMETERS)}
+        many = {f"p{number}": "" for number in range(MAX_PARAMETERS)}
         assert ingress.inbound(inbound_form(**many)).status_code == 400
         assert set(ingress.redis.hgetall(keys.METRICS)) == {"webhooks|inbound|too_many_parameters"}
 
@@ -335,7 +335,7 @@ class TestPaths:
         def broken(*_: Any) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("web.twilio.views._store", broken)
+        monkeypatch.setattr("web.twilio.views.accept", broken)
         response = ingress.inbound(inbound_form())
         assert (response.status_code, is_silence(response)) == (500, True)
 

@@ -1,23 +1,16 @@
-"""What monitoring asks: is the process up, can it do its work, and the figures."""
+"""Routes for monitoring: liveness, readiness and metrics."""
 
 import json
-from typing import TYPE_CHECKING, cast
 
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from redis.exceptions import RedisError
 
 from shared.ledger import keys
+from web.context import services
 from web.monitoring.metrics import LedgerCollector
 
-if TYPE_CHECKING:
-    from web.app import Services
-
 health = Blueprint("health", __name__)
-
-
-def _services() -> "Services":
-    return cast("Services", current_app.extensions["optout"])
 
 
 @health.get("/healthz", strict_slashes=False)
@@ -28,15 +21,15 @@ def healthz() -> Response:
 
 @health.get("/readyz", strict_slashes=False)
 def readyz() -> tuple[Response, int]:
-    """Redis answers, and no project's configuration is known to be wrong; else 503 with what and the mend.
+    """Redis answers and no project has a known problem; otherwise 503 with each problem and its fix.
 
-    The ingress takes and keeps events even while a project has a problem: alert on this, do not route on it.
+    The ingress accepts and stores events even while a project has a problem: alert on this, do not route by it.
     """
     try:
-        problems = _services().ledger.redis.hgetall(keys.PROBLEMS)
+        problems = services().ledger.redis.hgetall(keys.PROBLEMS)
     except RedisError as error:
         return jsonify(status="not ready", redis=type(error).__name__), 503
-    known = _services().config.projects
+    known = services().config.projects
     found = {name: json.loads(text) for name, text in problems.items() if name in known}
     if found:
         return jsonify(status="not ready", redis="ok", projects=found), 503
@@ -45,8 +38,7 @@ def readyz() -> tuple[Response, int]:
 
 @health.get("/metrics", strict_slashes=False)
 def metrics() -> Response:
-    """The figures for Prometheus; 503 without a store, as a wrong zero would be worse than a gap."""
-    services = _services()
+    """Metrics for Prometheus; 503 without Redis, as a wrong zero would be worse than a gap."""
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(services.ledger, list(services.config.projects)))
+    registry.register(LedgerCollector(services().ledger, list(services().config.projects)))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

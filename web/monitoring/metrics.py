@@ -1,4 +1,4 @@
-"""The figures of `/metrics`. All of them come from Redis, so that every web process gives the same answer."""
+"""The metrics of `/metrics`. All come from Redis, so that every web process returns the same values."""
 
 import time
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
 from shared.messaging.queue import QUEUES
 
-# Figures that are counted under keys.METRICS as "name|label value|…": name -> help, label names.
+# Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
 COUNTED = {
     "webhooks": ("Requests from Twilio by endpoint and outcome", ["endpoint", "outcome"]),
-    "redcap_requests": ("Calls of REDCap's API", ["project", "content", "outcome"]),
+    "redcap_requests": ("Requests to REDCap's API", ["project", "content", "outcome"]),
     "mails": ("E-mails by kind and outcome", ["project", "notice", "outcome"]),
-    "swept": ("Pieces of work that sweep had to publish again", ["kind"]),
+    "swept": ("Tasks that sweep republished", ["kind"]),
 }
 
 
@@ -27,9 +27,9 @@ class LedgerCollector(Collector):
         self._projects = projects
 
     def collect(self) -> Iterator[Metric]:
-        """All figures; raises redis.RedisError where the store is away."""
+        """All metrics. Raises redis.RedisError if Redis is unavailable."""
         yield self._events()
-        yield from self._under_way()
+        yield from self._unfinished()
         yield from self._counted()
         yield from self._reconciled()
         yield self._problems()
@@ -44,7 +44,7 @@ class LedgerCollector(Collector):
             family.add_metric(field.split("|"), int(count))
         return family
 
-    def _under_way(self) -> Iterator[Metric]:
+    def _unfinished(self) -> Iterator[Metric]:
         unfinished = GaugeMetricFamily(
             "optout_unfinished_events", "Events that have not ended", labels=["project"]
         )
@@ -54,20 +54,22 @@ class LedgerCollector(Collector):
             labels=["project"],
         )
         pending = GaugeMetricFamily(
-            "optout_pending_phones", "Phones whose status has to reach REDCap", labels=["project"]
+            "optout_pending_phones", "Phones whose status must still be written to REDCap", labels=["project"]
         )
         mailing = GaugeMetricFamily("optout_due_mails", "E-mails that are due", labels=["project"])
         gathered = GaugeMetricFamily(
-            "optout_gathered_changes", "Changes that wait for their project's digest", labels=["project"]
+            "optout_changes_awaiting_digest",
+            "Changes waiting for a digest e-mail",
+            labels=["project"],
         )
-        # Also what a project has left that was taken out of the configuration.
+        # Includes projects that were removed from the configuration but still have data.
         for project in sorted({*self._projects, *self._redis.hkeys(keys.PROJECTS)}):
             unfinished.add_metric([project], self._redis.zcard(keys.unfinished(project)))
             first = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
             oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
             pending.add_metric([project], self._redis.zcard(keys.pending(project)))
             waiting = self._redis.zcard(keys.gathered(project))
-            # Gathered mails are due from sweep's first try on.
+            # Mails in a digest are due from sweep's first attempt on.
             overdue = self._redis.hexists(keys.ATTEMPTS, f"digest|{project}|")
             mailing.add_metric(
                 [project], self._redis.zcard(keys.mailing(project)) - (0 if overdue else waiting)
@@ -80,8 +82,8 @@ class LedgerCollector(Collector):
         for name, (text, labels) in COUNTED.items():
             family = CounterMetricFamily(f"optout_{name}", text, labels=labels)
             for field, count in stored:
-                figure, *values = field.split("|")
-                if figure == name and len(values) == len(labels):
+                counter, *values = field.split("|")
+                if counter == name and len(values) == len(labels):
                     family.add_metric(values, int(count))
             yield family
 
@@ -101,7 +103,7 @@ class LedgerCollector(Collector):
     def _problems(self) -> Metric:
         family = GaugeMetricFamily(
             "optout_project_problem",
-            "1 while a project cannot be written, for a reason to mend",
+            "1 while a project has a problem that prevents writing to it",
             labels=["project"],
         )
         problems = self._redis.hkeys(keys.PROBLEMS)
@@ -116,7 +118,7 @@ class LedgerCollector(Collector):
         return family
 
     def _queues(self) -> Metric:
-        """Celery keeps each queue as a list in Redis; of another broker nothing is known here."""
+        """Celery keeps each queue as a list in Redis; the length is unknown with another broker."""
         family = GaugeMetricFamily(
             "optout_queue_length",
             "Messages that wait for a worker, where Redis is the broker",

@@ -1,6 +1,6 @@
-"""Figures of requests that store nothing: gathered for a second, then written together.
+"""Counts requests that store nothing. Counts are collected for a second and then written together.
 
-So a flood of forgeries costs neither a write to the store nor a line of the log for each.
+So a flood of forged requests does not cause a write to Redis or a log line for each of them.
 """
 
 import threading
@@ -12,25 +12,25 @@ from redis.exceptions import RedisError
 
 from shared.ledger import Ledger
 
-PAUSE_SECONDS = 1.0
-Later = Callable[[Callable[[], None]], None]
+FLUSH_AFTER_SECONDS = 1.0
+Scheduler = Callable[[Callable[[], None]], None]
 
 log = structlog.get_logger(__name__)
 
 
-def in_a_second(flush: Callable[[], None]) -> None:
-    """Have it done soon, in a thread of its own, for which nobody waits when the process ends."""
-    timer = threading.Timer(PAUSE_SECONDS, flush)
+def after_one_second(flush: Callable[[], None]) -> None:
+    """Run `flush` in a daemon thread, so that the process does not wait for it when it ends."""
+    timer = threading.Timer(FLUSH_AFTER_SECONDS, flush)
     timer.daemon = True
     timer.start()
 
 
-class Tally:
-    """Counts by endpoint and outcome; `status` is 0 where nothing was refused."""
+class RequestCounter:
+    """Counts by endpoint and outcome; `status` is 0 if the request was not rejected."""
 
-    def __init__(self, ledger: Ledger, later: Later = in_a_second) -> None:
+    def __init__(self, ledger: Ledger, schedule: Scheduler = after_one_second) -> None:
         self._ledger = ledger
-        self._later = later
+        self._schedule = schedule
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str, int]] = Counter()
 
@@ -40,14 +40,14 @@ class Tally:
             first = not self._counts
             self._counts[endpoint, outcome, status] += 1
         if first:
-            self._later(self._flush)
+            self._schedule(self._flush)
 
     def _flush(self) -> None:
         with self._lock:
             counts, self._counts = self._counts, Counter()
         for (endpoint, outcome, status), times in counts.items():
             if status:
-                log.warning("request_refused", endpoint=endpoint, status=status, reason=outcome, times=times)
+                log.warning("request_rejected", endpoint=endpoint, status=status, reason=outcome, times=times)
             self._write(endpoint, outcome, times)
 
     def _write(self, endpoint: str, outcome: str, times: int) -> None:

@@ -1,4 +1,4 @@
-"""What Twilio sent, as an InboundMessage. Pure: no network, no Redis, no Flask."""
+"""Requests from Twilio to InboundMessage. Pure: no network, no Redis, no Flask."""
 
 import json
 import re
@@ -10,15 +10,15 @@ from shared.domain.endpoints import INBOUND_EVENT
 from shared.domain.events import Source
 from shared.errors import Malformed, Rejected
 
-# 34 characters at Twilio; anything that could not be a SID would end in Redis keys and logs.
+# 34 characters at Twilio. SIDs become Redis keys and appear in logs, so nothing else is accepted.
 _SID = re.compile(r"[A-Z]{2}[0-9A-Za-z]{8,62}")
-# Twilio's age. A time before 1970 would be a negative number of milliseconds, which the ledger cannot hold.
+# Since Twilio exists. The ledger cannot hold times before 1970 (negative milliseconds).
 _YEARS = range(2008, 2100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class InboundMessage:
-    """A message that a participant sent. Lives for the length of one request; never stored or logged."""
+    """A message that a participant sent. Exists for one request only; never stored or logged."""
 
     message_sid: str
     account_sid: str
@@ -28,11 +28,11 @@ class InboundMessage:
     body: str
     opt_out_type: str
     source: Source
-    occurred_at: datetime | None  # None: Twilio gave no time, the time of receipt counts
+    occurred_at: datetime | None  # None: Twilio sent no time; the time of receipt is used
 
 
 class Form(Protocol):
-    """The part of werkzeug's MultiDict that is read here."""
+    """The part of werkzeug's MultiDict that is used here."""
 
     def getlist(self, key: str) -> list[str]: ...
 
@@ -56,28 +56,32 @@ def message_of_form(form: Form) -> InboundMessage:
 
 
 def messages_of_events(body: bytes) -> tuple[list[InboundMessage], list[Rejected]]:
-    """Read an Event Streams batch: a JSON array of CloudEvents, or a single one. Raises Malformed where it is none.
+    """Read an Event Streams batch: a JSON array of CloudEvents, or a single one. Raises Malformed if it is neither.
 
-    Answers its messages, and what is wrong with those that cannot be read. Events of other types, such as the
-    sink's test event, are passed over.
+    Returns its messages, and the errors of those that cannot be read. Events of other types, such as the sink's
+    test event, are skipped.
     """
+    messages: list[InboundMessage] = []
+    rejected: list[Rejected] = []
+    for event in _batch(body):
+        if event.get("type") == INBOUND_EVENT:
+            try:
+                messages.append(_message_of_event(event))
+            except Malformed as error:
+                rejected.append(error)
+    return messages, rejected
+
+
+def _batch(body: bytes) -> list[dict[str, Any]]:
     try:
         batch = json.loads(body)
-    except (ValueError, RecursionError):  # the latter: nested a thousand times
+    except (ValueError, RecursionError):  # RecursionError: nested a thousand times
         raise Malformed("not_json") from None
     if isinstance(batch, dict) and "specversion" in batch:
         batch = [batch]
     if not isinstance(batch, list) or not all(isinstance(event, dict) for event in batch):
         raise Malformed("not_an_array_of_events")
-    messages: list[InboundMessage] = []
-    refused: list[Rejected] = []
-    for event in batch:
-        if event.get("type") == INBOUND_EVENT:
-            try:
-                messages.append(_message_of_event(event))
-            except Malformed as error:
-                refused.append(error)
-    return messages, refused
+    return batch
 
 
 def _message_of_event(event: dict[str, Any]) -> InboundMessage:
@@ -91,7 +95,7 @@ def _message_of_event(event: dict[str, Any]) -> InboundMessage:
         messaging_service_sid=_text(data, "messagingServiceSid"),
         sender=_required("from", _text(data, "from")),
         recipient=_required("to", _text(data, "to")),
-        body="" if opt_out_type else _text(data, "body"),  # Twilio's judgement is enough
+        body="" if opt_out_type else _text(data, "body"),  # OptOutType is sufficient
         opt_out_type=opt_out_type,
         source=Source.EVENT_STREAM,
         occurred_at=_time(_text(data, "timestamp") or _text(event, "time")),
@@ -99,7 +103,7 @@ def _message_of_event(event: dict[str, Any]) -> InboundMessage:
 
 
 def _single(form: Form, name: str) -> str:
-    """A parameter's value, or empty. A repeated one is refused: which of two numbers would we believe?"""
+    """A parameter's value, or empty. Raises Malformed if it is repeated: which of two numbers would be right?"""
     values = form.getlist(name)
     if len(values) > 1:
         raise Malformed(f"repeated_{name}")
@@ -111,7 +115,7 @@ def _text(data: dict[str, Any], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Malformed(f"{name}_is_no_text")
+        raise Malformed(f"{name}_is_not_text")
     return value
 
 

@@ -1,16 +1,13 @@
-"""Which projects a message concerns, and what it changes for each. Pure, decided once at start."""
+"""Which projects a message concerns, and what it changes for each. Pure; the routes are built once at start."""
 
 from collections.abc import Iterator
 from datetime import datetime
-
-from twilio.twiml.messaging_response import MessagingResponse
 
 from shared.config import Config, Project
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
 from web.twilio.parsing import InboundMessage
-
-SILENCE = str(MessagingResponse())
+from web.twilio.twiml import EMPTY_RESPONSE, redirect
 
 
 class Router:
@@ -29,14 +26,14 @@ class Router:
     def projects(self, message: InboundMessage) -> list[str]:
         """The projects that a message was sent to.
 
-        An opt-out covers the whole Messaging Service, so that every project on it is concerned, and one
-        that lists only the number as well. Source: Twilio help article 223134027.
+        An opt-out applies to the whole Messaging Service: to every project on it, and to a project that lists
+        only the number. Source: Twilio help article 223134027.
         """
         channel, bare = channel_and_address(message.recipient)
         found = [
             *self._at(message, message.messaging_service_sid),
             *self._at(message, message.recipient),
-            # A number that is listed without a prefix, on the other channels that count.
+            # A number that is configured without a prefix also receives on the project's other channels.
             *(name for name in self._at(message, bare) if channel in self._projects[name].channels),
         ]
         return list(dict.fromkeys(found))
@@ -62,21 +59,21 @@ class Router:
             )
 
     def _change(self, message: InboundMessage, name: str) -> Change | None:
-        """Twilio's own judgement where it gives one (Advanced Opt-Out is on), else the message's words.
+        """Twilio's OptOutType if it is set (Advanced Opt-Out is on), otherwise the keyword in the message.
 
-        Event Streams may leave the judgement out even then, so that there the words always count.
+        Event Streams may omit OptOutType even with Advanced Opt-Out, so keywords always count there.
         """
         if message.opt_out_type:
             return {change.value: change for change in Change}.get(message.opt_out_type)
         project: Project = self._projects[name]
-        words_count = project.keyword_fallback or message.source is Source.EVENT_STREAM
-        return self._keywords[name].change(message.body) if words_count else None
+        keywords_count = project.keyword_fallback or message.source is Source.EVENT_STREAM
+        return self._keywords[name].change(message.body) if keywords_count else None
 
-    def ordinary(self, message: InboundMessage, projects: list[str]) -> list[str]:
-        """The projects for which a text holds an opt-in word, and that learn that Twilio does not call it so.
+    def non_opt_in_projects(self, message: InboundMessage, projects: list[str]) -> list[str]:
+        """The projects for which a text is an opt-in keyword that Twilio did not treat as an opt-in.
 
-        The webhook says it by the absence of OptOutType, once Advanced Opt-Out is on; the message log, which has
-        the words only, does not. Source: Twilio docs, "Advanced Opt-Out".
+        With Advanced Opt-Out, the webhook shows this by the absence of OptOutType. The message log contains only
+        the text, so reconciliation has to know. Source: Twilio docs, "Advanced Opt-Out".
         """
         if message.opt_out_type or message.source is not Source.WEBHOOK:
             return []
@@ -88,14 +85,6 @@ class Router:
         ]
 
     def answer(self, projects: list[str]) -> str:
-        """The TwiML for Twilio: silence, or a redirect to where REDCap handles the message.
-
-        Never a reply of ours: Twilio has answered the participant already.
-        """
-        for name in projects:
-            url = self._projects[name].forward_url
-            if url:
-                response = MessagingResponse()
-                response.redirect(url, method="POST")
-                return str(response)
-        return SILENCE
+        """The TwiML for Twilio: empty, or a redirect to the address where REDCap handles the message."""
+        urls = filter(None, (self._projects[name].forward_url for name in projects))
+        return next((redirect(url) for url in urls), EMPTY_RESPONSE)

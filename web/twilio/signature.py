@@ -1,9 +1,8 @@
-"""Proves that Twilio sent a request. Knows no Flask.
+"""Verifies that Twilio sent a request. Independent of Flask.
 
-The traps of `twilio.request_validator` 9.13 are closed here: a missing header raises TypeError there, a
-body hash in the URL beside a form is not checked at all, and a non-text body or a blank hash raises. Its
-comparison looks at every character; that it ends early where the length differs tells nothing, as a
-signature is always 28 characters long.
+Works around `twilio.request_validator` 9.13: there a missing header raises TypeError, a body hash in the URL beside
+a form is not checked at all, and a non-text body or a blank hash raises. Its comparison takes constant time for
+signatures of the right length (28 characters), so it reveals nothing about the expected one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ BODY_HASH = "bodySHA256"
 
 
 class SignatureVerifier:
-    """Knows the auth tokens of every configured account; several per account while one is rotated."""
+    """Holds the auth tokens of every configured account; several per account during a rotation."""
 
     def __init__(self, tokens: Mapping[str, Iterable[str]]) -> None:
         self._validators = {
@@ -28,7 +27,7 @@ class SignatureVerifier:
     def verify_form(self, url: str, form: object, signature: str | None, account_sid: str | None) -> None:
         """Check a form POST; `form` is a werkzeug MultiDict that kept its blank values. Raises Forged.
 
-        A signed request without an AccountSid may be any account's: it is for the parser to refuse.
+        A signed request without an AccountSid may be any account's: the parser rejects it.
         """
         if BODY_HASH in parse_qs(url.partition("?")[2], keep_blank_values=True):
             raise Forged("body_hash_beside_form")
@@ -37,12 +36,12 @@ class SignatureVerifier:
             raise Forged("wrong_signature")
 
     def verify_json(self, url: str, body: bytes, signature: str | None) -> set[str]:
-        """Check a JSON POST, whose URL carries the hash of its body. Answers the accounts that signed it.
+        """Check a JSON POST, whose URL carries the hash of its body. Returns the accounts that signed it.
 
         Raises Forged. Source: Twilio docs, "Webhooks security" and the Event Streams webhook quickstart.
         """
         hashes = parse_qs(url.partition("?")[2], keep_blank_values=True).get(BODY_HASH, [])
-        # A blank one counts as none for the library, which then raises AttributeError over the body.
+        # The library treats a blank hash as a missing one, and then raises AttributeError because of the body.
         if len(hashes) != 1 or not hashes[0]:
             raise Forged("no_body_hash")
         try:

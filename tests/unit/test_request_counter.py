@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisDown
 
 from shared.ledger import Ledger, keys
 from tests.processes import wait_until
-from web.monitoring.request_counter import Tally
+from web.monitoring.request_counter import RequestCounter
 
 
 class Flushes:
@@ -50,11 +50,13 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
 
 
 @pytest.fixture
-def tally(redis: Any, flushes: Flushes) -> Tally:
-    return Tally(Ledger(redis), flushes)
+def tally(redis: Any, flushes: Flushes) -> RequestCounter:
+    return RequestCounter(Ledger(redis), flushes)
 
 
-def test_a_flood_is_one_write_and_one_line(tally: Tally, flushes: Flushes, redis: Any, lines: Lines) -> None:
+def test_a_flood_is_one_write_and_one_line(
+    tally: RequestCounter, flushes: Flushes, redis: Any, lines: Lines
+) -> None:
     for _ in range(1000):
         tally.add("inbound", "wrong_signature", 403)
     assert (len(flushes.waiting), redis.hgetall(keys.METRICS)) == (1, {})
@@ -62,7 +64,7 @@ def test_a_flood_is_one_write_and_one_line(tally: Tally, flushes: Flushes, redis
     assert redis.hgetall(keys.METRICS) == {"webhooks|inbound|wrong_signature": "1000"}
     assert lines == [
         {
-            "event": "request_refused",
+            "event": "request_rejected",
             "endpoint": "inbound",
             "status": 403,
             "reason": "wrong_signature",
@@ -72,7 +74,7 @@ def test_a_flood_is_one_write_and_one_line(tally: Tally, flushes: Flushes, redis
 
 
 def test_each_outcome_is_told_by_itself_and_what_was_not_refused_is_only_counted(
-    tally: Tally, flushes: Flushes, redis: Any, lines: Lines
+    tally: RequestCounter, flushes: Flushes, redis: Any, lines: Lines
 ) -> None:
     tally.add("inbound", "ignored")
     tally.add("events", "no_sid", 400)
@@ -84,7 +86,7 @@ def test_each_outcome_is_told_by_itself_and_what_was_not_refused_is_only_counted
 
 
 def test_a_store_that_is_away_costs_the_figure_and_is_told(
-    tally: Tally, flushes: Flushes, redis: Any, lines: Lines
+    tally: RequestCounter, flushes: Flushes, redis: Any, lines: Lines
 ) -> None:
     def down(*_: Any, **__: Any) -> None:
         raise RedisDown
@@ -92,11 +94,11 @@ def test_a_store_that_is_away_costs_the_figure_and_is_told(
     redis.execute_command = down
     tally.add("inbound", "wrong_signature", 403)
     flushes.a_second_passes()
-    assert [line["event"] for line in lines] == ["request_refused", "not_counted"]
+    assert [line["event"] for line in lines] == ["request_rejected", "not_counted"]
 
 
 def test_it_is_written_by_itself(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the real timer."""
-    monkeypatch.setattr("web.monitoring.request_counter.PAUSE_SECONDS", 0.01)
-    Tally(Ledger(redis)).add("inbound", "ignored")
+    monkeypatch.setattr("web.monitoring.request_counter.FLUSH_AFTER_SECONDS", 0.01)
+    RequestCounter(Ledger(redis)).add("inbound", "ignored")
     wait_until(lambda: redis.hgetall(keys.METRICS), seconds=30, what="it is counted")

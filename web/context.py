@@ -1,0 +1,37 @@
+"""The services of an application, and how a view reaches them."""
+
+from dataclasses import dataclass
+
+from flask import Flask, current_app
+
+from shared.config import Config
+from shared.ledger import Ledger
+from shared.messaging.queue import Publisher
+from web.monitoring.request_counter import RequestCounter
+from web.twilio.routing import Router
+from web.twilio.signature import SignatureVerifier
+
+_EXTENSION = "optout"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the views use; built once per process."""
+
+    config: Config
+    ledger: Ledger
+    publish: Publisher
+    verifier: SignatureVerifier
+    router: Router
+    request_counter: RequestCounter
+
+
+def init_app(app: Flask, services: Services) -> None:
+    """Attach the services to an application."""
+    app.extensions[_EXTENSION] = services
+
+
+def services() -> Services:
+    """The services of the application that handles the current request."""
+    attached: Services = current_app.extensions[_EXTENSION]
+    return attached

@@ -1,0 +1,11 @@
+"""Largest requests that the webhooks accept."""
+
+# An inbound message has at most 1,600 characters and ten media links; an Event Streams batch holds one event
+# today, but is documented as an array.
+INBOUND_LIMIT_BYTES = 64 * 1024
+EVENTS_LIMIT_BYTES = 1024 * 1024
+# Twilio sends about 40 parameters, and 20 more with ten media links. The signature check sorts all of them by name,
+# twice for each token: with 16,000 parameters a forged request would take seconds.
+MAX_PARAMETERS = 128
+# A body hash and the few parameters that a webhook address may have.
+QUERY_LIMIT_BYTES = 2048
