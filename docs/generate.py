@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from shared.config import Config, Project, Reconcile, Secret, Smtp, Table, TwilioAccount
+from shared.config.schema import Config, Project, Reconcile, Smtp, Table, TwilioAccount
+from shared.config.secrets import Secret
 from worker.checks.findings import CATALOGUE, Severity
 
 DOCS = Path(__file__).parent
@@ -92,7 +93,7 @@ ENVIRONMENT = [
 CONFIGURATION_INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `python -m docs.generate` from shared/config/__init__.py: edit there. -->
+<!-- Written by `python -m docs.generate` from shared/config/schema.py: edit there. -->
 
 One TOML file, checked as a whole when a process starts; a process does not start with a file that it understands
 only half, and says which key is wrong and how to mend it. `config.example.toml` is a place to start from, and

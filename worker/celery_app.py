@@ -1,7 +1,7 @@
-"""`celery -A worker.celery_app worker|beat|flower`: reads the environment, builds the rest on first use.
+"""`celery -A worker.celery_app worker|beat|flower`: reads the environment, and builds services on first use.
 
-Flower and beat load this module too, and neither gets a secret: Flower needs the broker's address only,
-beat the times in the configuration.
+Flower and beat load this module too, without secrets: Flower needs only the broker's address, beat the times in the
+configuration.
 """
 
 import gc
@@ -21,33 +21,32 @@ from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import connect
 from worker.mail.event_mail import report_templates
 from worker.projects.problems import check_again_soon
-from worker.runtime import heartbeat
-from worker.runtime.celery_patches import outlive_lost_connections
+from worker.runtime.celery_patches import apply_celery_patches
 from worker.runtime.tasks import register
-from worker.runtime.watchdog import Watchdog
+from worker.runtime.watchdog import Watchdog, touch_heartbeat
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
 watchdog = Watchdog()
 
-outlive_lost_connections()
+apply_celery_patches()
 try:
     app = make_celery(broker_url())
 except ConfigError as error:
-    # Raised from here, it would be printed by Celery as a traceback, and not as a line of the log.
+    # Celery would print an exception raised here as a traceback instead of a log line.
     configure_logging()
     log.critical("configuration_error", problems=error.problems)
     sys.exit(str(error))
 app.set_default()
 app.conf.update(
-    # At least once: a task is acknowledged when it has ended, and goes back to the queue when its process
-    # was killed; every step can be repeated. Source: Celery docs, "Tasks", acks_late.
+    # At least once: a task is acknowledged when it ends, and returns to the queue if its process is killed. Every
+    # step can be repeated. Source: Celery docs, "Tasks", acks_late.
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,
-    # When the broker is lost, running tasks go on: their work is in the ledger, and a second run is harmless.
+    # Running tasks continue when the broker connection is lost: a second run is harmless.
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # Tasks wait for REDCap most of the time; one child each for lookup, update, e-mail and the nightly run.
+    # Tasks mostly wait for REDCap; one child each for lookup, update, e-mail and reconciliation.
     worker_concurrency=4,
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
@@ -66,23 +65,23 @@ register(app, services)
 
 
 @setup_logging.connect
-def _use_our_logging(**_: Any) -> None:
+def _configure_logging(**_: Any) -> None:
     configure_logging()
 
 
-# Where web and worker share a machine, Twilio's answer comes first: all that a worker does can wait a little.
+# If web and worker share a machine, answering Twilio has priority over the worker's tasks.
 NICENESS = 10
 
 
 @worker_init.connect
-def _stand_back(**_: Any) -> None:
-    """Give way to the web process; the children inherit it."""
+def _lower_priority(**_: Any) -> None:
+    """Run with lower priority than the web process; child processes inherit it."""
     os.nice(NICENESS)
 
 
 @worker_init.connect
 def _read_configuration(**_: Any) -> None:
-    """Refuse to start with a configuration that cannot be used, and say why."""
+    """Do not start with an invalid configuration, and log why."""
     try:
         services().hasher  # noqa: B018  resolves the hash key
         report_templates(services().config)
@@ -90,35 +89,35 @@ def _read_configuration(**_: Any) -> None:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None
     except Exception as error:
-        # Celery would log what a receiver raises with its text, and go on (celery/utils/dispatch/signal.py).
+        # Celery would log the exception with its text and continue (celery/utils/dispatch/signal.py).
         name = type(error).__name__
         log.critical("configuration_error", problems=[name])
         raise SystemExit(f"the worker cannot start: {name}") from None
 
 
 @worker_init.connect
-def _share_memory(**_: Any) -> None:
-    """Keep the garbage collector off all that is loaded by now, so that the children go on sharing its pages."""
+def _freeze_gc(**_: Any) -> None:
+    """Exclude loaded objects from garbage collection, so that child processes keep sharing their memory pages."""
     gc.collect()
     gc.freeze()
 
 
 @worker_ready.connect
-def _look_at_projects(**_: Any) -> None:
-    """Have every project checked now: a field that cannot hold the opt-out shows before the first STOP."""
+def _schedule_project_checks(**_: Any) -> None:
+    """Check every project now, so that an unsuitable field is reported before the first STOP."""
     check_again_soon(services())
     publish_or_leave(services().publish, TaskName.SWEEP)
 
 
 @heartbeat_sent.connect
-def _show_life(**_: Any) -> None:
-    """Every two seconds while the event loop turns and the broker is connected."""
-    heartbeat.beat()
-    # From the first one on: a worker that is run without heartbeats is not watched.
+def _touch_heartbeat(**_: Any) -> None:
+    """Sent every two seconds while the event loop runs and the broker is connected."""
+    touch_heartbeat()
+    # Watching starts with the first heartbeat: a worker that runs without heartbeats is not watched.
     watchdog.heartbeat()
 
 
 @worker_shutting_down.connect
 def _stop_watching(**_: Any) -> None:
-    """A warm shutdown waits for its tasks."""
+    """A warm shutdown waits for running tasks."""
     watchdog.stop()

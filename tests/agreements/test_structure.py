@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from shared.config import Config, Project, Reconcile, Smtp, TwilioAccount
+from shared.config.schema import Config, Project, Reconcile, Smtp, TwilioAccount
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.messaging.queue import QUEUES, TaskName
 from tests.builders import config
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
 from web.app import build_services, create_app
-from worker.runtime.task_logging import DiscreetTask
+from worker.runtime.safe_task import SafeTask
 from worker.twilio.client import REDACTED_DIGITS
 
 PACKAGES = ("shared", "web", "worker")
@@ -182,7 +182,7 @@ class TestTasks:
         assert conf.broker_transport_options["visibility_timeout"] > longest
 
     def test_what_fails_is_told_by_its_type_in_every_task(self, app: Any) -> None:
-        assert all(isinstance(app.tasks[name.value], DiscreetTask) for name in TaskName)
+        assert all(isinstance(app.tasks[name.value], SafeTask) for name in TaskName)
 
     def test_each_task_has_a_step_of_its_name(self) -> None:
         for name in TaskName:

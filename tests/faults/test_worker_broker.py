@@ -16,13 +16,13 @@ import pytest
 from celery.concurrency import asynpool
 from kombu.transport import redis
 
-from worker.runtime.celery_patches import PatientQoS, PatientResultHandler, outlive_lost_connections
+from worker.runtime.celery_patches import ReconnectSafeQoS, ReconnectSafeResultHandler, apply_celery_patches
 from worker.runtime.watchdog import Watchdog
 
 
 def qos(client: object) -> Any:
     """As kombu holds it, with one unacknowledged message."""
-    made: Any = object.__new__(PatientQoS)
+    made: Any = object.__new__(ReconnectSafeQoS)
     made.channel = SimpleNamespace(connection=SimpleNamespace(client=client))
     made._delivered = {"tag": "message"}
     return made
@@ -95,7 +95,7 @@ class Pipe:
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    pipe = Pipe(PatientResultHandler)
+    pipe = Pipe(ReconnectSafeResultHandler)
     yield pipe
     pipe.close()
 
@@ -144,21 +144,24 @@ def test_celery_itself_stumbles_there() -> None:
 def test_the_worker_uses_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis.Channel, "QoS", redis.QoS)
     monkeypatch.setattr(asynpool.AsynPool, "ResultHandler", asynpool.ResultHandler)
-    outlive_lost_connections()
-    assert (redis.Channel.QoS, asynpool.AsynPool.ResultHandler) == (PatientQoS, PatientResultHandler)
+    apply_celery_patches()
+    assert (redis.Channel.QoS, asynpool.AsynPool.ResultHandler) == (
+        ReconnectSafeQoS,
+        ReconnectSafeResultHandler,
+    )
 
 
 def test_a_worker_without_heartbeat_is_ended() -> None:
     ended = threading.Event()
-    dog = Watchdog(patience_seconds=0.05, end=ended.set)
+    dog = Watchdog(timeout_seconds=0.05, end=ended.set)
     dog.heartbeat()
     assert ended.wait(10)
 
 
 def test_a_worker_with_heartbeats_or_one_that_is_shutting_down_is_left_alone() -> None:
     ended = threading.Event()
-    beating = Watchdog(patience_seconds=5.0, end=ended.set)
-    stopping = Watchdog(patience_seconds=0.05, end=ended.set)
+    beating = Watchdog(timeout_seconds=5.0, end=ended.set)
+    stopping = Watchdog(timeout_seconds=0.05, end=ended.set)
     stopping.stop()
     stopping.heartbeat()
     for _ in range(20):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from shared.config import Secret, broker_url, load_config, parse_config, redis_url
+from shared.config import broker_url, load_config, parse_config, redis_url
+from shared.config.secrets import Secret
 from shared.errors import ConfigError
 from tests.builders import config, document, project_table
 from tests.processes import ROOT
@@ -73,7 +74,7 @@ class TestMistakes:
             ({"retention_days": 0}, "retention_days: input should be greater than or equal to 1. How long"),
             ({"reconcile": {"at": "25:00"}}, "reconcile.at: does not have the right form. Time of day"),
             ({"reconcile": {"att": "02:30"}}, 'reconcile.att: unknown key. Did you mean "at"?'),
-            ({"smtp": {}}, "smtp.sender: missing. The address that notifications come from."),
+            ({"smtp": {}}, "smtp.sender: missing. The sender address of notifications."),
             ({"smtp": None}, "smtp: missing, but projects.asthma has notify; add an [smtp] table"),
             ({"twilio": None}, "twilio: missing. At least one [twilio.NAME] table."),
             ({"twilio": {"main": {"account_sid": "AC1", "auth_token": "env:X"}}},
@@ -100,7 +101,7 @@ class TestMistakes:
             ({"phone_field": None}, "projects.asthma.phone_field: missing."),
             ({"opt_out_field": "mobile"}, "projects.asthma: phone_field, opt_out_field and opt_out_checkbox must"),
             ({"opt_out_fields": "x"}, 'projects.asthma.opt_out_fields: unknown key. Did you mean "opt_out_field"?'),
-            ({"notify": ["coordinator"]}, "projects.asthma.notify: does not have the right form. Who gets"),
+            ({"notify": ["coordinator"]}, "projects.asthma.notify: does not have the right form. Recipients"),
             ({"notify": "coordinator@example.edu"}, "projects.asthma.notify: input should be a valid list"),
             ({"default_region": "USA"}, "projects.asthma.default_region: must be a two-letter country code"),
             ({"time_zone": "CST6"}, "projects.asthma.time_zone: must be an IANA time zone"),

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from shared.logs.setup import configure_logging, mask_phone_numbers
+from shared.logs.redaction import mask_phone_numbers
+from shared.logs.setup import configure_logging
 
 
 @pytest.fixture(autouse=True)

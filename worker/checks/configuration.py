@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from itertools import chain
 from urllib.parse import urlsplit
 
-from shared.config import Config, Project, Secret
+from shared.config import Config, Project
+from shared.config.secrets import Secret
 from shared.errors import ConfigError
 from worker.checks.findings import Finding, Seen
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from shared.config import Config, Project, TwilioAccount
+from shared.config import Config, Project
+from shared.config.schema import TwilioAccount
 from shared.domain.events import Source
 from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
 from shared.ledger import Entry, Ledger

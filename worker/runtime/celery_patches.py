@@ -1,4 +1,4 @@
-"""What Celery on Redis needs so that a worker outlives every trouble of its broker."""
+"""Fixes to Celery and kombu on Redis, so that a worker recovers from every broker failure."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -8,64 +8,64 @@ from celery.concurrency import asynpool
 from kombu.transport import redis
 
 
-class PatientQoS(redis.QoS):
-    """Acknowledges messages and gives them back to their queues, where their channel still can.
+class ReconnectSafeQoS(redis.QoS):
+    """Acknowledges and restores messages only while their channel is open.
 
-    When the connection is lost, kombu 5.7 takes a channel apart, and may then still ask it to give back what is
-    unacknowledged, or to acknowledge a task that ended meanwhile. That raises AttributeError in `_connparams`
-    ("'NoneType' object has no attribute …", as in kombu #582), upon which the worker's main loop ends, and
-    the process stays, without consuming anything. Nothing is lost by passing over it: Redis holds these messages
-    until the visibility timeout, their second run finds its work done, and sweep publishes what is not.
+    When the connection is lost, kombu 5.7 closes a channel and may then still ask it to restore unacknowledged
+    messages or to acknowledge a task that ended in the meantime. That raises AttributeError in `_connparams`
+    ("'NoneType' object has no attribute …", as in kombu #582); the worker's main loop ends while the process
+    stays alive without consuming. Skipping is safe: Redis keeps these messages until the visibility timeout, a
+    second run finds its work done, and sweep republishes unfinished work.
     """
 
     @property
-    def _is_apart(self) -> bool:
+    def _is_closed(self) -> bool:
         connection = self.channel.connection
         return connection is None or connection.client is None
 
     def restore_unacked(self, client: Any = None) -> Any:
-        """Give back what is unacknowledged. Answers what could not be given back."""
-        return [] if self._is_apart else super().restore_unacked(client)
+        """Return unacknowledged messages to their queues. Returns those that could not be restored."""
+        return [] if self._is_closed else super().restore_unacked(client)
 
     def ack(self, delivery_tag: str) -> None:
-        """Forget a message that was dealt with."""
-        if not self._is_apart:
+        """Acknowledge a processed message."""
+        if not self._is_closed:
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give a message back, or forget it."""
-        if not self._is_apart:
+        """Return a message to its queue, or discard it."""
+        if not self._is_closed:
             super().reject(delivery_tag, requeue=requeue)
 
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """A child's answer that has come in part."""
+    """A child process' result that has been received in part."""
 
     process: object
     rest: Generator[None, None, None] | None = None
 
 
-class PatientResultHandler(asynpool.ResultHandler):
-    """Reads the answers of the worker's children; one that has come in part is read on after a lost connection.
+class ReconnectSafeResultHandler(asynpool.ResultHandler):
+    """Reads results of child processes; continues a partly received one after a lost connection.
 
-    When the connection is lost, Celery 5.7 starts its event loop anew, and forgets what has come in part (longer
-    answers do: those of tasks that failed, with their traceback). The rest of it then passes for the beginning of
-    another, upon which the main loop ends ("Unrecoverable error: UnpicklingError"), and the process stays, without
-    consuming anything. Source: celery/worker/loops.py (hub.reset) and celery/concurrency/asynpool.py.
+    When the connection is lost, Celery 5.7 restarts its event loop and forgets partly received results (long ones:
+    of failed tasks, with traceback). It takes the remainder for the start of another result; the main loop ends
+    ("Unrecoverable error: UnpicklingError") while the process stays alive without consuming.
+    Source: celery/worker/loops.py (hub.reset) and celery/concurrency/asynpool.py.
     """
 
-    fileno_to_outq: dict[int, object]  # the processes, by the descriptor of their answers
+    fileno_to_outq: dict[int, object]  # child processes by the file descriptor of their results
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._begun: dict[int, _Reading] = {}
+        self._started: dict[int, _Reading] = {}
 
     def _recv_message(self, add_reader: Callable[..., Any], fd: int, callback: Callable[..., Any]) -> Any:
-        """What reads an answer: that which has begun, of the same process, else a new one."""
-        process, reading = self.fileno_to_outq.get(fd), self._begun.get(fd)
+        """The reader of a result: the one already started for this process, or a new one."""
+        process, reading = self.fileno_to_outq.get(fd), self._started.get(fd)
         if reading is None or reading.process is not process:
-            reading = self._begun[fd] = _Reading(process)
+            reading = self._started[fd] = _Reading(process)
             reading.rest = self._read(reading, add_reader, fd, callback)
         return reading.rest
 
@@ -75,11 +75,11 @@ class PatientResultHandler(asynpool.ResultHandler):
         try:
             yield from super()._recv_message(add_reader, fd, callback)  # type: ignore[misc]  # not in its stubs
         finally:
-            if self._begun.get(fd) is reading:
-                del self._begun[fd]
+            if self._started.get(fd) is reading:
+                del self._started[fd]
 
 
-def outlive_lost_connections() -> None:
-    """Use both in this process."""
-    redis.Channel.QoS = PatientQoS
-    asynpool.AsynPool.ResultHandler = PatientResultHandler
+def apply_celery_patches() -> None:
+    """Apply both patches in this process."""
+    redis.Channel.QoS = ReconnectSafeQoS
+    asynpool.AsynPool.ResultHandler = ReconnectSafeResultHandler

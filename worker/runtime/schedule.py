@@ -1,4 +1,4 @@
-"""What beat starts, and when."""
+"""Celery beat's schedule."""
 
 from datetime import tzinfo
 from typing import Any
@@ -9,16 +9,16 @@ from celery.schedules import crontab, schedule
 
 from shared.config import Config, load_config
 from shared.messaging.queue import QUEUES, TaskName
-from worker.runtime import heartbeat
+from worker.runtime.watchdog import touch_heartbeat
 
 SWEEP_EVERY_SECONDS = 60.0
 
 
 class ZonedCrontab(crontab):
-    """A crontab in a time zone of its own, whatever the application's is.
+    """A crontab with its own time zone, independent of the application's.
 
-    Celery 5.7 runs an entry whose time the clocks skip right after the gap, and one whose time comes twice
-    only once; tests hold it to that.
+    Daylight saving time: Celery 5.7 runs an entry whose time is skipped right after the gap, and one whose time
+    occurs twice only once; tests verify that.
     """
 
     def __init__(self, *, zone: ZoneInfo, **fields: Any) -> None:
@@ -27,7 +27,7 @@ class ZonedCrontab(crontab):
 
     @property
     def tz(self) -> tzinfo:  # type: ignore[override]  # Celery's stubs say str
-        """The zone in which hours and minutes are meant."""
+        """The time zone of hours and minutes."""
         return self._zone
 
 
@@ -39,7 +39,7 @@ def beat_entries(config: Config) -> dict[str, dict[str, Any]]:
         "sweep": {
             "task": TaskName.SWEEP,
             "schedule": schedule(SWEEP_EVERY_SECONDS),
-            # One that waited longer than this has a successor behind it.
+            # After this long the next sweep is already in the queue.
             "options": {"queue": QUEUES[TaskName.SWEEP], "expires": SWEEP_EVERY_SECONDS},
         }
     }
@@ -48,7 +48,7 @@ def beat_entries(config: Config) -> dict[str, dict[str, Any]]:
             "task": TaskName.RECONCILE,
             "schedule": nightly,
             "args": (project,),
-            "kwargs": {"nightly": True},  # of two beats' runs the second is left out
+            "kwargs": {"nightly": True},  # a second run on the same night is skipped
             "options": {"queue": QUEUES[TaskName.RECONCILE]},
         }
     return entries
@@ -57,8 +57,8 @@ def beat_entries(config: Config) -> dict[str, dict[str, Any]]:
 class ConfiguredScheduler(Scheduler):
     """Celery's in-memory scheduler with the entries of the configuration file.
 
-    No state file: a sweep more or less does not matter, and a nightly run that was missed while beat was
-    down is started by sweep (see `worker.steps.sweep`).
+    No state file is needed: an additional or missing sweep is harmless, and `worker.steps.sweep` starts a
+    reconciliation that was missed while beat was down.
     """
 
     Entry = ScheduleEntry
@@ -69,7 +69,7 @@ class ConfiguredScheduler(Scheduler):
         super().setup_schedule()
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Start what is due; at least once a minute, as sweep is due that often."""
-        heartbeat.beat()
+        """Start due entries; called at least once a minute, as sweep is due that often."""
+        touch_heartbeat()
         seconds: float = super().tick(*args, **kwargs)
         return seconds

@@ -1,8 +1,7 @@
-"""The Celery tasks, each a thin view over a step of the same name: load, call, and nothing else.
+"""The Celery tasks. Each calls the step of the same name.
 
-Retries are not Celery's: a step that fails leaves its work among the due work of the ledger, and sweep
-publishes it again. So a crash loses nothing with the messages that wait in the broker, and none waits there for
-more than half a minute: no countdown comes near the visibility timeout.
+Celery's retries are not used: failed work remains in the ledger's due work, and sweep republishes it. So a lost
+message loses no work, and no countdown comes near the broker's visibility timeout.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import Any
 from celery import Celery
 
 from shared.messaging.queue import LONGEST_TASK_SECONDS, TaskName
-from worker.runtime import task_logging as task_log
+from worker.runtime import task_logging
+from worker.runtime.safe_task import SafeTask
 from worker.services import Services
 from worker.steps.lookup_records import lookup_records
 from worker.steps.reconcile import reconcile
@@ -22,15 +22,15 @@ from worker.steps.sweep import sweep
 from worker.steps.update_records import update_records
 
 
-class _Step(task_log.DiscreetTask):
-    """A lookup may build the index of a large project: two exports of five minutes each, at the worst."""
+class _Step(SafeTask):
+    """Time limits for a lookup that builds the index of a large project: at worst two exports of five minutes."""
 
     soft_time_limit, time_limit = 900, 960
 
 
 def register(app: Celery, services: Callable[[], Services]) -> None:
-    """Register the tasks with an application. `services()` is called in each worker process, on first use."""
-    task_log.connect()
+    """Register the tasks. Each worker process calls `services()` on first use."""
+    task_logging.connect()
 
     @app.task(base=_Step, name=TaskName.LOOKUP)
     def _lookup(project: str, event: str) -> None:

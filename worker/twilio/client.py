@@ -10,7 +10,7 @@ from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioS
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
-from shared.config import TwilioAccount
+from shared.config.schema import TwilioAccount
 from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
 
 Found = TypeVar("Found")

@@ -10,7 +10,8 @@ import structlog
 import tenacity
 from twilio.rest import Client
 
-from shared.config import Project, TwilioAccount
+from shared.config import Project
+from shared.config.schema import TwilioAccount
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number

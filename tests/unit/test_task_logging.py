@@ -15,11 +15,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from shared.errors import ConfigError, RedcapUnavailable
-from shared.logs.setup import mask_phone_numbers
+from shared.logs.redaction import mask_phone_numbers
 from shared.messaging.queue import TaskName
 from tests import builders
 from worker.mail.event_mail import report_templates
-from worker.runtime import task_logging as task_log
+from worker.runtime import safe_task, task_logging
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,9 @@ def _no_ids_left() -> Iterator[None]:
 def lines(task: str, *args: str, state: str = "SUCCESS") -> list[Any]:
     """What is logged while a task with these arguments runs and says "hello"."""
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logged:
-        task_log.begin(SimpleNamespace(name=task), args)  # type: ignore[arg-type]
+        task_logging.begin(SimpleNamespace(name=task), args)  # type: ignore[arg-type]
         structlog.get_logger("step").info("hello")
-        task_log.end(state=state)
+        task_logging.end(state=state)
     return logged
 
 
@@ -92,7 +92,7 @@ def left_of(error: BaseException) -> BaseException:
 
     app = Celery("optout", set_as_current=False)
 
-    @app.task(base=task_log.DiscreetTask, name="a.step", shared=False)
+    @app.task(base=safe_task.SafeTask, name="a.step", shared=False)
     def step() -> None:
         try:
             SECRET.encode("ascii")

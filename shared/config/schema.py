@@ -1,0 +1,294 @@
+"""The tables and keys of the configuration file, with the checks of each value."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import phonenumbers
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from shared.config.secrets import Secret
+from shared.domain.keywords import Keywords
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        raise ValueError('must be an IANA time zone such as "America/Chicago"') from None
+    return name
+
+
+def _known_region(name: str) -> str:
+    if name not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError('must be a two-letter country code in capitals such as "US"')
+    return name
+
+
+def _web_address(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
+        raise ValueError('must be an address such as "https://host/path", without user name or password')
+    try:
+        urlsplit(url).port  # noqa: B018  raises ValueError if the port is invalid
+    except ValueError:
+        raise ValueError("must have a port between 0 and 65535, or none") from None
+    return url
+
+
+def _api_address(url: str) -> str:
+    # REDCap redirects a POST without the trailing slash, which turns it into a GET (REDCapR #166).
+    return _web_address(url) + "/" if url.endswith("/api") else _web_address(url)
+
+
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _as_secret(value: Any) -> Any:
+    return Secret(value) if isinstance(value, str) else value
+
+
+SecretReference = Annotated[Secret, BeforeValidator(_as_secret)]
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
+Region = Annotated[str, AfterValidator(_known_region)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+EventName = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+MailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$")]
+Sender = Annotated[str, StringConstraints(pattern=r"^((rcs|whatsapp):)?\+?[A-Za-z0-9_]{3,64}$")]
+Word = Annotated[str, StringConstraints(pattern=r"^\s*\S+\s*$", max_length=34)]
+Channel = Annotated[str, StringConstraints(pattern=r"^(sms|rcs|whatsapp)$")]
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smh]$")]
+
+
+class Table(BaseModel):
+    """A table of the file: rejects unknown keys, is immutable, and does not repeat values in errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        validate_default=True,
+    )
+
+
+class Reconcile(Table):
+    """`[reconcile]`: the nightly reconciliation with Twilio's message log."""
+
+    at: Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] = Field(
+        "02:30",
+        description='Time of day of the nightly reconciliation, "HH:MM" in the deployment\'s time zone.',
+    )
+
+
+class Smtp(Table):
+    """`[smtp]`: the mail server."""
+
+    url: SecretReference = Field(
+        Secret("env:OPTOUT_SMTP_URL"),
+        description='Reference to the mail server\'s address: "smtp://user:password@host:587?starttls=true", '
+        'or "smtps://…" for TLS from the first byte. User and password are percent-encoded: / is %2F, # is %23.',
+    )
+    sender: MailAddress = Field(description="The sender address of notifications.")
+
+
+class TwilioAccount(Table):
+    """`[twilio.NAME]`: one per account or subaccount."""
+
+    account_sid: Annotated[str, StringConstraints(pattern=r"^AC[0-9A-Za-z]{32}$")] = Field(
+        description="The account's SID: AC and 32 characters."
+    )
+    auth_token: Annotated[list[SecretReference], BeforeValidator(_one_or_more), Field(min_length=1)] = Field(
+        description="Reference to the auth token that signs webhooks, or a list of two during a rotation."
+    )
+
+
+class Project(Table):
+    """`[projects.NAME]`: one REDCap project."""
+
+    redcap_url: Annotated[str, AfterValidator(_api_address)] = Field(
+        description='The address of REDCap\'s API, such as "https://redcap.example.edu/api/".'
+    )
+    redcap_token: SecretReference = Field(
+        description="Reference to the API token of a REDCap user with API export and import rights."
+    )
+    redcap_project_id: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="REDCap's project id (pid); a token of another project is then rejected.",
+    )
+    twilio: str = Field(description="Which [twilio.NAME] table the study's texts belong to.")
+    messaging_service_sid: Annotated[str, StringConstraints(pattern=r"^MG[0-9A-Za-z]{32}$")] | None = Field(
+        None, description="The study's Messaging Service; this or senders is needed."
+    )
+    senders: list[Sender] = Field([], description='The study\'s own numbers, such as ["+16505550123"].')
+    phone_field: FieldName = Field(description="The field that holds the participant's phone number.")
+    phone_event: EventName | None = Field(
+        None,
+        description="Longitudinal projects: unique name of the event with the phone field (else any event); in the "
+        "same arm as opt_out_event.",
+    )
+    opt_out_field: FieldName = Field(
+        description="The text field that receives the time of the STOP; free text, datetime_* or datetime_seconds_*."
+    )
+    opt_out_event: EventName | None = Field(
+        None, description="Longitudinal projects: unique name of the event with the opt-out field."
+    )
+    opt_out_checkbox: FieldName | None = Field(
+        None, description="A checkbox field whose code 1 is ticked while the participant is opted out."
+    )
+    notify: list[MailAddress] = Field([], description="Recipients of e-mails about this project's changes.")
+    notify_digest: Duration | None = Field(
+        None,
+        description='Collect changes for this long, such as "10m" or "1h", into one e-mail; '
+        "changes that could not be saved are mailed immediately.",
+    )
+    templates: str | None = Field(
+        None,
+        description="A folder with the study's own e-mail texts: notice.subject, notice.txt, notice.html.",
+    )
+    notify_unmatched: bool = Field(
+        False, description="Also e-mail about a STOP or START from a number that no record holds."
+    )
+    default_region: Region = Field("US", description="Country of phone numbers that are stored without one.")
+    time_zone: TimeZone | None = Field(
+        None, description="Time zone of the opt-out field; the deployment's if absent."
+    )
+    keyword_fallback: bool = Field(
+        False,
+        description="Recognize keywords in the message if Twilio sends no OptOutType (no Advanced Opt-Out).",
+    )
+    opt_out_keywords: list[Word] = Field([], description="Opt-out keywords in addition to Twilio's defaults.")
+    opt_in_keywords: list[Word] = Field([], description="Opt-in keywords in addition to Twilio's defaults.")
+    ignored_keywords: list[Word] = Field(
+        [],
+        description="Twilio's default keywords that do not count: those removed in the Console's Advanced "
+        "Opt-Out, and YES for a toll-free number.",
+    )
+    channels: list[Channel] = Field(
+        ["sms", "rcs"], description="Channels whose changes count: sms (with MMS), rcs, whatsapp."
+    )
+    redcap_requests_per_minute: Annotated[int, Field(ge=1, le=6000)] = Field(
+        300,
+        description="Maximum requests per minute to this REDCap host, over all workers; REDCap bans above 600.",
+    )
+    forward_url: WebAddress | None = Field(
+        None,
+        description="Address that Twilio is asked to forward the message to: REDCap's own survey address.",
+    )
+    blocked_messages: bool = Field(
+        False,
+        description="The nightly reconciliation also treats texts rejected with error 21610 as proof of an opt-out.",
+    )
+
+    @property
+    def digest_seconds(self) -> int:
+        """How long changes are collected into one e-mail; 0 = one e-mail for each."""
+        if self.notify_digest is None:
+            return 0
+        return int(self.notify_digest[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.notify_digest[-1]]
+
+    @property
+    def keywords(self) -> Keywords:
+        """The opt-out and opt-in keywords."""
+        return Keywords(
+            opt_out=tuple(self.opt_out_keywords),
+            opt_in=tuple(self.opt_in_keywords),
+            ignored=tuple(self.ignored_keywords),
+        )
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.messaging_service_sid is None and not self.senders:
+            raise ValueError("needs messaging_service_sid or senders, or no message can be assigned to it")
+        fields = [self.phone_field, self.opt_out_field, self.opt_out_checkbox]
+        named = [name for name in fields if name is not None]
+        if len(set(named)) < len(named):
+            raise ValueError("phone_field, opt_out_field and opt_out_checkbox must be different fields")
+        return self
+
+
+ProjectName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class Config(Table):
+    """The whole file."""
+
+    public_url: WebAddress = Field(
+        description="The address that Twilio calls, without /twilio/…; signatures are computed over it."
+    )
+    time_zone: TimeZone = Field(
+        "UTC", description="Time zone of the nightly reconciliation; default for projects."
+    )
+    hash_key: SecretReference = Field(
+        Secret("env:OPTOUT_HASH_KEY"),
+        description="Reference to the key that phone numbers are hashed with.",
+    )
+    retention_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        400, description="How long finished events are kept; Twilio keeps its log for 400 days."
+    )
+    reconcile: Reconcile = Reconcile()
+    smtp: Smtp | None = Field(None, description="Needed as soon as a project has notify.")
+    twilio: Annotated[dict[str, TwilioAccount], Field(min_length=1)] = Field(
+        description="At least one [twilio.NAME] table."
+    )
+    projects: Annotated[dict[ProjectName, Project], Field(min_length=1)] = Field(
+        description="At least one [projects.NAME] table."
+    )
+
+    def zone(self, project: Project) -> ZoneInfo:
+        """The time zone that the project's opt-out times are written in."""
+        return ZoneInfo(project.time_zone or self.time_zone)
+
+    def redcap_rate(self, project: Project) -> int:
+        """Maximum requests per minute to a project's REDCap host: the lowest limit of all projects on that host."""
+        host = urlsplit(project.redcap_url).netloc
+        same_host = [other for other in self.projects.values() if urlsplit(other.redcap_url).netloc == host]
+        return min(other.redcap_requests_per_minute for other in same_host)
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        problems = [
+            *self._unknown_accounts(),
+            *self._notifications_without_smtp(),
+            *self._conflicting_forwards(),
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _unknown_accounts(self) -> Iterator[str]:
+        for name, project in self.projects.items():
+            if project.twilio not in self.twilio:
+                yield (
+                    f"projects.{name}.twilio: there is no [twilio.{project.twilio}] table; name one of: "
+                    + (", ".join(self.twilio))
+                )
+
+    def _notifications_without_smtp(self) -> Iterator[str]:
+        notifying = [name for name, project in self.projects.items() if project.notify]
+        if notifying and self.smtp is None:
+            yield f"smtp: missing, but projects.{notifying[0]} has notify; add an [smtp] table with sender"
+
+    def _conflicting_forwards(self) -> Iterator[str]:
+        seen: dict[tuple[str, str], tuple[str, str]] = {}
+        for name, project in self.projects.items():
+            for route in (project.messaging_service_sid, *project.senders):
+                if route is None or project.forward_url is None:
+                    continue
+                other, url = seen.setdefault((project.twilio, route), (name, project.forward_url))
+                if url != project.forward_url:
+                    yield (
+                        f"projects.{name}.forward_url: differs from that of projects.{other}, which shares {route}; "
+                        "Twilio can forward a message to one address only: keep one of the two"
+                    )
