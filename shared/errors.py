@@ -10,9 +10,9 @@ OptOutError
 │   ├── TwilioUnavailable
 │   └── MailDeferred       the mail server refused for now, or did not answer
 └── Permanent              another try would end the same way
-    ├── RedcapRefused      bad token, no such field, validation
+    ├── RedcapRejected      bad token, no such field, validation
     ├── ProjectProblem     the REDCap project does not fit the configuration; changes are kept until mended
-    ├── TwilioRefused
+    ├── TwilioRejected
     └── MailRefused
 
 No message of these may hold a phone number, a message body, a token or a stored value.
@@ -81,7 +81,7 @@ class MailDeferred(Transient):
     """The mail server took nothing, for now."""
 
 
-class RedcapRefused(Permanent):
+class RedcapRejected(Permanent):
     """REDCap understood the request and said no."""
 
 
@@ -89,7 +89,7 @@ class ProjectProblem(Permanent):
     """A REDCap project that does not fit its configuration; `detail` says what was seen and the mend."""
 
 
-class TwilioRefused(Permanent):
+class TwilioRejected(Permanent):
     """Twilio understood the request and said no."""
 
 

@@ -18,10 +18,11 @@ from shared.messaging.queue import BulkPublisher, TaskName
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
 from shared.redis_client import RedisClient
 from worker.mail.smtp import Mailer
+from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import RedcapClient, new_session
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.phone_index import PhoneIndex
-from worker.redcap.rate_limit import HostLimiter
+from worker.redcap.rate_limit import RateLimiter
 
 # A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
 MAILS_PER_MESSAGE = 25
@@ -85,16 +86,17 @@ class Services:
         client = RedcapClient(
             config.redcap_url,
             token,
-            limiter=self._limiter(config),
+            rate_limiter=self.rate_limiter(config),
+            circuit_breaker=CircuitBreaker(self.redis, urlsplit(config.redcap_url).netloc),
             count=lambda content, outcome: self.ledger.count("redcap_requests", name, content, outcome),
             session=self._session,
         )
         zone = self.config.zone(config)
         return RedcapProject(name, config, zone, client=client, redis=self.redis, hasher=self.hasher)
 
-    def _limiter(self, config: Project) -> HostLimiter:
-        host = urlsplit(config.redcap_url).netloc
-        return HostLimiter(self.redis, host, self.config.redcap_rate(config))
+    def rate_limiter(self, config: Project) -> RateLimiter:
+        """The request budget of a project's REDCap host, which all projects on that host share."""
+        return RateLimiter(self.redis, urlsplit(config.redcap_url).netloc, self.config.redcap_rate(config))
 
     def index(self, name: str) -> PhoneIndex:
         """A project's phone index."""

@@ -22,7 +22,7 @@ from werkzeug.serving import make_server
 
 from shared.config import parse_config
 from shared.domain.events import Source, State
-from shared.errors import TwilioRefused
+from shared.errors import TwilioRejected
 from shared.ledger import Ledger, Outcome, keys
 from shared.messaging.queue import make_celery
 from tests import builders
@@ -59,7 +59,7 @@ from worker.checks.web import check_backlog, check_web, check_workers
 from worker.cli.check import check as check_command
 from worker.mail.smtp import Mailer
 from worker.services import Services
-from worker.twilio.account import TwilioSide
+from worker.twilio.account import TwilioAccountView
 
 LONG_KEY = "k" * 40
 # Digits that may look like a number: those of SIDs and of this machine's address.
@@ -300,10 +300,10 @@ def _redacted(**what: bool) -> Spoil:
 def _restricted(world: World) -> None:
     """An account that may not read Event Streams; the simulator's may read everything."""
 
-    def refuse(_side: TwilioSide) -> None:
-        raise TwilioRefused("twilio_refused", "status 403, code 20003")
+    def refuse(_side: TwilioAccountView) -> None:
+        raise TwilioRejected("twilio_rejected", "status 403, code 20003")
 
-    world.monkeypatch.setattr(TwilioSide, "sinks", refuse)
+    world.monkeypatch.setattr(TwilioAccountView, "sinks", refuse)
 
 
 def _no_phones(world: World) -> None:
@@ -498,7 +498,7 @@ def test_a_server_that_stumbles_over_an_import_without_rows_is_looked_at_further
 
 @pytest.mark.parametrize("name", ["memory_200", "memory_500", "too_much_400", "truncated"])
 def test_a_project_too_large_for_one_export_is_read_in_portions(world: World, name: str) -> None:
-    world.monkeypatch.setattr("worker.checks.redcap.MOST_RECORDS_PER_REQUEST", 20)
+    world.monkeypatch.setattr("worker.checks.redcap.MAX_RECORDS_PER_REQUEST", 20)
     enrol(world.study, 50)
     world.redcap.most_records_named = 20
     world.redcap.faults.add(name, kind="export", times=1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import TwilioRefused, TwilioUnavailable
+from shared.errors import TwilioRejected, TwilioUnavailable
 from tests.builders import config, hashed, project_table
 from tests.simulators.twilio import SENDER, SERVICE_SID, Message, TwilioSimulator
 from worker.twilio import message_log
@@ -174,11 +174,11 @@ class TestMessages:
         self, sim: TwilioSimulator, monkeypatch: pytest.MonkeyPatch, size: str
     ) -> None:
         monkeypatch.setattr(message_log, "PAGE_SIZE", int(size))
-        with pytest.raises(TwilioRefused, match="status 400"):
+        with pytest.raises(TwilioRejected, match="status 400"):
             read(opened())
 
     def test_the_simulator_would_refuse_a_time_that_twilio_does_not_read(self, sim: TwilioSimulator) -> None:
-        with pytest.raises(TwilioRefused, match="status 400"):
+        with pytest.raises(TwilioRejected, match="status 400"):
             list(opened()._raw_pages(to=SENDER, date_sent_after="yesterday"))
 
     def test_our_page_size_is_the_largest_of_the_description(self) -> None:

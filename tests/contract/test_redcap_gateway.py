@@ -14,7 +14,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
 from shared.domain.events import Change, Status, milliseconds
-from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
 from tests.builders import REDCAP_TOKEN, at, config, hashed, project_table
 from tests.simulators.redcap import (
@@ -28,9 +28,9 @@ from tests.simulators.redcap import (
     repeating_phone_study,
 )
 from worker.redcap import client as module
-from worker.redcap.client import RedcapClient, RowsRefused, TooMuch, scrubbed
+from worker.redcap.circuit_breaker import CircuitBreaker
+from worker.redcap.client import ExportTooLarge, RedcapClient, RowsRejected, redact
 from worker.redcap.gateway import RedcapProject
-from worker.redcap.rate_limit import HostLimiter
 
 pytestmark = pytest.mark.usefixtures("naps")
 
@@ -49,13 +49,16 @@ class Limiter:
         self.turns = 0
         self.told: list[str] = []
 
-    def wait_for_turn(self) -> None:
+    def acquire(self) -> None:
         self.turns += 1
 
-    def failed(self, *, banned: bool = False) -> None:
+    def check(self) -> None:
+        """Let everything through."""
+
+    def record_failure(self, *, banned: bool = False) -> None:
         self.told.append("banned" if banned else "failed")
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         self.told.append("succeeded")
 
 
@@ -74,9 +77,12 @@ class Gateway:
             "asthma", configured, zone, client=self.client, redis=redis, hasher=hashed
         )
 
-    def client_with(self, token: str, url: str = "") -> RedcapClient:
+    def client_with(
+        self, token: str, url: str = "", *, circuit_breaker: CircuitBreaker | None = None
+    ) -> RedcapClient:
         return RedcapClient(
-            url or self.simulator.url, token, limiter=self.limiter,
+            url or self.simulator.url, token, rate_limiter=self.limiter,
+            circuit_breaker=circuit_breaker or self.limiter,
             count=lambda content, outcome: self.counted.append((content, outcome)), session=self.session(),
         )  # fmt: skip
 
@@ -121,8 +127,9 @@ def scripted() -> Iterator[Any]:
         sessions.append(requests.Session())
         sessions[-1].mount("https://", _Scripted(body if isinstance(body, bytes) else body.encode(), status))
         return RedcapClient(
-            "https://redcap.example.edu/api/", REDCAP_TOKEN, limiter=Limiter(), session=sessions[-1]
-        )
+            "https://redcap.example.edu/api/", REDCAP_TOKEN, rate_limiter=Limiter(),
+            circuit_breaker=Limiter(), session=sessions[-1],
+        )  # fmt: skip
 
     yield make
     for session in sessions:
@@ -188,7 +195,7 @@ class TestReading:
     def test_a_whole_export_that_the_server_cannot_prepare_comes_in_portions(
         self, made: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.redcap.gateway.MOST_RECORDS_PER_REQUEST", 20)
+        monkeypatch.setattr("worker.redcap.gateway.MAX_RECORDS_PER_REQUEST", 20)
         gateway = made(count=50)
         gateway.simulator.most_records_named = 20
         gateway.simulator.faults.add("memory_200", kind="export", times=1)
@@ -256,7 +263,7 @@ class TestReading:
 
     def test_an_export_that_ends_within_a_character_has_broken_off(self, scripted: Any) -> None:
         body = '[{"record_id": "1"}, {"record_id": "ü'.encode()[:-1]
-        with pytest.raises(TooMuch):
+        with pytest.raises(ExportTooLarge):
             list(scripted(body).export_all(FIELDS))
 
 
@@ -288,7 +295,7 @@ class TestWriting:
     def test_a_refused_row_is_named_with_its_reason_and_nothing_is_written(self, made: Any) -> None:
         gateway = made()
         gateway.study.lock_record("2")
-        with pytest.raises(RowsRefused) as caught:
+        with pytest.raises(RowsRejected) as caught:
             self.write(gateway, "1", "2", "3")
         assert set(caught.value.reasons) == {"2"}
         assert SHOWN not in str(caught.value.reasons)
@@ -299,7 +306,7 @@ class TestWriting:
         sleep.errors_name_event = True
         gateway = made(sleep, phone_event="enrolment_arm_1", opt_out_event="enrolment_arm_1")
         sleep.lock_record("2")
-        with pytest.raises(RowsRefused) as caught:
+        with pytest.raises(RowsRejected) as caught:
             self.write(gateway, "1", "2")
         assert set(caught.value.reasons) == {"2"}
 
@@ -320,7 +327,7 @@ class TestWriting:
 
     def test_an_answer_without_the_written_ids_is_no_success(self, made: Any) -> None:
         gateway = made()
-        gateway.project.target  # noqa: B018
+        gateway.project.schema  # noqa: B018
         gateway.simulator.faults.add("count_zero", kind="import", times=None)
         with pytest.raises(RedcapUnavailable, match="redcap_not_written"):
             self.write(gateway, "1")
@@ -414,7 +421,7 @@ class TestAnswersThatAreNone:
     def test_a_stream_that_the_server_could_not_prepare_asks_for_less(self, made: Any, fault: str) -> None:
         gateway = made()
         gateway.simulator.faults.add(fault, times=None)
-        with pytest.raises(TooMuch):
+        with pytest.raises(ExportTooLarge):
             list(gateway.client.export_all(FIELDS))
 
 
@@ -423,11 +430,11 @@ class TestAnswersThatAreNone:
     [
         ('[{"record_id": "1"}, null]', lambda client: list(client.export_all(FIELDS))),
         ("[" * 200_000, lambda client: client.export(FIELDS)),
-        ('{"error"' + "[" * 200_000, lambda client: client.structure_list("metadata")),
+        ('{"error"' + "[" * 200_000, lambda client: client.get_list("metadata")),
         ('[{"field_name": "record_id"}]',
-         lambda client: client.structure_list("metadata", "field_name", "field_type")),
-        ('[{"field_name": ["record_id"]}]', lambda client: client.structure_list("metadata", "field_name")),
-        ('[{"field_name": null}]', lambda client: client.structure_list("metadata", "field_name")),
+         lambda client: client.get_list("metadata", "field_name", "field_type")),
+        ('[{"field_name": ["record_id"]}]', lambda client: client.get_list("metadata", "field_name")),
+        ('[{"field_name": null}]', lambda client: client.get_list("metadata", "field_name")),
         ("no version", lambda client: client.version()),
     ],
     ids=["null among rows", "brackets", "brackets of an error", "lacking", "list", "null", "version"],
@@ -439,7 +446,7 @@ def test_an_answer_of_a_wrong_shape_is_none(scripted: Any, body: str, ask: Any) 
 
 
 EACH_WAY = [
-    lambda client: client.structure_object("project"), lambda client: client.export(FIELDS),
+    lambda client: client.get_object("project"), lambda client: client.export(FIELDS),
     lambda client: list(client.export_all(FIELDS)), lambda client: client.version(),
     lambda client: client.import_rows([{"record_id": "1"}], "record_id"),
 ]  # fmt: skip
@@ -451,13 +458,13 @@ class TestRefusals:
     def test_a_token_that_is_repeated_goes_no_further(self, scripted: Any, status: int, ask: Any) -> None:
         client = scripted(json.dumps({"error": "Blocked: token=t0ken-of-our-own&format=json"}), status)
         client._token = "T0KEN-of-our-own"
-        with pytest.raises(RedcapRefused, match="token=…&format=json") as caught:
+        with pytest.raises(RedcapRejected, match="token=…&format=json") as caught:
             ask(client)
         assert "own" not in str(caught.value)
 
     def test_a_reason_with_a_lone_cr_is_read(self, scripted: Any) -> None:
         lines = '"1","sms_opt_out_at","x","Line one\rline two"\r"2","sms_opt_out_at","y","Locked"'
-        with pytest.raises(RowsRefused) as caught:
+        with pytest.raises(RowsRejected) as caught:
             scripted(json.dumps({"error": lines}), 400).import_rows(
                 [{"record_id": "1"}, {"record_id": "2"}], "record_id"
             )
@@ -472,14 +479,14 @@ class TestRefusals:
     def test_a_refusal_that_is_no_csv_is_one_that_names_no_row(
         self, scripted: Any, message: str, shown: str
     ) -> None:
-        with pytest.raises(RedcapRefused, match=shown) as caught:
+        with pytest.raises(RedcapRejected, match=shown) as caught:
             scripted(json.dumps({"error": message}), 400).import_rows([{"record_id": "1"}], "record_id")
-        assert caught.value.code == "redcap_refused"
+        assert caught.value.code == "redcap_rejected"
 
     def test_a_wrong_token_is_forbidden_and_never_repeated(self, made: Any) -> None:
         gateway = made()
         client = gateway.client_with("F" * 32)
-        with pytest.raises(RedcapRefused) as caught:
+        with pytest.raises(RedcapRejected) as caught:
             client.export(FIELDS)
         assert caught.value.code == "redcap_forbidden"
         assert "FFFF" not in f"{caught.value}{client!r}"
@@ -490,24 +497,24 @@ class TestRefusals:
     def test_an_error_is_one_whatever_the_status_says(self, made: Any, ask: Any) -> None:
         gateway = made()
         gateway.simulator.faults.add("error_200", times=None)
-        with pytest.raises(RedcapRefused, match="You do not have the right"):
+        with pytest.raises(RedcapRejected, match="You do not have the right"):
             ask(gateway.client)
 
     def test_refused_rows_are_named_whatever_the_status_says(self, scripted: Any) -> None:
         lines = json.dumps({"error": '"1","sms_opt_out_at","x","too much data in the field"'})
-        with pytest.raises(RowsRefused) as caught:
+        with pytest.raises(RowsRejected) as caught:
             scripted(lines).import_rows([{"record_id": "1"}], "record_id")
         assert set(caught.value.reasons) == {"1"}
 
     def test_an_unknown_field_is_named_as_such(self, made: Any) -> None:
-        with pytest.raises(RedcapRefused) as caught:
+        with pytest.raises(RedcapRejected) as caught:
             made().client.import_rows([{"record_id": "1", "no_such_field": "x"}], "record_id")
         assert caught.value.code == "redcap_no_such_field"
 
     def test_a_token_without_import_right_is_refused(self, made: Any) -> None:
         gateway = made()
         gateway.study.rights.api_import = False
-        with pytest.raises(RedcapRefused):
+        with pytest.raises(RedcapRejected):
             gateway.client.import_rows([{"record_id": "1", "sms_opt_out_at": SHOWN}], "record_id")
 
     def test_each_call_is_counted_by_content_and_outcome(self, made: Any) -> None:
@@ -522,11 +529,11 @@ class TestRefusals:
         self, made: Any, redis: Any
     ) -> None:
         gateway = made()
-        limiter = HostLimiter(redis, "redcap.example.edu", 600)
-        limiter.failed()
-        gateway.client._limiter = limiter
-        with pytest.raises(RedcapUnavailable, match="redcap_resting"):
-            gateway.client.export(FIELDS)
+        breaker = CircuitBreaker(redis, "redcap.example.edu")
+        breaker.record_failure()
+        client = gateway.client_with(REDCAP_TOKEN, circuit_breaker=breaker)
+        with pytest.raises(RedcapUnavailable, match="redcap_circuit_open"):
+            client.export(FIELDS)
         assert (gateway.counted, gateway.simulator.requests) == ([], [])
         assert redis.hget(keys.circuit("redcap.example.edu"), "failures") == "1"
 
@@ -551,24 +558,24 @@ class TestTarget:
     ) -> None:
         gateway = made(project, count=0, **changes)
         with pytest.raises(ProjectProblem) as caught:
-            gateway.project.target  # noqa: B018
+            gateway.project.schema  # noqa: B018
         assert caught.value.code == code
         assert ";" in caught.value.detail  # what was seen; the mend
 
     def test_a_field_that_is_missing_names_its_key(self, made: Any) -> None:
         gateway = made(opt_out_field="no_such_field")
-        with pytest.raises(RedcapRefused, match="opt_out_field: the project has no field no_such_field"):
-            gateway.project.target  # noqa: B018
+        with pytest.raises(RedcapRejected, match="opt_out_field: the project has no field no_such_field"):
+            gateway.project.schema  # noqa: B018
 
     def test_it_is_asked_once_by_all_workers_until_it_is_forgotten(self, made: Any, redis: Any) -> None:
         gateway = made()
-        gateway.project.target  # noqa: B018
+        gateway.project.schema  # noqa: B018
         asked = gateway.simulator.count(content="metadata")
         other = Gateway(gateway.simulator, gateway.study, redis)
-        other.project.target  # noqa: B018
+        other.project.schema  # noqa: B018
         assert gateway.simulator.count(content="metadata") == asked
-        other.project.forget_target()
-        other.project.target  # noqa: B018
+        other.project.invalidate_schema()
+        other.project.schema  # noqa: B018
         assert gateway.simulator.count(content="metadata") == asked + 1
         other.client._session.close()
 
@@ -578,14 +585,14 @@ class TestTarget:
     ) -> None:
         gateway = made()
         gateway.study.rights.forms["enrolment"] = access
-        with pytest.raises((ProjectProblem, RedcapRefused)):
+        with pytest.raises((ProjectProblem, RedcapRejected)):
             gateway.project.read(["1"])
 
     def test_the_record_id_is_the_first_field_of_the_dictionary(self, made: Any) -> None:
         gateway = made(count=0)
         gateway.study.change_field("record_id", name="study_id")
         gateway.study.add_record("S-1", mobile="650-555-0001")
-        assert gateway.project.target.id_field == "study_id"
+        assert gateway.project.schema.id_field == "study_id"
         assert set(gateway.project.read(["S-1"])) == {"S-1"}
 
 
@@ -621,10 +628,10 @@ class TestScrubbing:
         ],
     )
     def test_what_may_be_somebody_s_data_is_taken_out(self, message: str, shown: str) -> None:
-        assert scrubbed(message) == shown
+        assert redact(message) == shown
 
     def test_a_long_message_is_cut(self) -> None:
-        assert len(scrubbed("no " * 500)) == 300
+        assert len(redact("no " * 500)) == 300
 
     def test_a_megabyte_is_cut_before_anything_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
         looked_at: list[str] = []
@@ -634,5 +641,5 @@ class TestScrubbing:
             return text
 
         monkeypatch.setattr(module, "_NO_WORDS_OF_REDCAPS", [SimpleNamespace(sub=look)])
-        scrubbed("a" * 1_000_000)
-        assert [len(text) for text in looked_at] == [module.MOST_SCRUBBED]
+        redact("a" * 1_000_000)
+        assert [len(text) for text in looked_at] == [module.MAX_REDACTED_LENGTH]

@@ -27,7 +27,7 @@ from tests.simulators.twilio import (
     parse_overrides,
 )
 from worker.services import Services
-from worker.twilio.account import TwilioSide, without_login
+from worker.twilio.account import TwilioAccountView, without_login
 from worker.twilio.client import working_client
 from worker.twilio.setup import plan_undo
 
@@ -426,7 +426,7 @@ class TestUndo:
     def test_what_is_deleted_while_the_question_stands_is_gone_all_the_same(self, desk: Desk) -> None:
         desk.setup("--mode", "events")
         config = desk.services().config
-        side = TwilioSide(working_client(config.twilio["main"]), config.public_url)
+        side = TwilioAccountView(working_client(config.twilio["main"]), config.public_url)
         plan = plan_undo("asthma", config, side, desk.redis, ["asthma"])
         desk.twilio.subscriptions.clear()
         for step in plan.steps:

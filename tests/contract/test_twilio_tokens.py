@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shared.config import Config
-from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from tests.builders import config, hashed
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, SENDER, TwilioSimulator
 from worker.twilio.client import working_client
@@ -45,7 +45,7 @@ def test_the_first_one_that_twilio_takes(sim: TwilioSimulator, names: list[str])
 @pytest.mark.parametrize("form", [False, True])
 def test_where_none_is_taken_what_was_wrong_with_the_last_is_told(sim: TwilioSimulator, form: bool) -> None:
     sim.problem_details = form
-    with pytest.raises(TwilioRefused, match="twilio_token_refused"):
+    with pytest.raises(TwilioRejected, match="twilio_token_rejected"):
         working_client(configured("MISSING", "OLD").twilio["main"])
     with pytest.raises(ConfigError, match="MISSING"):
         working_client(configured("OLD", "MISSING").twilio["main"])

@@ -12,7 +12,7 @@ from shared.errors import RedcapUnavailable
 from tests.builders import sid
 from tests.fakes import Study, fake_redis, host, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker.redcap.rate_limit import HostLimiter
+from worker.redcap.circuit_breaker import CircuitBreaker
 
 NOON = datetime(2026, 5, 4, 19, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -90,9 +90,9 @@ def test_what_a_lost_message_leaves_is_found_after_the_clock_went_ahead(asthma: 
 def test_a_host_is_not_left_alone_for_longer_because_the_clock_was_set_back(
     clock: time_machine.Traveller,
 ) -> None:
-    limiter = HostLimiter(fake_redis(), host(), 600)
-    limiter.failed()
+    breaker = CircuitBreaker(fake_redis(), host())
+    breaker.record_failure()
     with pytest.raises(RedcapUnavailable):
-        limiter.wait_for_turn()
+        breaker.check()
     clock.shift(-HOUR)
-    limiter.wait_for_turn()
+    breaker.check()

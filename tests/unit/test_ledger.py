@@ -362,7 +362,7 @@ class TestReopen:
     def test_an_ended_event_starts_again(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event, State.FAILED, reason="redcap_refused: no"))
+        settle(ledger, outcome(event, State.FAILED, reason="redcap_rejected: no"))
         assert ledger.reopen("asthma", event.event_id, now=minutes(3))
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None

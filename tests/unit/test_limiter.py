@@ -15,8 +15,8 @@ from shared.errors import RedcapUnavailable
 from shared.ledger import keys
 from tests.builders import at
 from tests.fakes import fake_redis
-from worker.redcap import rate_limit as module
-from worker.redcap.rate_limit import HostLimiter
+from worker.redcap.circuit_breaker import BACKOFF_AFTER_BAN_SECONDS, BACKOFF_SECONDS, CircuitBreaker
+from worker.redcap.rate_limit import RateLimiter
 
 NOON = at("2026-05-04T12:00:00")
 HOST = "redcap.example.edu"
@@ -47,10 +47,10 @@ def most_in_any_minute(moments: list[float]) -> int:
 
 class TestBudget:
     def test_the_limit_is_reached_and_never_exceeded_in_any_minute(self, time: Time, redis: Any) -> None:
-        limiter = HostLimiter(redis, HOST, 20, sleep=time.pass_by)
+        limiter = RateLimiter(redis, HOST, 20, sleep=time.pass_by)
         moments = []
         for number in range(100):
-            limiter.wait_for_turn()
+            limiter.acquire()
             moments.append(time.now.timestamp())
             time.pass_by(0.3 if number % 7 else 2.0)
         assert most_in_any_minute(moments) == 20
@@ -65,10 +65,10 @@ class TestBudget:
     ) -> None:
         with time_machine.travel(NOON, tick=False) as traveller:
             clock = Time(traveller)
-            limiter = HostLimiter(fake_redis(), HOST, limit, sleep=clock.pass_by)
+            limiter = RateLimiter(fake_redis(), HOST, limit, sleep=clock.pass_by)
             moments = []
             for gap in gaps:
-                limiter.wait_for_turn()
+                limiter.acquire()
                 moments.append(clock.now.timestamp())
                 clock.pass_by(gap)
         assert most_in_any_minute(moments) <= limit
@@ -80,19 +80,19 @@ class TestBudget:
             waited.append(seconds)
             time.pass_by(seconds)
 
-        workers = [HostLimiter(redis, HOST, 6, sleep=wait) for _ in range(3)]
+        workers = [RateLimiter(redis, HOST, 6, sleep=wait) for _ in range(3)]
         for worker in workers * 2:
-            worker.wait_for_turn()
+            worker.acquire()
         assert waited == []
-        workers[0].wait_for_turn()
+        workers[0].acquire()
         assert sum(waited) == pytest.approx(60, abs=0.1)
 
     def test_two_hosts_have_budgets_of_their_own(self, time: Time, redis: Any) -> None:
         def no_waiting(_: float) -> None:
             raise AssertionError("the other host's budget was taken")
 
-        HostLimiter(redis, HOST, 1, sleep=no_waiting).wait_for_turn()
-        HostLimiter(redis, "other.example.edu", 1, sleep=no_waiting).wait_for_turn()
+        RateLimiter(redis, HOST, 1, sleep=no_waiting).acquire()
+        RateLimiter(redis, "other.example.edu", 1, sleep=no_waiting).acquire()
 
     def test_threads_that_come_at_once_do_not_exceed_it(self, redis: Any) -> None:
         taken: list[int] = []
@@ -102,7 +102,7 @@ class TestBudget:
 
         def take() -> None:
             try:
-                HostLimiter(redis, HOST, 10, sleep=too_late).wait_for_turn()
+                RateLimiter(redis, HOST, 10, sleep=too_late).acquire()
             except RedcapUnavailable:
                 return
             taken.append(1)
@@ -117,56 +117,56 @@ class TestBudget:
 
 class TestCircuit:
     def test_a_failing_host_is_left_alone_longer_with_each_failure(self, time: Time, redis: Any) -> None:
-        limiter = HostLimiter(redis, HOST, 100)
+        breaker = CircuitBreaker(redis, HOST)
         for rest in (2, 4, 8, 16, 32, 60, 60):
-            limiter.failed()
+            breaker.record_failure()
             time.pass_by(rest - 0.5)
-            with pytest.raises(RedcapUnavailable, match="redcap_resting"):
-                limiter.wait_for_turn()
+            with pytest.raises(RedcapUnavailable, match="redcap_circuit_open"):
+                breaker.check()
             time.pass_by(0.6)
-            limiter.wait_for_turn()
+            breaker.check()
 
     def test_a_host_that_has_been_away_for_a_day_is_still_left_alone_for_a_minute_at_a_time(
         self, time: Time, redis: Any
     ) -> None:
         redis.hset(keys.circuit(HOST), "failures", 1_100)
-        limiter = HostLimiter(redis, HOST, 100)
-        limiter.failed()
+        breaker = CircuitBreaker(redis, HOST)
+        breaker.record_failure()
         time.pass_by(59.5)
-        with pytest.raises(RedcapUnavailable, match="redcap_resting"):
-            limiter.wait_for_turn()
+        with pytest.raises(RedcapUnavailable, match="redcap_circuit_open"):
+            breaker.check()
         time.pass_by(0.6)
-        limiter.wait_for_turn()
+        breaker.check()
 
     def test_an_answer_ends_the_rest_and_forgets_the_failures(self, time: Time, redis: Any) -> None:
-        limiter = HostLimiter(redis, HOST, 100)
+        breaker = CircuitBreaker(redis, HOST)
         for _ in range(4):
-            limiter.failed()
-        limiter.succeeded()
-        limiter.wait_for_turn()
-        limiter.failed()
-        time.pass_by(module.REST_SECONDS[0] + 0.1)
-        limiter.wait_for_turn()
+            breaker.record_failure()
+        breaker.record_success()
+        breaker.check()
+        breaker.record_failure()
+        time.pass_by(BACKOFF_SECONDS[0] + 0.1)
+        breaker.check()
 
     def test_a_ban_is_respected_for_minutes(self, time: Time, redis: Any) -> None:
-        limiter = HostLimiter(redis, HOST, 100)
-        limiter.failed(banned=True)
-        time.pass_by(module.REST_AFTER_BAN_SECONDS - 1)
+        breaker = CircuitBreaker(redis, HOST)
+        breaker.record_failure(banned=True)
+        time.pass_by(BACKOFF_AFTER_BAN_SECONDS - 1)
         with pytest.raises(RedcapUnavailable):
-            limiter.wait_for_turn()
+            breaker.check()
         time.pass_by(1.1)
-        limiter.wait_for_turn()
+        breaker.check()
 
     def test_a_rest_costs_nothing_of_the_budget(self, time: Time, redis: Any) -> None:
-        limiter = HostLimiter(redis, HOST, 1)
-        limiter.failed()
+        breaker = CircuitBreaker(redis, HOST)
+        breaker.record_failure()
         for _ in range(5):
             with pytest.raises(RedcapUnavailable):
-                limiter.wait_for_turn()
-        limiter.succeeded()
-        limiter.wait_for_turn()
+                breaker.check()
+        breaker.record_success()
+        breaker.check()
 
     def test_a_worker_learns_of_another_worker_s_failures(self, time: Time, redis: Any) -> None:
-        HostLimiter(redis, HOST, 100).failed()
+        CircuitBreaker(redis, HOST).record_failure()
         with pytest.raises(RedcapUnavailable):
-            HostLimiter(redis, HOST, 100).wait_for_turn()
+            CircuitBreaker(redis, HOST).check()

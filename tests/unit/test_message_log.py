@@ -18,10 +18,10 @@ from twilio.rest.api.v2010.account.message import MessageInstance, MessagePage
 
 from shared.config import Project
 from shared.domain.events import Change, OptOutEvent, Source
-from shared.errors import TwilioRefused, TwilioUnavailable
+from shared.errors import TwilioRejected, TwilioUnavailable
 from tests.builders import config, hashed, project_table, sid
 from tests.simulators.twilio import ACCOUNT_SID, SENDER
-from worker.twilio.client import sorted_failures
+from worker.twilio.client import translate_errors
 from worker.twilio.message_log import MessageLog
 
 PAT = "+16505550100"
@@ -271,7 +271,7 @@ PAGES = [
 
 @pytest.mark.parametrize("text", PAGES)
 def test_a_page_of_another_form_is_no_answer(text: str) -> None:
-    with pytest.raises(TwilioUnavailable), sorted_failures():
+    with pytest.raises(TwilioUnavailable), translate_errors():
         list(MessagePage(cast(Version, None), Response(200, text), {"account_sid": ACCOUNT_SID}))
 
 
@@ -285,26 +285,30 @@ def fetching_failed(answered: int, **more: Any) -> TwilioException:
 @pytest.mark.parametrize(
     ("error", "kind", "told"),
     [
-        (fetching_failed(400), TwilioRefused, "twilio_refused: status 400, code 20003"),
-        (fetching_failed(401), TwilioRefused, "twilio_token_refused: status 401, code 20003"),
-        (fetching_failed(403), TwilioRefused, "twilio_refused: status 403, code 20003"),
-        (fetching_failed(404), TwilioRefused, "twilio_refused: status 404, code 20003"),
+        (fetching_failed(400), TwilioRejected, "twilio_rejected: status 400, code 20003"),
+        (fetching_failed(401), TwilioRejected, "twilio_token_rejected: status 401, code 20003"),
+        (fetching_failed(403), TwilioRejected, "twilio_rejected: status 403, code 20003"),
+        (fetching_failed(404), TwilioRejected, "twilio_rejected: status 404, code 20003"),
         (fetching_failed(429), TwilioUnavailable, "twilio_server_error: status 429, code 20003"),
         (fetching_failed(503), TwilioUnavailable, "twilio_server_error: status 503, code 20003"),
         # Both come from the body as they stand there.
-        (fetching_failed(401, status="401"), TwilioRefused, "twilio_token_refused: status 401, code 20003"),
+        (fetching_failed(401, status="401"), TwilioRejected, "twilio_token_rejected: status 401, code 20003"),
         (fetching_failed(401, status=None), TwilioUnavailable, "twilio_server_error: status 0, code 20003"),
-        (fetching_failed(404, code=PAT), TwilioRefused, "twilio_refused: status 404"),
+        (fetching_failed(404, code=PAT), TwilioRejected, "twilio_rejected: status 404"),
         (listing_failed(429), TwilioUnavailable, "twilio_server_error: status 429"),
         (listing_failed(503), TwilioUnavailable, "twilio_server_error: status 503"),
-        (listing_failed(401), TwilioRefused, "twilio_token_refused: status 401"),
-        (listing_failed(404), TwilioRefused, "twilio_refused: status 404"),
+        (listing_failed(401), TwilioRejected, "twilio_token_rejected: status 401"),
+        (listing_failed(404), TwilioRejected, "twilio_rejected: status 404"),
         (
             TwilioException("Page Records can not be deserialized"),
             TwilioUnavailable,
             "twilio_server_error: status 0",
         ),
-        (TwilioRestException(400, "/x", PAT, 20001), TwilioRefused, "twilio_refused: status 400, code 20001"),
+        (
+            TwilioRestException(400, "/x", PAT, 20001),
+            TwilioRejected,
+            "twilio_rejected: status 400, code 20001",
+        ),
         (requests.ConnectionError(PAT), TwilioUnavailable, "twilio_unreachable: ConnectionError"),
         (requests.ReadTimeout(PAT), TwilioUnavailable, "twilio_unreachable: ReadTimeout"),
         (ValueError(PAT), TwilioUnavailable, "twilio_strange_answer: not JSON"),
@@ -314,7 +318,7 @@ def fetching_failed(answered: int, **more: Any) -> TwilioException:
 def test_what_twilio_python_raises_is_sorted_and_its_text_left_out(
     error: Exception, kind: type[Exception], told: str
 ) -> None:
-    with pytest.raises(kind) as caught, sorted_failures():
+    with pytest.raises(kind) as caught, translate_errors():
         raise error
     assert str(caught.value) == told
     assert caught.value.__suppress_context__

@@ -14,9 +14,9 @@ from tests import builders
 from tests.fakes import study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from worker.mail.event_mail import compose, template_problems
-from worker.redcap.gateway import Target
+from worker.redcap.schema import ProjectSchema
 
-TARGET = Target(
+SCHEMA = ProjectSchema(
     id_field="record_id", longitudinal=False, time_format="%Y-%m-%d", project_id="101", version="15.5.0"
 )
 
@@ -44,7 +44,7 @@ def entry(*records: str, **changes: Any) -> Entry:
 def mail(
     *records: str,
     templates: str | None = None,
-    target: Target | None = TARGET,
+    schema: ProjectSchema | None = SCHEMA,
     notice: Notice = Notice.SAVED,
     **table: Any,
 ) -> Any:
@@ -57,7 +57,7 @@ def mail(
         project,
         zone=ZoneInfo("America/Chicago"),
         sender="o@example.edu",
-        target=target,
+        schema=schema,
     )
 
 
@@ -80,9 +80,11 @@ class TestLinks:
         text, _ = parts(mail("17", redcap_url="https://www.example.edu/redcap/api/"))
         assert "https://www.example.edu/redcap/redcap_v15.5.0/DataEntry/" in text
 
-    @pytest.mark.parametrize("target", [None, Target(id_field="id", longitudinal=False, time_format="")])
-    def test_without_knowledge_of_redcap_there_is_no_link(self, target: Target | None) -> None:
-        text, html = parts(mail("17", target=target))
+    @pytest.mark.parametrize(
+        "schema", [None, ProjectSchema(id_field="id", longitudinal=False, time_format="")]
+    )
+    def test_without_knowledge_of_redcap_there_is_no_link(self, schema: ProjectSchema | None) -> None:
+        text, html = parts(mail("17", schema=schema))
         assert "http" not in text
         assert "href" not in html
         assert "17" in text

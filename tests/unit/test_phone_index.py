@@ -234,12 +234,12 @@ class TestForget:
 
 class TestFreshness:
     def test_a_believed_index_wants_a_refresh(self, index: PhoneIndex) -> None:
-        index.used(NOON)
-        assert not index.wants_refresh()  # there is none yet
+        index.mark_used(NOON)
+        assert not index.needs_refresh()  # there is none yet
         index.rebuild([record("1", ONE)], now=NOON)
-        assert not index.wants_refresh()
-        index.used(LATER)
-        assert index.wants_refresh()
+        assert not index.needs_refresh()
+        index.mark_used(LATER)
+        assert index.needs_refresh()
 
     def test_it_is_fresh_since_the_refresh_began(self, index: PhoneIndex) -> None:
         assert not index.is_fresh(NOON)

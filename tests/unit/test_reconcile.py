@@ -430,13 +430,13 @@ class TestTwilioInTrouble:
     ) -> None:
         monkeypatch.setenv("TEST_AUTH_TOKEN", "f" * 32)
         report = night.run()
-        assert report.errors == ["twilio_token_refused: status 401"]
+        assert report.errors == ["twilio_token_rejected: status 401"]
         assert AUTH_TOKEN not in json.dumps(asdict(report))
 
     def test_a_service_that_is_not_there_is_reported(self, nights: Nights) -> None:
         night = nights(messaging_service_sid="MG" + "0" * 32)
         report = night.run()
-        assert report.errors == ["twilio_refused: status 404"]
+        assert report.errors == ["twilio_rejected: status 404"]
 
 
 class TestRedaction:

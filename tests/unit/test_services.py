@@ -83,7 +83,7 @@ class TestServices:
             "b": project_table(redcap_requests_per_minute=60),
             "c": project_table(redcap_requests_per_minute=10, redcap_url="https://other.example.edu/api/"),
         })  # fmt: skip
-        limits = {name: some._limiter(some.config.projects[name])._limit for name in ("a", "b", "c")}
+        limits = {name: some.rate_limiter(some.config.projects[name]).per_minute for name in ("a", "b", "c")}
         assert limits == {"a": 60, "b": 60, "c": 10}
 
     def test_no_token_shows_in_any_representation(self, redis: Any) -> None:
@@ -102,6 +102,6 @@ class TestServices:
 
     def test_redcap_calls_are_counted_by_project_content_and_outcome(self) -> None:
         asthma = study()
-        asthma.services.project("asthma").target  # noqa: B018
+        asthma.services.project("asthma").schema  # noqa: B018
         figures = asthma.redis.hgetall(keys.METRICS)
         assert figures["redcap_requests|asthma|metadata|ok"] == "1"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import RedcapRefused, RedcapUnavailable
+from shared.errors import RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
 from shared.messaging.queue import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, at, config, hashed, project_table
@@ -29,7 +29,8 @@ from tests.simulators.redcap import (
     repeating_phone_study,
 )
 from worker.redcap import gateway as project_module
-from worker.redcap.gateway import RedcapProject, arm_of, is_repeating, missing_data_codes
+from worker.redcap.gateway import RedcapProject
+from worker.redcap.schema import arm_of, is_repeating, missing_data_codes
 from worker.steps import update_records as module
 from worker.steps.reconcile import _Run as Run
 from worker.steps.reconcile.report import Report
@@ -93,7 +94,7 @@ class TestWriting:
     def test_more_records_than_one_request_may_name_are_written_in_portions(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MOST_RECORDS_PER_REQUEST", 10)
+        monkeypatch.setattr(module, "MAX_RECORDS_PER_REQUEST", 10)
         asthma = enrolled(25)
         asthma.redcap.most_records_named = 10
         for number in range(1, 26):
@@ -106,7 +107,7 @@ class TestWriting:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for place in (module, project_module):
-            monkeypatch.setattr(place, "MOST_RECORDS_PER_REQUEST", 10)
+            monkeypatch.setattr(place, "MAX_RECORDS_PER_REQUEST", 10)
         asthma = enrolled(0)
         asthma.redcap.most_records_named = 10
         for number in range(1, 26):
@@ -517,7 +518,7 @@ class TestRefusals:
         asthma.work()
         assert {asthma.state(event) for event in events} == {"failed"}
         assert asthma.imports() < 20
-        assert asthma.problem()["problem"] == "redcap_refused"
+        assert asthma.problem()["problem"] == "redcap_rejected"
 
     @pytest.mark.parametrize("locked", [range(1, 7), range(1, 12), [1, 2, 3, 4, 5, 6, 12], range(2, 13)])
     def test_many_records_refused_without_a_name_do_not_keep_the_others_from_being_written(
@@ -545,7 +546,7 @@ class TestRefusals:
             for row in rows:
                 if row["record_id"] != "13":
                     reason = "form is locked" if int(row["record_id"]) % 2 else "record is locked"
-                    raise RedcapRefused("redcap_refused", f"status 400: {reason}")
+                    raise RedcapRejected("redcap_rejected", f"status 400: {reason}")
             real(self, rows)
 
         monkeypatch.setattr(RedcapProject, "write", strict)
@@ -562,7 +563,9 @@ class TestRefusals:
 
         def closed(_self: RedcapProject, rows: Sequence[dict[str, str]]) -> None:
             tries.append(len(rows))
-            raise RedcapRefused("redcap_refused", f"record {rows[0]['record_id']}: the project takes no data")
+            raise RedcapRejected(
+                "redcap_rejected", f"record {rows[0]['record_id']}: the project takes no data"
+            )
 
         monkeypatch.setattr(RedcapProject, "write", closed)
         events = [asthma.text(fictional_phone(number), when=NOON) for number in range(1, 65)]

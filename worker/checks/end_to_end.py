@@ -270,7 +270,7 @@ class Rehearsal:
         wrong = [
             record
             for record, state in states.items()
-            if status is None or status.change is not change or not before.gateway.shows(state, status)
+            if status is None or status.change is not change or not before.gateway.matches(state, status)
         ]
         if wrong or states.keys() != before.states.keys():
             raise BrokenRehearsal(f"REDCap does not show the {change} on record {', '.join(wrong)}")
@@ -314,7 +314,7 @@ class Rehearsal:
                 state for record, state in before.states.items() if now.get(record) not in {None, state}
             ]
             if changed:
-                before.gateway.put_back(changed)
+                before.gateway.restore(changed)
 
 
 _OTHER = "is that this program?"

@@ -6,6 +6,7 @@ Phone numbers are read, as in every refresh of the index, and never leave this m
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,22 +15,23 @@ from redis.exceptions import RedisError
 
 from shared.config import Config, Project
 from shared.domain.phone import numbers_in
-from shared.errors import ConfigError, ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.errors import ConfigError, ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.redis_client import RedisClient
 from worker.checks.clock import ClockWatch
 from worker.checks.findings import Finding, Seen, named
-from worker.redcap.client import MOST_RECORDS_PER_REQUEST, RedcapClient, Row, TooMuch, new_session
-from worker.redcap.gateway import (
-    are_hashed,
+from worker.redcap.client import MAX_RECORDS_PER_REQUEST, ExportTooLarge, RedcapClient, Row, new_session
+from worker.redcap.rate_limit import RateLimiter
+from worker.redcap.schema import (
     arms_of,
     checkbox_column,
+    ids_look_hashed,
     is_a_time,
     is_identifier,
     is_repeating,
+    is_set,
     missing_data_codes,
     time_format,
 )
-from worker.redcap.rate_limit import HostLimiter
 
 _UNAVAILABLE = {
     "redcap_banned": "redcap-banned",
@@ -39,31 +41,26 @@ _UNAVAILABLE = {
 _REFUSED = {"redcap_forbidden": "redcap-token-refused", "redcap_no_such_field": "redcap-field-missing"}
 
 
-def _is_set(flag: object) -> bool:
-    return str(flag).lower() in {"1", "true"}
+class OptionalRateLimiter(RateLimiter):
+    """The workers' request budget. Without Redis no worker makes requests, and a check makes few."""
+
+    def acquire(self) -> None:
+        """Return as soon as one more request fits into the budget, or at once without Redis."""
+        with suppress(RedisError):
+            super().acquire()
 
 
-class BudgetOnly:
-    """The workers' request budget, but not their circuit breaker: a check asks a resting host, too.
+class IgnoredCircuitBreaker:
+    """A check also asks a host that the workers leave alone, and does not change when they ask again."""
 
-    Without Redis nobody else is asking, and a check makes few requests.
-    """
+    def check(self) -> None:
+        """Let every request through."""
 
-    def __init__(self, redis: RedisClient, url: str, per_minute: int) -> None:
-        self._host = HostLimiter(redis, urlsplit(url).netloc, per_minute)
+    def record_failure(self, *, banned: bool = False) -> None:
+        """Record nothing."""
 
-    def wait_for_turn(self) -> None:
-        """Return when the budget has room."""
-        try:
-            self._host.take_turn()
-        except RedisError:
-            return
-
-    def failed(self, *, banned: bool = False) -> None:
-        """Leave no trace."""
-
-    def succeeded(self) -> None:
-        """Leave no trace."""
+    def record_success(self) -> None:
+        """Record nothing."""
 
 
 def check_redcap(
@@ -77,14 +74,21 @@ def check_redcap(
         return  # reported as secret-missing
     session, clock = new_session(), ClockWatch(now)
     session.hooks["response"].append(clock)
-    limiter = BudgetOnly(redis, project.redcap_url, config.redcap_rate(project))
-    client = RedcapClient(project.redcap_url, token, limiter=limiter, session=session)
+    client = RedcapClient(
+        project.redcap_url,
+        token,
+        rate_limiter=OptionalRateLimiter(
+            redis, urlsplit(project.redcap_url).netloc, config.redcap_rate(project)
+        ),
+        circuit_breaker=IgnoredCircuitBreaker(),
+        session=session,
+    )
     look = _Look(name, project, client)
     try:
         yield from look.all()
     except RedcapUnavailable as error:
         yield look.finding(_UNAVAILABLE.get(error.code, "redcap-unreachable"), f"{error}")
-    except RedcapRefused as error:
+    except RedcapRejected as error:
         yield look.finding(_REFUSED.get(error.code, "redcap-unreachable"), error.detail)
     yield from clock.findings(name, "REDCap's")
 
@@ -115,10 +119,10 @@ class _Look:
         return Finding(id=id_, subject=self._name, seen=seen)
 
     def all(self) -> Iterator[Finding | Seen]:
-        """Raises RedcapUnavailable or RedcapRefused where REDCap ends the conversation."""
+        """Raises RedcapUnavailable or RedcapRejected where REDCap ends the conversation."""
         version = self._client.version()
-        about = self._client.structure_object("project")
-        metadata = self._client.structure_list("metadata", "field_name", "field_type", "form_name")
+        about = self._client.get_object("project")
+        metadata = self._client.get_list("metadata", "field_name", "field_type", "form_name")
         yield Seen(self._name, f"REDCap {version} answers; the token opens project {about.get('project_id')}")
         yield from self._project_id(about)
         yield from self._import_right()
@@ -126,9 +130,9 @@ class _Look:
         fields = {row["field_name"]: row for row in metadata}
         self._missing_codes = missing_data_codes(about)
         yield from self._fields(fields)
-        longitudinal = _is_set(about.get("is_longitudinal"))
+        longitudinal = is_set(about.get("is_longitudinal"))
         yield from self._events(fields, longitudinal)
-        if _is_set(about.get("has_repeating_instruments_or_events")):
+        if is_set(about.get("has_repeating_instruments_or_events")):
             yield from self._repeats(fields)
         yield from self._records(str(metadata[0]["field_name"]), fields, longitudinal)
 
@@ -146,7 +150,7 @@ class _Look:
             self._client.import_nothing()
         except RedcapUnavailable:
             return  # a server that stumbles over an import without rows: it cannot be told
-        except RedcapRefused as error:
+        except RedcapRejected as error:
             if error.code == "redcap_forbidden":
                 yield self.finding("redcap-no-import-right", error.detail)
 
@@ -154,7 +158,7 @@ class _Look:
         """A user in a Data Access Group gets record names with the group's number before them (PHPCap's tests)."""
         try:
             next_name = self._client.text("generateNextRecordName")
-        except (RedcapRefused, RedcapUnavailable):
+        except (RedcapRejected, RedcapUnavailable):
             return  # without automatic names, or the right to create records, it cannot be told
         if re.fullmatch(r"\d+-\d+", next_name):
             group = next_name.partition("-")[0]
@@ -188,7 +192,7 @@ class _Look:
                 seen = "the project is not longitudinal, but an event is configured"
                 yield self.finding("redcap-event-needless", seen)
             return
-        self._arms = arms_of(self._client.structure_list("event", "unique_event_name"))
+        self._arms = arms_of(self._client.get_list("event", "unique_event_name"))
         known = list(self._arms)
         if opt_out_event is None:
             seen = f"opt_out_event: missing in a longitudinal project; it has {', '.join(known)}"
@@ -206,7 +210,7 @@ class _Look:
     def _designations(self, fields: dict[str, Row], known: list[str]) -> Iterator[Finding]:
         designated = {
             (row["unique_event_name"], row["form"])
-            for row in self._client.structure_list("formEventMapping", "unique_event_name", "form")
+            for row in self._client.get_list("formEventMapping", "unique_event_name", "form")
         }
         for key, name in self._configured().items():
             event = self._project.phone_event if key == "phone_field" else self._project.opt_out_event
@@ -217,7 +221,7 @@ class _Look:
                 yield self.finding("redcap-field-not-on-event", seen)
 
     def _repeats(self, fields: dict[str, Row]) -> Iterator[Finding]:
-        repeating = self._client.structure_list("repeatingFormsEvents")
+        repeating = self._client.get_list("repeatingFormsEvents")
         for key in ("opt_out_field", "opt_out_checkbox"):
             name = getattr(self._project, key)
             form = str(fields[name]["form_name"]) if name in fields else ""
@@ -233,7 +237,7 @@ class _Look:
         hidden = [name for name in wanted if not self._is_shown(name, data.columns)]
         if data.columns and hidden:
             yield self.finding("redcap-hides-field", f"REDCap does not export {', '.join(hidden)}")
-        elif is_identifier(fields[id_field]) and are_hashed(data.records):
+        elif is_identifier(fields[id_field]) and ids_look_hashed(data.records):
             seen = (
                 f"{len(data.records)} records, each with 32 hex digits in {id_field}, which is an identifier"
             )
@@ -286,15 +290,15 @@ class _Look:
             for row in self._client.export_all(wanted):
                 last = str(row.get(id_field, ""))
                 yield row
-        except TooMuch:
+        except ExportTooLarge:
             # The export may have broken off within its last record: that one is read again.
             yield from self._portions(id_field, wanted, data.records - {last})
 
     def _portions(self, id_field: str, wanted: list[str], seen: set[str]) -> Iterator[Row]:
         ids = dict.fromkeys(str(row.get(id_field, "")) for row in self._client.export_all([id_field]))
         left = [record for record in ids if record not in seen]
-        for start in range(0, len(left), MOST_RECORDS_PER_REQUEST):
-            yield from self._client.export(wanted, records=left[start : start + MOST_RECORDS_PER_REQUEST])
+        for start in range(0, len(left), MAX_RECORDS_PER_REQUEST):
+            yield from self._client.export(wanted, records=left[start : start + MAX_RECORDS_PER_REQUEST])
 
     def _note_phone(self, record: str, text: str, data: _Data) -> None:
         numbers = list(numbers_in(text, self._project.default_region)) if text else []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from shared.config import Config, Project
 from shared.config.schema import TwilioAccount
 from shared.domain.events import Source
-from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Entry, Ledger
 from shared.redis_client import RedisClient
 from worker.checks.end_to_end import TEST_SID_PREFIX
@@ -13,10 +13,10 @@ from worker.checks.findings import Finding, Seen
 from worker.twilio.account import (
     MessagingService,
     Number,
-    TwilioSide,
+    TwilioAccountView,
     asks_for_retries,
 )
-from worker.twilio.client import REDACTED_DIGITS, rest_client, sorted_failures, working_client
+from worker.twilio.client import REDACTED_DIGITS, rest_client, translate_errors, working_client
 
 
 def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Seen]:
@@ -27,13 +27,13 @@ def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Seen]
     tokens = _tokens(account)
     for place in tokens:
         try:
-            with sorted_failures():
+            with translate_errors():
                 found = rest_client(account, token=place).api.v2010.accounts(account.account_sid).fetch()
         except TwilioUnavailable as error:
             yield Finding(id="twilio-unreachable", subject=subject, seen=str(error))
             return
-        except TwilioRefused as error:
-            if error.code != "twilio_token_refused":
+        except TwilioRejected as error:
+            if error.code != "twilio_token_rejected":
                 yield Finding(id="twilio-refused", subject=subject, seen=error.detail)
                 return
         else:
@@ -75,12 +75,12 @@ def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Fin
     """How this project's incoming messages come here, if they do."""
     project = config.projects[name]
     try:
-        side = TwilioSide(working_client(config.twilio[project.twilio]), config.public_url)
+        side = TwilioAccountView(working_client(config.twilio[project.twilio]), config.public_url)
         yield from _Way(name, project, side, redis).all()
     except TwilioUnavailable as error:
         yield Finding(id="twilio-unreachable", subject=name, seen=str(error))
-    except TwilioRefused as error:
-        if error.code != "twilio_token_refused":  # the account's own check has said so
+    except TwilioRejected as error:
+        if error.code != "twilio_token_rejected":  # the account's own check has said so
             yield Finding(id="twilio-refused", subject=name, seen=error.detail)
     except ConfigError:
         return  # reported as secret-missing
@@ -93,7 +93,7 @@ def _is_test(entry: Entry) -> bool:
 class _Way:
     """The way from a participant's text to the web process."""
 
-    def __init__(self, name: str, project: Project, side: TwilioSide, redis: RedisClient) -> None:
+    def __init__(self, name: str, project: Project, side: TwilioAccountView, redis: RedisClient) -> None:
         self._name = name
         self._project = project
         self._side = side

@@ -8,7 +8,7 @@ from shared.redis_client import RedisClient
 from worker.checks.configuration import accounts_of
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
-from worker.twilio.account import TwilioSide
+from worker.twilio.account import TwilioAccountView
 from worker.twilio.client import working_client
 from worker.twilio.setup import Mode, Plan, choose_mode, plan_setup, plan_undo
 
@@ -49,16 +49,16 @@ def setup(project: str | None, mode: str | None, undo: bool, yes: bool) -> None:
         sys.exit(1)
 
 
-def _sides(services: Services, names: list[str]) -> dict[str, TwilioSide]:
+def _sides(services: Services, names: list[str]) -> dict[str, TwilioAccountView]:
     config = services.config
     return {
-        account: TwilioSide(working_client(config.twilio[account]), config.public_url)
+        account: TwilioAccountView(working_client(config.twilio[account]), config.public_url)
         for account in accounts_of(config, names)
     }
 
 
 def _setup_plan(
-    name: str, services: Services, side: TwilioSide, redis: RedisClient, mode: Mode | None
+    name: str, services: Services, side: TwilioAccountView, redis: RedisClient, mode: Mode | None
 ) -> Plan:
     why = "as asked"
     if mode is None:
@@ -69,11 +69,11 @@ def _setup_plan(
 
 def _carry_out(name: str, plan: Plan, *, yes: bool) -> bool:
     """Show a plan, ask, do it. False where it was not done, or not wholly."""
-    for line in plan.right:
+    for line in plan.satisfied:
         click.echo(f"  ok    {line}")
-    for line in plan.blocked:
+    for line in plan.blockers:
         click.echo(f"  first {line}")
-    if plan.blocked:
+    if plan.blockers:
         return False
     for number, step in enumerate(plan.steps, start=1):
         click.echo(f"  {number}.    {step.text.replace(chr(10), chr(10) + '        ')}")
@@ -94,7 +94,7 @@ def _show_rest(name: str, plan: Plan) -> None:
         click.echo(f"  Write into [projects.{name}] of the configuration file, and restart web and worker:")
         for key, value in plan.configuration.items():
             click.echo(f'    {key} = "{value}"')
-    if plan.by_hand:
+    if plan.manual_steps:
         click.echo("  What only Twilio's Console can do (skip what is done already):")
-    for number, text in enumerate(plan.by_hand, start=1):
+    for number, text in enumerate(plan.manual_steps, start=1):
         click.echo(f"    {number}) {text}")

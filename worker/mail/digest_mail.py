@@ -8,18 +8,23 @@ from zoneinfo import ZoneInfo
 from shared.config import Project
 from shared.ledger import Entry
 from worker.mail.event_mail import mail, mail_facts, render
-from worker.redcap.gateway import Target
+from worker.redcap.schema import ProjectSchema
 
 PARTS = ("digest.subject", "digest.txt", "digest.html")
 
 
 def compose_digest(
-    entries: Sequence[Entry], project: Project, *, zone: ZoneInfo, sender: str, target: Target | None = None
+    entries: Sequence[Entry],
+    project: Project,
+    *,
+    zone: ZoneInfo,
+    sender: str,
+    schema: ProjectSchema | None = None,
 ) -> EmailMessage:
     """The message, with a plain and an HTML part; entries are told in the order of their changes."""
     ordered = sorted(entries, key=lambda entry: (entry.occurred_at, entry.event_id))
     changes = [
-        mail_facts(entry, entry.notice, project, zone, target)
+        mail_facts(entry, entry.notice, project, zone, schema)
         for entry in ordered
         if entry.notice is not None
     ]

@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shared.config import Config, Project
 from shared.domain.events import Change, Notice
 from shared.ledger import Entry
-from worker.redcap.gateway import Target
+from worker.redcap.schema import ProjectSchema
 
 # In the order in which they are rendered; a study's folder may hold any of them.
 PARTS = ("notice.subject", "notice.txt", "notice.html")
@@ -49,10 +49,10 @@ def compose(
     *,
     zone: ZoneInfo,
     sender: str,
-    target: Target | None = None,
+    schema: ProjectSchema | None = None,
 ) -> EmailMessage:
-    """The message, with a plain and an HTML part. `target` is what is known of the REDCap project, for links."""
-    facts = mail_facts(entry, notice, project, zone, target)
+    """The message, with a plain and an HTML part. `schema` is what is known of the REDCap project, for links."""
+    facts = mail_facts(entry, notice, project, zone, schema)
     texts = [_rendered(part, facts, project.templates) for part in PARTS]
     since = entry.finished_at or entry.received_at
     message = mail(texts, project, sender, since, f"{entry.project}.{entry.event_id}.{notice}")
@@ -88,14 +88,14 @@ def _domain(address: str) -> str:
 
 
 def mail_facts(
-    entry: Entry, notice: Notice, project: Project, zone: ZoneInfo, target: Target | None
+    entry: Entry, notice: Notice, project: Project, zone: ZoneInfo, schema: ProjectSchema | None
 ) -> dict[str, Any]:
     """All that templates may use; docs/redcap-teams.md lists it."""
     return {
         "project": entry.project,
         "opted_out": entry.change is Change.STOP,
         "notice": str(notice),
-        "records": [RecordLink(record, _link(record, project, target)) for record in entry.records],
+        "records": [RecordLink(record, _link(record, project, schema)) for record in entry.records],
         "when": entry.occurred_at.astimezone(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z"),
         "reason": entry.reason,
         "event_id": entry.event_id,
@@ -105,14 +105,14 @@ def mail_facts(
     }
 
 
-def _link(record: str, project: Project, target: Target | None) -> str:
+def _link(record: str, project: Project, schema: ProjectSchema | None) -> str:
     """Where REDCap shows a record: its "record home page", under the path of its version."""
     path = urlsplit(project.redcap_url).path
-    if target is None or not target.version or not target.project_id or not path.endswith("/api/"):
+    if schema is None or not schema.version or not schema.project_id or not path.endswith("/api/"):
         return ""
     base = project.redcap_url.removesuffix("api/")
-    page = f"redcap_v{target.version}/DataEntry/record_home.php"
-    return f"{base}{page}?pid={quote(target.project_id)}&id={quote(record, safe='')}"
+    page = f"redcap_v{schema.version}/DataEntry/record_home.php"
+    return f"{base}{page}?pid={quote(schema.project_id)}&id={quote(record, safe='')}"
 
 
 def _thread(entry: Entry) -> str:

@@ -5,7 +5,7 @@ import json
 import structlog
 
 from shared.domain.events import milliseconds
-from shared.errors import Permanent, ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.errors import Permanent, ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
 from worker.services import Services
 
@@ -30,7 +30,7 @@ def known_problem(project: str, services: Services) -> Permanent | None:
     if text is None:
         return None
     stored = json.loads(text)
-    kind = ProjectProblem if stored.get("events_kept", True) else RedcapRefused
+    kind = ProjectProblem if stored.get("events_kept", True) else RedcapRejected
     return kind(stored["problem"], stored["detail"])
 
 
@@ -52,7 +52,7 @@ def _check(project: str, services: Services) -> None:
     except RedcapUnavailable as error:
         log.warning("project_not_checked", project=project, error=str(error))
         return
-    except (ProjectProblem, RedcapRefused) as error:
+    except (ProjectProblem, RedcapRejected) as error:
         note_problem(project, error, services)
         return
     services.redis.hset(keys.VERIFIED, project, milliseconds(services.now()))
@@ -64,7 +64,7 @@ def _check(project: str, services: Services) -> None:
 def _probe(project: str, services: Services) -> None:
     """Read the data dictionary, and a record, as only an export shows which fields the token may see."""
     gateway, index = services.project(project), services.index(project)
-    gateway.forget_target()
+    gateway.invalidate_schema()
     record = index.any_record()
     if record is None:
         index.refresh(gateway, since=services.now())

@@ -22,7 +22,7 @@ import requests
 import tenacity
 from urllib3.exceptions import HTTPError as StreamError
 
-from shared.errors import RedcapRefused, RedcapUnavailable
+from shared.errors import RedcapRejected, RedcapUnavailable
 
 Row = dict[str, Any]
 
@@ -31,7 +31,7 @@ READ_TIMEOUT_SECONDS = 60.0
 # A whole project of 100,000 records is prepared in REDCap's memory before the first byte comes.
 WHOLE_EXPORT_TIMEOUT_SECONDS = 300.0
 # PHP's max_input_vars is 1,000, and a server refused 846 ids (REDCapR #512).
-MOST_RECORDS_PER_REQUEST = 450
+MAX_RECORDS_PER_REQUEST = 450
 
 # How REDCap says that it was too much at once: PyCap #26 and #80 (with status 500, and 200), REDCapR #627
 # (REDCap 15.7.2), and PHP itself.
@@ -39,7 +39,7 @@ _TOO_MUCH = ("ran out of server memory", "too much data", "smaller data set", "a
 _PASSING_STATUS = {408, 425, 429}  # and whatever a server or gateway says of itself: 500 and above
 
 
-class RowsRefused(RedcapRefused):
+class RowsRejected(RedcapRejected):
     """REDCap refused some rows of an import, and therefore all. `reasons` holds them by record id."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
@@ -47,47 +47,55 @@ class RowsRefused(RedcapRefused):
         self.reasons = reasons
 
 
-class TooMuch(RedcapUnavailable):
+class ExportTooLarge(RedcapUnavailable):
     """The export was too large for the server: ask for less at a time."""
 
 
-class Limiter(Protocol):
-    """Whose turn it is; see `worker.redcap.rate_limit.HostLimiter`."""
+class RateLimit(Protocol):
+    """See `worker.redcap.rate_limit.RateLimiter`."""
 
-    def wait_for_turn(self) -> None: ...
-    def failed(self, *, banned: bool = False) -> None: ...
-    def succeeded(self) -> None: ...
+    def acquire(self) -> None: ...
+
+
+class Circuit(Protocol):
+    """See `worker.redcap.circuit_breaker.CircuitBreaker`."""
+
+    def check(self) -> None: ...
+    def record_failure(self, *, banned: bool = False) -> None: ...
+    def record_success(self) -> None: ...
 
 
 class RedcapClient:
-    """One project's API. Every method may raise RedcapUnavailable (try later) or RedcapRefused."""
+    """One project's API. Every method may raise RedcapUnavailable (try later) or RedcapRejected."""
 
     def __init__(
         self,
         url: str,
         token: str,
         *,
-        limiter: Limiter,
+        rate_limiter: RateLimit,
+        circuit_breaker: Circuit,
         count: Callable[[str, str], None] = lambda _content, _outcome: None,
         session: requests.Session | None = None,
     ) -> None:
         self._url = url
         self._token = token
-        self._limiter = limiter
+        self._rate_limiter = rate_limiter
+        self._circuit_breaker = circuit_breaker
         self._count = count
         self._session = session or new_session()
 
     def __repr__(self) -> str:
         return f"RedcapClient({urlsplit(self._url).hostname!r})"
 
-    def structure_object(self, content: str) -> Row:
+    def get_object(self, content: str) -> Row:
         """The answer of a structure call that is one object: project."""
         answer = self._json(self._ask({"content": content}))
         if not isinstance(answer, dict):
             raise RedcapUnavailable("redcap_strange_answer", f"{content} is no object")
         return answer
 
-    def structure_list(self, content: str, *names: str) -> list[Row]:
+    def get_list(self, content: str, *names: str) -> list[Row]:
         """The answer of a structure call that is a list of objects, each with these names, and not empty."""
         answer = self._json(self._ask({"content": content}))
         rows = answer if isinstance(answer, list) else []
@@ -109,7 +117,7 @@ class RedcapClient:
     def export(
         self, fields: Sequence[str], *, records: Sequence[str] = (), events: Sequence[str] = ()
     ) -> list[Row]:
-        """Rows of the named records (at most MOST_RECORDS_PER_REQUEST), or of all."""
+        """Rows of the named records (at most MAX_RECORDS_PER_REQUEST), or of all."""
         answer = self._json(self._ask(_export_request(fields, records=records, events=events)))
         if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
             raise RedcapUnavailable("redcap_strange_answer", "an export that is no list of rows")
@@ -120,7 +128,7 @@ class RedcapClient:
     ) -> Iterator[Row]:
         """Rows of all records, streamed in bounded memory; `changed_since` is the server's local time.
 
-        Raises TooMuch where the server cannot prepare so many.
+        Raises ExportTooLarge where the server cannot prepare so many.
         """
         request = _export_request(fields, events=events)
         if changed_since:
@@ -129,7 +137,7 @@ class RedcapClient:
             yield from self._rows(response)
 
     def import_rows(self, rows: Sequence[Mapping[str, str]], id_field: str) -> None:
-        """Write rows that all have the same keys. Raises RowsRefused with a reason per record.
+        """Write rows that all have the same keys. Raises RowsRejected with a reason per record.
 
         REDCap creates a record whose id it does not know: the caller has just read these ids.
         """
@@ -149,7 +157,7 @@ class RedcapClient:
         self._check_written(self._json(response), sent)
 
     def import_nothing(self) -> None:
-        """An import without rows, which changes nothing: raises RedcapRefused where the token may not import."""
+        """An import without rows, which changes nothing: raises RedcapRejected where the token may not import."""
         self._ask(
             {"content": "record", "type": "flat", "overwriteBehavior": "normal", "data": "[]"},
             import_ids=set(),
@@ -175,17 +183,17 @@ class RedcapClient:
         try:
             response = self._retrying(lambda: self._post(request, stream=stream, import_ids=import_ids))
         except RedcapUnavailable as error:
-            if error.code != "redcap_resting":  # then nobody was asked
+            if error.code != "redcap_circuit_open":  # then nobody was asked
                 self._count(content, error.code)
-                if not isinstance(error, TooMuch):
-                    self._limiter.failed(banned=error.code == "redcap_banned")
+                if not isinstance(error, ExportTooLarge):
+                    self._circuit_breaker.record_failure(banned=error.code == "redcap_banned")
             raise
-        except RedcapRefused as error:
+        except RedcapRejected as error:
             self._count(content, error.code)
-            self._limiter.succeeded()
+            self._circuit_breaker.record_success()
             raise
         self._count(content, "ok")
-        self._limiter.succeeded()
+        self._circuit_breaker.record_success()
         return response
 
     def _retrying(self, attempt: Callable[[], requests.Response]) -> requests.Response:
@@ -200,7 +208,8 @@ class RedcapClient:
     def _post(
         self, request: dict[str, str], *, stream: bool, import_ids: set[str] | None
     ) -> requests.Response:
-        self._limiter.wait_for_turn()
+        self._circuit_breaker.check()
+        self._rate_limiter.acquire()
         body = {"token": self._token, "format": "json", "returnFormat": "json", **request}
         read_timeout = WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS
         try:
@@ -214,7 +223,7 @@ class RedcapClient:
             )
             self._classify(response, import_ids, unread=stream and not _claims_html(response))
         except requests.Timeout:
-            kind = TooMuch if stream else RedcapUnavailable
+            kind = ExportTooLarge if stream else RedcapUnavailable
             raise kind("redcap_timeout", "no answer in time") from None
         except requests.RequestException as error:
             # Without its text: urllib3 repeats addresses, and a proxy's may hold a password.
@@ -244,9 +253,9 @@ class RedcapClient:
                 raise _no_rows(self._without_token(body.read(65_536)))
             yield from map(_as_row, ijson.items(_CleanUtf8(body), "item", use_float=True))
         except ijson.JSONError:
-            raise TooMuch("redcap_truncated", "the export broke off, or was no list of rows") from None
+            raise ExportTooLarge("redcap_truncated", "the export broke off, or was no list of rows") from None
         except (requests.RequestException, StreamError, OSError) as error:
-            raise TooMuch("redcap_broken_export", type(error).__name__) from None
+            raise ExportTooLarge("redcap_broken_export", type(error).__name__) from None
 
 
 def new_session() -> requests.Session:
@@ -370,13 +379,13 @@ def _trouble(text: str) -> RedcapUnavailable | None:
     """What REDCap says of itself, with any status: it passes, or asks for less."""
     lowered = text.lower()
     if any(words in lowered for words in _TOO_MUCH):
-        return TooMuch("redcap_out_of_memory", "more at once than the server can prepare")
+        return ExportTooLarge("redcap_out_of_memory", "more at once than the server can prepare")
     if "multiple" in lowered and "browser tabs" in lowered:
         return RedcapUnavailable("redcap_tabs_page", "the page about several browser tabs")
     return None
 
 
-def _no_rows(text: str) -> RedcapUnavailable | RedcapRefused:
+def _no_rows(text: str) -> RedcapUnavailable | RedcapRejected:
     """What an export is that is no list of rows, though its status is 200."""
     message = _error_message(text)
     if message is not None:
@@ -396,13 +405,13 @@ def _error_message(text: str) -> str | None:
     return str(answer["error"]) if isinstance(answer, dict) and "error" in answer else None
 
 
-def _refusal(status: int, message: str, import_ids: set[str] | None) -> RedcapRefused | RedcapUnavailable:
+def _refusal(status: int, message: str, import_ids: set[str] | None) -> RedcapRejected | RedcapUnavailable:
     """What REDCap's own words mean."""
     reasons = _row_reasons(message, import_ids or set())
     if reasons:
-        return RowsRefused(reasons)
-    return _trouble(message) or RedcapRefused(
-        _refusal_code(status, message), f"status {status}: {scrubbed(message)}"
+        return RowsRejected(reasons)
+    return _trouble(message) or RedcapRejected(
+        _refusal_code(status, message), f"status {status}: {redact(message)}"
     )
 
 
@@ -412,7 +421,7 @@ def _refusal_code(status: int, message: str) -> str:
         return "redcap_forbidden"
     if ("not valid" in lowered and "fields" in lowered) or "were not found in the project" in lowered:
         return "redcap_no_such_field"
-    return "redcap_refused"
+    return "redcap_rejected"
 
 
 def _row_reasons(message: str, sent: set[str]) -> dict[str, str]:
@@ -430,7 +439,7 @@ def _row_reasons(message: str, sent: set[str]) -> dict[str, str]:
         )
         if len(cells) == 4 and record is not None:
             _, field, value, text = cells
-            reasons[record] = scrubbed(f"{field}: {text.replace(value, '…') if value else text}")
+            reasons[record] = redact(f"{field}: {text.replace(value, '…') if value else text}")
     return reasons
 
 
@@ -445,7 +454,7 @@ def _lines_of_cells(message: str) -> Iterator[list[str]]:
 
 
 # What is shown is 300 characters; a megabyte would keep the expressions below busy for minutes.
-MOST_SCRUBBED = 2_000
+MAX_REDACTED_LENGTH = 2_000
 _STRAIGHT = str.maketrans(dict.fromkeys("“”„‟«»″「」『』", '"') | dict.fromkeys("‘’‚‛‹›′`´", "'"))
 _NO_WORDS_OF_REDCAPS = (
     re.compile(r"[0-9A-Fa-f]{32,}"),  # a token, another's too
@@ -456,13 +465,13 @@ _NO_WORDS_OF_REDCAPS = (
 )
 
 
-def scrubbed(message: str) -> str:
+def redact(message: str) -> str:
     """A message of REDCap's without what may be somebody's data: quoted values, numbers, addresses.
 
     Spellings are made alike first (Unicode Standard Annex 15, NFKC): a non-breaking space becomes a space, a wide
     digit a digit.
     """
-    message = html.unescape(message[:MOST_SCRUBBED]).translate(_STRAIGHT)
+    message = html.unescape(message[:MAX_REDACTED_LENGTH]).translate(_STRAIGHT)
     # Not our own mark of what was left out, which would become three dots.
     message = "…".join(unicodedata.normalize("NFKC", part) for part in message.split("…"))
     message = re.sub(r"<[^<>]*>", " ", message)

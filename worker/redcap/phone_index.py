@@ -24,7 +24,7 @@ OVERLAP = timedelta(hours=28)
 # shows what was deleted.
 SMALL_PROJECT = 5_000
 # So long after a change dateRangeBegin may still not show it (PHPCap's tests wait 60 to 90 seconds).
-CHANGES_SHOW_AFTER = timedelta(seconds=90)
+CHANGE_VISIBILITY_DELAY = timedelta(seconds=90)
 # Half of the records gone between two exports is taken for a broken answer until a second export agrees.
 SUSPICIOUS_SHRINK = 0.5
 
@@ -141,7 +141,7 @@ class PhoneIndex:
         refreshed = self.refreshed_at()
         return refreshed is not None and refreshed >= since
 
-    def may_lack(self, since: datetime) -> bool:
+    def may_be_incomplete(self, since: datetime) -> bool:
         """Whether a record that was entered just before `since` may be missing: only changes were read after that."""
         built = self._redis.hget(self._state, "built_ms")
         return self._known_records() > SMALL_PROJECT and int(built or 0) < milliseconds(since)
@@ -149,7 +149,7 @@ class PhoneIndex:
     def refresh(self, project: RedcapProject, *, since: datetime, wait_seconds: float = 60.0) -> None:
         """Bring the index up to date with REDCap, unless a refresh has begun after `since`.
 
-        Raises RedcapUnavailable (also where another worker is at it and does not end), RedcapRefused or
+        Raises RedcapUnavailable (also where another worker is at it and does not end), RedcapRejected or
         ProjectProblem.
         """
         with held(self._redis, f"index:{self._project}", wait_seconds=wait_seconds) as mine:
@@ -164,11 +164,11 @@ class PhoneIndex:
                 self.put(project.read_all(refreshed - OVERLAP), now=now)
                 self._redis.hset(self._state, "refreshed_ms", milliseconds(now))
 
-    def used(self, now: datetime) -> None:
-        """Note that the index was believed, so that a refresh follows (see `wants_refresh`)."""
+    def mark_used(self, now: datetime) -> None:
+        """Note that the index was believed, so that a refresh follows (see `needs_refresh`)."""
         self._redis.hset(self._state, "used_ms", milliseconds(now))
 
-    def wants_refresh(self) -> bool:
+    def needs_refresh(self) -> bool:
         """Whether it was believed since its last refresh: another record may hold that phone by now."""
         refreshed, used = self._redis.hmget(self._state, ["refreshed_ms", "used_ms"])
         return refreshed is not None and int(used or 0) > int(refreshed)

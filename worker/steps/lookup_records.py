@@ -6,10 +6,10 @@ from datetime import timedelta
 import structlog
 
 from shared.domain.events import UNFINISHED, Notice, State, Status
-from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import Entry, Outcome
 from worker.projects.problems import known_problem, note_problem
-from worker.redcap.phone_index import CHANGES_SHOW_AFTER
+from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY
 from worker.services import Services
 from worker.steps.complete_events import settle
 
@@ -75,7 +75,7 @@ def _look_up(entry: Entry, services: Services) -> None:
         _put_off(entry, error, services)
     except ProjectProblem as error:
         note_problem(project, error, services)
-    except RedcapRefused as error:
+    except RedcapRejected as error:
         note_problem(project, error, services)
         _end(entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED)
     else:
@@ -87,8 +87,8 @@ def _find(entry: Entry, services: Services) -> list[str]:
     index = services.index(entry.project)
     records = index.records([entry.phone_hash]).get(entry.phone_hash)
     since = entry.received_at
-    if index.may_lack(since) and not _may_still_appear(entry, services):
-        since += CHANGES_SHOW_AFTER
+    if index.may_be_incomplete(since) and not _may_still_appear(entry, services):
+        since += CHANGE_VISIBILITY_DELAY
     if records is None and not index.is_fresh(since=since):
         _refuse_while_broken(entry.project, services)
         index.refresh(services.project(entry.project), since=since)
@@ -98,8 +98,8 @@ def _find(entry: Entry, services: Services) -> list[str]:
 
 def _may_still_appear(entry: Entry, services: Services) -> bool:
     """Whether a record that was entered just before the event may not show yet among a large project's changes."""
-    too_early = services.now() < entry.received_at + CHANGES_SHOW_AFTER
-    return too_early and services.index(entry.project).may_lack(entry.received_at)
+    too_early = services.now() < entry.received_at + CHANGE_VISIBILITY_DELAY
+    return too_early and services.index(entry.project).may_be_incomplete(entry.received_at)
 
 
 def _refuse_while_broken(project: str, services: Services) -> None:
@@ -124,7 +124,7 @@ def _hand_on(entry: Entry, records: list[str], services: Services) -> None:
 def _ask_for_update(project: str, found: Sequence[tuple[Entry, list[str]]], services: Services) -> None:
     if not found:
         return
-    services.index(project).used(services.now())
+    services.index(project).mark_used(services.now())
     matched = services.ledger.match_all(project, found, now=services.now())
     for entry, records in found:
         if entry.event_id in matched:

@@ -15,7 +15,8 @@ from shared.ledger.locks import held
 from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, outcome_of
-from worker.redcap.gateway import Target, known_target
+from worker.redcap.gateway import cached_schema
+from worker.redcap.schema import ProjectSchema
 from worker.services import MAILS_PER_MESSAGE, Services
 
 # A mail server that is away for longer than this is nobody's temporary trouble.
@@ -68,19 +69,19 @@ def _send_due(project: str, event_id: str, services: Services) -> None:
     The entry is the last thing that is read before its mail goes out: who stood still for longer than the lock
     holds, while another sent the mail, sees so here.
     """
-    target = known_target(services.redis, project)
+    schema = cached_schema(services.redis, project)
     with held(services.redis, f"email:{project}:{event_id}") as mine:
         entry = services.ledger.load(project, event_id) if mine else None
         if entry is None or entry.notice is None:
             return
-        if not _is_done(_mail_about(entry, entry.notice, target, services), services):
+        if not _is_done(_mail_about(entry, entry.notice, schema, services), services):
             services.retry_soon("email", project, event_id)
 
 
-def _mail_about(entry: Entry, notice: Notice, target: Target | None, services: Services) -> _Mail:
+def _mail_about(entry: Entry, notice: Notice, schema: ProjectSchema | None, services: Services) -> _Mail:
     def composed(config: Project, sender: str) -> EmailMessage:
         zone = services.config.zone(config)
-        return compose(entry, notice, config, zone=zone, sender=sender, target=target)
+        return compose(entry, notice, config, zone=zone, sender=sender, schema=schema)
 
     about = {"event_id": entry.event_id, "notice": notice}
     return _Mail(entries=[entry], kind=notice, event="mail_done", about=about, compose=composed)
@@ -89,7 +90,7 @@ def _mail_about(entry: Entry, notice: Notice, target: Target | None, services: S
 def _send_digest(project: str, services: Services) -> None:
     """Send what was gathered, in one mail or, where it is very much, in several."""
     seconds = services.config.projects[project].digest_seconds
-    target = known_target(services.redis, project)
+    schema = cached_schema(services.redis, project)
     with held(services.redis, f"digest:{project}") as mine:
         while mine and (ids := services.ledger.gathered(project, MOST_PER_DIGEST)):
             entries = [
@@ -98,16 +99,16 @@ def _send_digest(project: str, services: Services) -> None:
                 # What could not be saved since is told by itself, at once.
                 if entry.notice not in {None, Notice.UNSAVED}
             ]
-            if entries and not _is_done(_digest_about(entries, target, services), services):
+            if entries and not _is_done(_digest_about(entries, schema, services), services):
                 services.retry_soon("digest", project)
                 return
             services.ledger.digested(project, ids, digest_seconds=seconds)
 
 
-def _digest_about(entries: Sequence[Entry], target: Target | None, services: Services) -> _Mail:
+def _digest_about(entries: Sequence[Entry], schema: ProjectSchema | None, services: Services) -> _Mail:
     def composed(config: Project, sender: str) -> EmailMessage:
         zone = services.config.zone(config)
-        return compose_digest(entries, config, zone=zone, sender=sender, target=target)
+        return compose_digest(entries, config, zone=zone, sender=sender, schema=schema)
 
     about = {"changes": len(entries)}
     return _Mail(entries=entries, kind="digest", event="digest_done", about=about, compose=composed)

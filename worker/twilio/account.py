@@ -10,8 +10,8 @@ from twilio.rest import Client
 from twilio.rest.events.v1.sink import SinkInstance
 
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
-from shared.errors import TwilioRefused
-from worker.twilio.client import REDACTED_DIGITS, found_or_none, sorted_failures
+from shared.errors import TwilioRejected
+from worker.twilio.client import REDACTED_DIGITS, found_or_none, translate_errors
 
 # Without it a 5xx or a timeout is not retried at all; all attempts together get 15 s.
 # Source: Twilio docs, "Webhook connection overrides".
@@ -113,8 +113,8 @@ def _destination(configuration: object) -> str:
     return destination if isinstance(destination, str) else ""
 
 
-class TwilioSide:
-    """One account. Every method may raise TwilioUnavailable or TwilioRefused."""
+class TwilioAccountView:
+    """One account. Every method may raise TwilioUnavailable or TwilioRejected."""
 
     def __init__(self, client: Client, public_url: str) -> None:
         self.client = client
@@ -144,7 +144,7 @@ class TwilioSide:
 
     def service_numbers(self, service_sid: str) -> list[Number]:
         """The phone numbers of a service."""
-        with sorted_failures():
+        with translate_errors():
             service = self.client.messaging.v1.services(service_sid)
             sids = [str(number.sid) for number in service.phone_numbers.list(page_size=1000)]
             return [self._number(self.client.incoming_phone_numbers(sid).fetch()) for sid in sids]
@@ -152,12 +152,12 @@ class TwilioSide:
     def other_senders(self, service_sid: str) -> int:
         """How many short codes and channel senders (RCS, WhatsApp) a service has."""
         service = self.client.messaging.v1.services(service_sid)
-        with sorted_failures():
+        with translate_errors():
             short_codes = len(service.short_codes.list(page_size=1000))
         try:
-            with sorted_failures():
+            with translate_errors():
                 return short_codes + len(service.channel_senders.list(page_size=1000))
-        except TwilioRefused:  # not every account may list them
+        except TwilioRejected:  # not every account may list them
             return short_codes
 
     def campaign_status(self, service_sid: str) -> str | None:
@@ -167,16 +167,16 @@ class TwilioSide:
         """
         campaigns = self.client.messaging.v1.services(service_sid).us_app_to_person
         try:
-            with sorted_failures():
+            with translate_errors():
                 found = campaigns.list(page_size=50)
-        except TwilioRefused:
+        except TwilioRejected:
             return None
         statuses = [str(campaign.campaign_status or "") for campaign in found]
         return "VERIFIED" if "VERIFIED" in statuses else next(iter(statuses), "")
 
     def service_of(self, number: Number) -> str:
         """The SID of the Messaging Service that a number is in, or empty. Asks every service of the account."""
-        with sorted_failures():
+        with translate_errors():
             for service in self.client.messaging.v1.services.list(page_size=1000):
                 numbers = self.client.messaging.v1.services(service.sid).phone_numbers
                 if any(held.sid == number.sid for held in numbers.list(page_size=1000)):
@@ -187,7 +187,7 @@ class TwilioSide:
 
     def number(self, address: str) -> Number | None:
         """The account's number with this E.164, or None."""
-        with sorted_failures():
+        with translate_errors():
             found = self.client.incoming_phone_numbers.list(phone_number=address, page_size=20)
         # The filter also finds numbers that only contain it.
         return next((self._number(each) for each in found if each.phone_number == address), None)
@@ -224,10 +224,10 @@ class TwilioSide:
 
     def sinks(self) -> list[Sink]:
         """The webhook sinks that deliver to our events address."""
-        with sorted_failures():
+        with translate_errors():
             found = self.client.events.v1.sinks.list(page_size=100)
         ours = [(sink, destination) for sink in found if (destination := self._our_destination(sink))]
-        with sorted_failures():
+        with translate_errors():
             return [self._sink(str(sink.sid), str(sink.status), destination) for sink, destination in ours]
 
     def _our_destination(self, sink: SinkInstance) -> str:
@@ -249,7 +249,7 @@ class TwilioSide:
 
     def latest_inbound(self, address: str) -> Iterator[tuple[bool, bool]]:
         """Of the latest messages to a sender: whether the number, and whether the body, is redacted."""
-        with sorted_failures():
+        with translate_errors():
             found = self.client.messages.list(to=address, limit=20, page_size=20)
         for message in found:
             if message.direction == "inbound":

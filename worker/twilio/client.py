@@ -11,7 +11,7 @@ from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
 from shared.config.schema import TwilioAccount
-from shared.errors import ConfigError, TwilioRefused, TwilioUnavailable
+from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 
 Found = TypeVar("Found")
 
@@ -39,27 +39,27 @@ def working_client(account: TwilioAccount) -> Client:
     """A client with the first of the account's tokens that Twilio takes: one of two is old, or not there yet,
     during a rotation. A lone token is not tried: whatever is asked next shows whether it is taken.
 
-    Raises what was wrong with the last one: TwilioRefused or ConfigError; or TwilioUnavailable.
+    Raises what was wrong with the last one: TwilioRejected or ConfigError; or TwilioUnavailable.
     """
     *others, last = range(len(account.auth_token))
     for place in others:
         try:
             return _tried_client(account, place)
-        except (TwilioRefused, ConfigError):
+        except (TwilioRejected, ConfigError):
             continue
     return _tried_client(account, last) if others else rest_client(account, token=last)
 
 
 def _tried_client(account: TwilioAccount, place: int) -> Client:
     client = rest_client(account, token=place)
-    with sorted_failures():
+    with translate_errors():
         client.api.v2010.accounts(account.account_sid).fetch()
     return client
 
 
 @contextmanager
-def sorted_failures() -> Iterator[None]:
-    """Raise TwilioUnavailable or TwilioRefused in place of what twilio-python raises.
+def translate_errors() -> Iterator[None]:
+    """Raise TwilioUnavailable or TwilioRejected in place of what twilio-python raises.
 
     Their text repeats Twilio's answer, so nothing of it is passed on but status and code.
     """
@@ -76,8 +76,8 @@ def sorted_failures() -> Iterator[None]:
 
 
 def found_or_none(request: Callable[[], Found]) -> Found | None:
-    """What a request answers; None where Twilio knows no such resource (any more). Raises as `sorted_failures`."""
-    with sorted_failures():
+    """What a request answers; None where Twilio knows no such resource (any more). Raises as `translate_errors`."""
+    with translate_errors():
         try:
             return request()
         except TwilioException as error:
@@ -104,11 +104,11 @@ def _whole_number(status: object) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _failure(status: int, code: object) -> TwilioUnavailable | TwilioRefused:
+def _failure(status: int, code: object) -> TwilioUnavailable | TwilioRejected:
     number = _whole_number(code)
     detail = f"status {status}" + (f", code {number}" if number else "")
     if status in _TRANSIENT_STATUS or status == 0:
         return TwilioUnavailable("twilio_server_error", detail)
     if status == 401:
-        return TwilioRefused("twilio_token_refused", detail)
-    return TwilioRefused("twilio_refused", detail)
+        return TwilioRejected("twilio_token_rejected", detail)
+    return TwilioRejected("twilio_rejected", detail)

@@ -15,8 +15,8 @@ from shared.config.schema import TwilioAccount
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
-from shared.errors import TwilioRefused, TwilioUnavailable
-from worker.twilio.client import REDACTED_DIGITS, sorted_failures, working_client
+from shared.errors import TwilioRejected, TwilioUnavailable
+from worker.twilio.client import REDACTED_DIGITS, translate_errors, working_client
 
 PAGE_SIZE = 1000  # Twilio's largest
 UNSUBSCRIBED = 21610  # "attempt to send to unsubscribed recipient"
@@ -38,7 +38,7 @@ class LogCounts:
 
 @dataclass(slots=True)
 class MessageLog:
-    """The log of one project's senders. Methods may raise TwilioUnavailable, TwilioRefused or ConfigError."""
+    """The log of one project's senders. Methods may raise TwilioUnavailable, TwilioRejected or ConfigError."""
 
     project: str
     config: Project
@@ -77,7 +77,7 @@ class MessageLog:
             try:
                 channels = _all(service.channel_senders.list)
                 yield from (channel.sender for channel in channels if channel.sender)
-            except TwilioRefused as error:
+            except TwilioRejected as error:
                 log.warning("channel_senders_not_listed", project=self.project, error=str(error))
 
     def pages(self, sender: str, since: datetime) -> Iterator[list[OptOutEvent]]:
@@ -121,7 +121,7 @@ class MessageLog:
     def _raw_pages(self, **filters: Any) -> Iterator[list[Any]]:
         page = _patiently(partial(self.client.messages.page, page_size=PAGE_SIZE, **filters))
         while True:
-            with sorted_failures():
+            with translate_errors():
                 messages = list(page)
             self.counts.pages += 1
             yield messages
@@ -197,7 +197,7 @@ def _patiently(request: Callable[[], Any]) -> Any:
     """A few tries: 429 means that nothing was done and asks to come again. Source: Twilio error 20429."""
 
     def attempt() -> Any:
-        with sorted_failures():
+        with translate_errors():
             return request()
 
     return tenacity.Retrying(

@@ -19,7 +19,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from shared.domain.events import OptOutEvent, State, Status, from_milliseconds, latest_of, milliseconds
-from shared.errors import ConfigError, Failure, RedcapRefused
+from shared.errors import ConfigError, Failure, RedcapRejected
 from shared.ledger import Entry, Outcome, keys
 from shared.ledger.locks import held
 from worker.projects.problems import note_problem
@@ -98,7 +98,7 @@ def _run(run: "_Run", since: datetime) -> None:
         try:
             stage()
         except (Failure, ConfigError) as error:
-            if isinstance(error, RedcapRefused) and not run.report.dry_run:
+            if isinstance(error, RedcapRejected) and not run.report.dry_run:
                 note_problem(run.project, error, run.services)
             run.report.fail(str(error))
 
@@ -191,7 +191,7 @@ class _Run:
     def compare(self) -> None:
         """Compare every record with the statuses of its phones, and rebuild the index by the same export."""
         gateway = self.services.project(self.project)
-        gateway.forget_target()
+        gateway.invalidate_schema()
         states, began = self._compared(gateway), self.services.now()
         if self.report.dry_run:
             for _ in states:
@@ -314,4 +314,4 @@ def _deciding(state: RecordState, statuses: dict[str, Status]) -> Status:
 
 def _differs(state: RecordState, statuses: dict[str, Status], gateway: RedcapProject) -> bool:
     known = any(phone in statuses for phone in state.phones)
-    return known and not gateway.shows(state, _deciding(state, statuses))
+    return known and not gateway.matches(state, _deciding(state, statuses))

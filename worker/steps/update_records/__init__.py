@@ -15,13 +15,13 @@ from math import ceil
 import structlog
 
 from shared.domain.events import Notice, State, Status, latest_of, milliseconds
-from shared.errors import ProjectProblem, RedcapRefused, RedcapUnavailable
+from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import Outcome
 from shared.ledger.locks import held
 from shared.messaging.queue import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import note_problem
-from worker.redcap.client import MOST_RECORDS_PER_REQUEST, RowsRefused
+from worker.redcap.client import MAX_RECORDS_PER_REQUEST, RowsRejected
 from worker.redcap.gateway import RecordState, RedcapProject
 from worker.services import Services
 from worker.steps.complete_events import settle
@@ -64,7 +64,7 @@ def _drain(project: str, services: Services) -> bool:
     doubted: set[str] = set()
     try:
         gateway = services.project(project)
-        while phones := services.ledger.pending(project, MOST_RECORDS_PER_REQUEST):
+        while phones := services.ledger.pending(project, MAX_RECORDS_PER_REQUEST):
             _Round(gateway, services, doubted).run(phones)
         _look_again(gateway, services)
     except RedcapUnavailable as error:
@@ -75,9 +75,9 @@ def _drain(project: str, services: Services) -> bool:
     except ProjectProblem as error:
         note_problem(project, error, services)  # all stays pending until it is mended
         return False
-    except RedcapRefused as error:
+    except RedcapRejected as error:
         note_problem(project, error, services)
-        services.project(project).forget_target()
+        services.project(project).invalidate_schema()
         _fail(project, services.ledger.pending(project), str(error), services)
     return True
 
@@ -87,7 +87,7 @@ def _look_again(gateway: RedcapProject, services: Services) -> None:
     index, project = services.index(gateway.name), gateway.name
     if _look_is_due(project, services):
         index.refresh(gateway, since=services.now(), wait_seconds=0)
-    elif index.wants_refresh() and services.coalescer.first(
+    elif index.needs_refresh() and services.coalescer.first(
         f"look:{project}", seconds=REFRESH_PAUSE.total_seconds()
     ):
         pause = REFRESH_PAUSE.total_seconds() + 0.5
@@ -96,7 +96,7 @@ def _look_again(gateway: RedcapProject, services: Services) -> None:
 
 def _look_is_due(project: str, services: Services) -> bool:
     index = services.index(project)
-    return index.wants_refresh() and not index.is_fresh(since=services.now() - REFRESH_PAUSE)
+    return index.needs_refresh() and not index.is_fresh(since=services.now() - REFRESH_PAUSE)
 
 
 def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
@@ -139,11 +139,11 @@ class _Imports:
         self._gateway = gateway
         self._written = written
         self._waiting: deque[list[ImportRow]] = deque()
-        self._nameless: list[RedcapRefused] = []  # of single rows, whose text names none
+        self._nameless: list[RedcapRejected] = []  # of single rows, whose text names none
         self._reasons: set[str] = set()  # theirs, different ones
 
     def run(self, groups: Sequence[list[ImportRow]]) -> None:
-        """Write groups of rows. Raises RedcapRefused where it is not single rows that REDCap refuses."""
+        """Write groups of rows. Raises RedcapRejected where it is not single rows that REDCap refuses."""
         self._waiting.extend(groups)
         while self._waiting:
             self._waiting.extendleft(reversed(self._import(self._waiting.popleft())))
@@ -154,12 +154,12 @@ class _Imports:
         """One import. Answers what of it is to be tried again."""
         try:
             self._gateway.write(rows)
-        except RowsRefused as error:
+        except RowsRejected as error:
             self._written.refused |= error.reasons
             rest = [row for row in rows if self._id(row) not in error.reasons]
             return [rest] if rest else []
-        except RedcapRefused as error:
-            if error.code != "redcap_refused":
+        except RedcapRejected as error:
+            if error.code != "redcap_rejected":
                 raise
             if len(rows) > 1:  # it names no row: halve until it is found
                 return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -168,7 +168,7 @@ class _Imports:
         self._written.saved.update(map(self._id, rows))
         return []
 
-    def _note_nameless(self, record: str, error: RedcapRefused) -> None:
+    def _note_nameless(self, record: str, error: RedcapRejected) -> None:
         self._written.refused[record] = error.detail
         self._nameless.append(error)
         self._reasons.add(re.sub(rf"\b{re.escape(record)}\b", "…", error.detail))
@@ -195,7 +195,7 @@ class _Imports:
         self._waiting = deque(rows for rows in left if rows)
 
     def _id(self, row: ImportRow) -> str:
-        return row[self._gateway.target.id_field]
+        return row[self._gateway.schema.id_field]
 
 
 class _Round:
@@ -237,7 +237,7 @@ class _Round:
         ids: dict[str, None] = {}
         for phone in phones:
             more = dict.fromkeys(found.get(phone, []))
-            if batch and len(ids | more) > MOST_RECORDS_PER_REQUEST:
+            if batch and len(ids | more) > MAX_RECORDS_PER_REQUEST:
                 break
             batch.append(phone)
             ids |= more
@@ -295,7 +295,7 @@ class _Round:
                 event_id=event_id,
                 last_start_ms=0,
             )
-            reached = any(state.in_arm and self._gateway.shows(state, status) for state in holders[phone])
+            reached = any(state.in_arm and self._gateway.matches(state, status) for state in holders[phone])
             outcome = Outcome(
                 event_id=event_id,
                 phone_hash=phone,
@@ -326,7 +326,7 @@ class _Round:
         So the change that reached REDCap is still told after a crash; also that of a phone that is not pending yet,
         which is written along with another's.
         """
-        id_field = self._gateway.target.id_field
+        id_field = self._gateway.schema.id_field
         writes = {
             phone: deciding[record].event_id
             for record in {row[id_field] for rows in groups for row in rows}
@@ -345,10 +345,11 @@ class _Round:
         _Imports(self._gateway, written).run(groups)
         if written.refused:
             # Is it these records, or has the field changed? Raises ProjectProblem if so: nothing is settled.
-            self._gateway.forget_target()
-            self._gateway.target  # noqa: B018  asks REDCap
+            self._gateway.invalidate_schema()
+            self._gateway.schema  # noqa: B018  asks REDCap
         reasons = {
-            record: self._gateway.out_of_reach(records[record], status) for record, status in deciding.items()
+            record: self._gateway.unreachable_reason(records[record], status)
+            for record, status in deciding.items()
         }
         written.refused |= {record: reason for record, reason in reasons.items() if reason}
         return written

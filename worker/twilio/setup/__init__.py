@@ -20,11 +20,11 @@ from worker.twilio.account import (
     RETRY_FRAGMENT,
     MessagingService,
     Number,
-    TwilioSide,
+    TwilioAccountView,
     asks_for_retries,
     without_login,
 )
-from worker.twilio.client import found_or_none, sorted_failures
+from worker.twilio.client import found_or_none, translate_errors
 
 # The version of Messaging.InboundMessageV1 that carries optOutType. Source: Twilio's event schemas.
 INBOUND_SCHEMA_VERSION = 6
@@ -51,24 +51,24 @@ class Plan:
 
     mode: Mode
     steps: list[Step] = field(default_factory=list)
-    right: list[str] = field(default_factory=list)
-    blocked: list[str] = field(default_factory=list)
+    satisfied: list[str] = field(default_factory=list)
+    blockers: list[str] = field(default_factory=list)
     configuration: dict[str, str] = field(default_factory=dict)  # keys to write into the project's table
-    by_hand: list[str] = field(default_factory=list)  # what only Twilio's Console can do
+    manual_steps: list[str] = field(default_factory=list)  # what only Twilio's Console can do
 
     def add(self, text: str, apply: Callable[[], None]) -> None:
         """Plan a change."""
         self.steps.append(Step(text, apply))
 
 
-class Memory:
+class SavedSettings:
     """What the resources of an account were before they were changed, by SID."""
 
     def __init__(self, redis: RedisClient, account_sid: str) -> None:
         self._redis = redis
         self._key = keys.twilio_setup(account_sid)
 
-    def remember(self, sid: str, before: dict[str, Any]) -> None:
+    def save(self, sid: str, before: dict[str, Any]) -> None:
         """Keep the first state only: a second run must not take our own settings for the original ones."""
         self._redis.hsetnx(self._key, sid, json.dumps(before))
 
@@ -81,7 +81,7 @@ class Memory:
         self._redis.hdel(self._key, sid)
 
 
-def choose_mode(project: Project, side: TwilioSide) -> tuple[Mode, str]:
+def choose_mode(project: Project, side: TwilioAccountView) -> tuple[Mode, str]:
     """The mode that disturbs nothing, and why."""
     if project.forward_url is not None:
         return Mode.WEBHOOK, "forward_url is configured"
@@ -96,32 +96,34 @@ def choose_mode(project: Project, side: TwilioSide) -> tuple[Mode, str]:
     return Mode.WEBHOOK, "nothing else handles the messages, and webhooks are the quickest"
 
 
-def _is_foreign(url: str, side: TwilioSide) -> bool:
+def _is_foreign(url: str, side: TwilioAccountView) -> bool:
     return bool(url) and not side.is_ours(url)
 
 
-def plan_setup(name: str, config: Config, side: TwilioSide, redis: RedisClient, mode: Mode) -> Plan:
-    """What has to be done for a project. Changes nothing. Raises TwilioUnavailable or TwilioRefused."""
+def plan_setup(name: str, config: Config, side: TwilioAccountView, redis: RedisClient, mode: Mode) -> Plan:
+    """What has to be done for a project. Changes nothing. Raises TwilioUnavailable or TwilioRejected."""
     project = config.projects[name]
-    memory = Memory(redis, config.twilio[project.twilio].account_sid)
-    return _Planner(name, project, side, memory, Plan(mode)).plan()
+    saved = SavedSettings(redis, config.twilio[project.twilio].account_sid)
+    return _Planner(name, project, side, saved, Plan(mode)).plan()
 
 
 class _Planner:
     """Looks at each part, and plans what differs."""
 
-    def __init__(self, name: str, project: Project, side: TwilioSide, memory: Memory, plan: Plan) -> None:
+    def __init__(
+        self, name: str, project: Project, side: TwilioAccountView, saved: SavedSettings, plan: Plan
+    ) -> None:
         self._name = name
         self._project = project
         self._side = side
         self._client = side.client
-        self._memory = memory
+        self._saved = saved
         self._plan = plan
 
     def plan(self) -> Plan:
         numbers = self._own_numbers()
         service = self._find_service(numbers)
-        if self._plan.blocked:
+        if self._plan.blockers:
             return self._plan
         if service is not None:
             self._attach(service.sid, numbers)
@@ -142,7 +144,7 @@ class _Planner:
             if number is not None:
                 found.append(number)
             elif address.startswith("+"):
-                self._plan.blocked.append(
+                self._plan.blockers.append(
                     f"the account does not have the number that ends in {address[-4:]}: mend senders"
                 )
         return found
@@ -152,14 +154,14 @@ class _Planner:
         if wanted is not None:
             service = self._side.service(wanted)
             if service is None:
-                self._plan.blocked.append(
+                self._plan.blockers.append(
                     f"the account has no Messaging Service {wanted}: mend messaging_service_sid, or take it out "
                     "and name the number in senders; then one is created"
                 )
             return service
         sids = {sid for number in numbers if (sid := self._side.service_of(number))}
         if len(sids) > 1:
-            self._plan.blocked.append(
+            self._plan.blockers.append(
                 f"the numbers are in several Messaging Services ({', '.join(sorted(sids))}): name one in "
                 "messaging_service_sid"
             )
@@ -172,7 +174,7 @@ class _Planner:
 
     def _left_over(self) -> str:
         """A service that an earlier run created for this project, and that has no number (yet, or any more)."""
-        for sid, before in self._memory.all().items():
+        for sid, before in self._saved.all().items():
             service = self._side.service(sid) if before["kind"] == "created_service" else None
             if service is not None and service.name == _service_name(self._name):
                 return sid
@@ -181,10 +183,10 @@ class _Planner:
     def _create_service(self, numbers: list[Number]) -> None:
         """A service of its own; only when it exists its SID is known, so the rest is planned within."""
         if not numbers:
-            self._plan.blocked.append("senders names no number of this account to make a service for")
+            self._plan.blockers.append("senders names no number of this account to make a service for")
         elif self._plan.mode is Mode.WEBHOOK:
             self._forward([number.sms_url for number in numbers])  # blocks, where they differ
-        if self._plan.blocked:
+        if self._plan.blockers:
             return
         self._plan.add(
             f"create the Messaging Service “{_service_name(self._name)}”, "
@@ -194,18 +196,18 @@ class _Planner:
         if self._plan.mode is Mode.EVENTS:
             self._events()
         else:
-            self._plan.by_hand += _ADVANCED_OPT_OUT
-        self._plan.by_hand += _campaign_steps(numbers)
+            self._plan.manual_steps += _ADVANCED_OPT_OUT
+        self._plan.manual_steps += _campaign_steps(numbers)
 
     def _create_and_go_on(self, numbers: list[Number]) -> None:
-        with sorted_failures():
+        with translate_errors():
             made = self._client.messaging.v1.services.create(
                 friendly_name=_service_name(self._name), use_inbound_webhook_on_number=True
             )
-        self._memory.remember(str(made.sid), {"kind": "created_service"})
+        self._saved.save(str(made.sid), {"kind": "created_service"})
         self._plan.configuration["messaging_service_sid"] = str(made.sid)
         rest = Plan(self._plan.mode, configuration=self._plan.configuration)
-        follow = _Planner(self._name, self._project, self._side, self._memory, rest)
+        follow = _Planner(self._name, self._project, self._side, self._saved, rest)
         service = self._side.service(str(made.sid))
         follow._attach(str(made.sid), numbers)
         if rest.mode is Mode.WEBHOOK:
@@ -220,9 +222,9 @@ class _Planner:
         held = {number.sid for number in self._side.service_numbers(service_sid)}
         for number in numbers:
             if number.sid in held:
-                self._plan.right.append(f"{number.name} is in {service_sid}")
+                self._plan.satisfied.append(f"{number.name} is in {service_sid}")
             elif other := self._side.service_of(number):
-                self._plan.blocked.append(
+                self._plan.blockers.append(
                     f"{number.name} is in another Messaging Service, {other}: take it out there first, or name "
                     "that service in messaging_service_sid"
                 )
@@ -233,8 +235,8 @@ class _Planner:
                 )
 
     def _attach_one(self, service_sid: str, number: Number) -> None:
-        self._memory.remember(number.sid + "@", {"kind": "attached", "service": service_sid})
-        with sorted_failures():
+        self._saved.save(number.sid + "@", {"kind": "attached", "service": service_sid})
+        with translate_errors():
             numbers = self._client.messaging.v1.services(service_sid).phone_numbers
             numbers.create(phone_number_sid=number.sid)
 
@@ -252,9 +254,9 @@ class _Planner:
         if service is not None:
             self._service_webhook(service, list(numbers.values()))
             if not self._project.keyword_fallback:
-                self._plan.by_hand += _ADVANCED_OPT_OUT
+                self._plan.manual_steps += _ADVANCED_OPT_OUT
             if self._side.campaign_status(service.sid) != "VERIFIED":
-                self._plan.by_hand += _campaign_steps(list(numbers.values()))
+                self._plan.manual_steps += _campaign_steps(list(numbers.values()))
         else:
             for number in numbers.values():
                 self._number_webhook(number)
@@ -263,7 +265,7 @@ class _Planner:
         before = [service.inbound_url] if not service.defers_to_number else []
         before += [number.sms_url for number in numbers]
         forward = self._forward(before)
-        if self._plan.blocked:
+        if self._plan.blockers:
             return
         wanted = {
             "inbound_request_url": self._side.inbound_url + RETRY_FRAGMENT,
@@ -274,7 +276,7 @@ class _Planner:
         }
         now = _service_settings(service)
         if self._is_as_wanted(now, wanted, "inbound_request_url"):
-            self._plan.right.append(f"{service.sid} calls {self._side.inbound_url}")
+            self._plan.satisfied.append(f"{service.sid} calls {self._side.inbound_url}")
             return
         self._plan.add(
             f"have {service.sid} call {wanted['inbound_request_url']}\n"
@@ -289,7 +291,7 @@ class _Planner:
 
     def _number_webhook(self, number: Number) -> None:
         if number.application_sid:
-            self._plan.blocked.append(
+            self._plan.blockers.append(
                 f"{number.name} has the TwiML application {number.application_sid}, which takes its messages: "
                 "take it off in the Console, or use --mode events"
             )
@@ -303,7 +305,7 @@ class _Planner:
         }
         now = _number_settings(number)
         if self._is_as_wanted(now, wanted, "sms_url"):
-            self._plan.right.append(f"{number.name} calls {self._side.inbound_url}")
+            self._plan.satisfied.append(f"{number.name} calls {self._side.inbound_url}")
             return
         self._plan.add(
             f"have {number.name} call {wanted['sms_url']}\n"
@@ -318,13 +320,13 @@ class _Planner:
             return str(self._project.forward_url)
         foreign = list(dict.fromkeys(url for url in addresses if _is_foreign(url, self._side)))
         if len(foreign) > 1:
-            self._plan.blocked.append(
+            self._plan.blockers.append(
                 "the numbers have different addresses, and Twilio can hand a message on to one only: "
                 + "; ".join(map(without_login, foreign))
                 + ". Write the right one in forward_url, or use --mode events"
             )
         if any("@" in url for url in foreign):
-            self._plan.blocked.append(
+            self._plan.blockers.append(
                 f"{without_login(foreign[0])} is called with a login, which forward_url cannot hold: "
                 "use --mode events, or write an address without one in forward_url"
             )
@@ -333,13 +335,13 @@ class _Planner:
         return foreign[0] if foreign else ""
 
     def _change_service(self, service: MessagingService, wanted: dict[str, Any]) -> None:
-        self._memory.remember(service.sid, {"kind": "service", "before": _service_settings(service)})
-        with sorted_failures():
+        self._saved.save(service.sid, {"kind": "service", "before": _service_settings(service)})
+        with translate_errors():
             self._client.messaging.v1.services(service.sid).update(**wanted)
 
     def _change_number(self, number: Number, wanted: dict[str, Any]) -> None:
-        self._memory.remember(number.sid, {"kind": "number", "before": _number_settings(number)})
-        with sorted_failures():
+        self._saved.save(number.sid, {"kind": "number", "before": _number_settings(number)})
+        with translate_errors():
             self._client.incoming_phone_numbers(number.sid).update(**wanted)
 
     # --- Event Streams ----------------------------------------------------------------------------
@@ -347,7 +349,7 @@ class _Planner:
     def _events(self) -> None:
         sinks = self._side.sinks()
         if any(sink.works for sink in sinks):
-            self._plan.right.append(
+            self._plan.satisfied.append(
                 f"an Event Streams sink brings incoming messages to {self._side.events_url}"
             )
             return
@@ -370,26 +372,26 @@ class _Planner:
 
     def _create_sink(self) -> None:
         destination = {"destination": self._side.events_url, "method": "POST", "batch_events": False}
-        with sorted_failures():
+        with translate_errors():
             sink = self._client.events.v1.sinks.create(
                 description="Opt-Out Bridge", sink_configuration=destination, sink_type="webhook"
             )
-        self._memory.remember(str(sink.sid), {"kind": "sink"})
+        self._saved.save(str(sink.sid), {"kind": "sink"})
         self._subscribe(str(sink.sid))
 
     def _subscribe(self, sink_sid: str) -> None:
-        with sorted_failures():
+        with translate_errors():
             made = self._client.events.v1.subscriptions.create(
                 description="Opt-Out Bridge: incoming messages",
                 sink_sid=sink_sid,
                 types=[{"type": INBOUND_EVENT, "schema_version": INBOUND_SCHEMA_VERSION}],
             )
-        self._memory.remember(str(made.sid), {"kind": "subscription", "sink": sink_sid})
+        self._saved.save(str(made.sid), {"kind": "subscription", "sink": sink_sid})
 
 
-def _delete_sink(side: TwilioSide, sink_sid: str, subscriptions: tuple[str, ...]) -> None:
+def _delete_sink(side: TwilioAccountView, sink_sid: str, subscriptions: tuple[str, ...]) -> None:
     """Subscriptions first: Twilio keeps a sink that is used."""
-    with sorted_failures():
+    with translate_errors():
         for sid in subscriptions:
             side.client.events.v1.subscriptions(sid).delete()
         side.client.events.v1.sinks(sink_sid).delete()
@@ -445,7 +447,9 @@ def _campaign_steps(numbers: list[Number]) -> list[str]:
 # --- putting back ---------------------------------------------------------------------------------
 
 
-def plan_undo(name: str, config: Config, side: TwilioSide, redis: RedisClient, undone: list[str]) -> Plan:
+def plan_undo(
+    name: str, config: Config, side: TwilioAccountView, redis: RedisClient, undone: list[str]
+) -> Plan:
     """What has to be done to put back what was. `undone` are all projects that are given up together.
 
     Changes nothing: that something is gone is forgotten after consent, too.
@@ -457,12 +461,12 @@ class _Undo:
     """Puts back the resources of one project, except those that other projects go on using."""
 
     def __init__(
-        self, name: str, config: Config, side: TwilioSide, redis: RedisClient, undone: list[str]
+        self, name: str, config: Config, side: TwilioAccountView, redis: RedisClient, undone: list[str]
     ) -> None:
         self._project = config.projects[name]
         self._side = side
         self._client = side.client
-        self._memory = Memory(redis, config.twilio[self._project.twilio].account_sid)
+        self._saved = SavedSettings(redis, config.twilio[self._project.twilio].account_sid)
         self._plan = Plan(Mode.WEBHOOK)
         self._staying = [
             other
@@ -481,13 +485,13 @@ class _Undo:
         }
         # What was made last goes first: a sink's subscription before the sink, senders before their service.
         order = ("subscription", "sink", "attached", "number", "service", "created_service")
-        remembered = self._memory.all()
+        remembered = self._saved.all()
         for kind in order:
             for sid, before in remembered.items():
                 if before["kind"] == kind:
                     handlers[kind](sid, before)
         if not remembered:
-            self._plan.right.append("optout setup has changed nothing in this account that is remembered")
+            self._plan.satisfied.append("optout setup has changed nothing in this account that is remembered")
         return self._plan
 
     def _uses(self, project: Project, service_sid: str) -> bool:
@@ -496,7 +500,7 @@ class _Undo:
     def _concerns(self, service_sid: str) -> bool:
         """Whether a service is this project's and nobody else's."""
         if any(self._uses(other, service_sid) for other in self._staying):
-            self._plan.right.append(f"{service_sid} stays: another project uses it")
+            self._plan.satisfied.append(f"{service_sid} stays: another project uses it")
             return False
         if self._uses(self._project, service_sid):
             return True
@@ -507,7 +511,7 @@ class _Undo:
 
     def _forget(self, key: str, text: str) -> None:
         """Plan to put back nothing. What is gone is forgotten for whichever project: that of a SID is not known."""
-        self._plan.add(text, partial(self._memory.forget, key))
+        self._plan.add(text, partial(self._saved.forget, key))
 
     def _service(self, sid: str, before: dict[str, Any]) -> None:
         service, was = self._side.service(sid), before["before"]
@@ -525,9 +529,9 @@ class _Undo:
             )
 
     def _restore_service(self, sid: str, was: dict[str, Any]) -> None:
-        with sorted_failures():
+        with translate_errors():
             self._client.messaging.v1.services(sid).update(**was)
-        self._memory.forget(sid)
+        self._saved.forget(sid)
 
     def _number(self, sid: str, before: dict[str, Any]) -> None:
         number, was = self._side.number_by_sid(sid), before["before"]
@@ -544,9 +548,9 @@ class _Undo:
             )
 
     def _restore_number(self, sid: str, was: dict[str, Any]) -> None:
-        with sorted_failures():
+        with translate_errors():
             self._client.incoming_phone_numbers(sid).update(**was)
-        self._memory.forget(sid)
+        self._saved.forget(sid)
 
     def _attached(self, key: str, before: dict[str, Any]) -> None:
         sid, service_sid = key.removesuffix("@"), before["service"]
@@ -571,7 +575,7 @@ class _Undo:
 
     def _sink(self, sid: str, _before: dict[str, Any]) -> None:
         if self._staying:
-            self._plan.right.append(f"the sink {sid} stays: it serves the account's other projects")
+            self._plan.satisfied.append(f"the sink {sid} stays: it serves the account's other projects")
         elif self._side.has_sink(sid):
             self._plan.add(
                 f"delete the Event Streams sink {sid}",
@@ -583,14 +587,14 @@ class _Undo:
     def _delete(self, resource: Any, key: str) -> None:
         """One that somebody else has deleted meanwhile is gone all the same."""
         found_or_none(resource.delete)
-        self._memory.forget(key)
+        self._saved.forget(key)
 
     def _created_service(self, sid: str, _before: dict[str, Any]) -> None:
         """Kept: it may hold a campaign and Advanced Opt-Out by now, which deleting would lose."""
         if self._side.service(sid) is None:
             self._forget(sid, f"forget the Messaging Service {sid}, which no longer exists")
         elif self._concerns(sid):
-            self._plan.by_hand.append(
+            self._plan.manual_steps.append(
                 f"The Messaging Service {sid} was created by optout setup and is left, without senders: delete it "
                 "in the Console if neither its campaign nor its opt-out settings are needed any more."
             )
