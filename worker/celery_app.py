@@ -19,7 +19,7 @@ from shared.logs.setup import configure_logging
 from shared.messaging.queue import TaskName, make_celery, make_publisher
 from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import connect
-from worker.mail.event_mail import report_templates
+from worker.mail.template_check import report_templates
 from worker.projects.problems import check_again_soon
 from worker.runtime.celery_patches import apply_celery_patches
 from worker.runtime.tasks import register

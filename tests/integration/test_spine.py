@@ -157,7 +157,7 @@ class TestShapesOfProjects:
         stop = world.text(phone)
         assert world.ended(stop).state == "no_matching_record"
         [mail] = world.mails_about(stop)
-        assert mail.subject == "[asthma] Opt-out (STOP) of a number that no record holds"
+        assert mail.subject == "[asthma] Opt-out (STOP) from a number that no record holds"
         assert phone[2:] not in mail.text
         record = f"late{phone[-4:]}"
         world.study().add_record(record, mobile=phone)

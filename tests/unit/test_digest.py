@@ -156,7 +156,7 @@ def test_a_digest_tells_stops_starts_and_unknown_numbers_apart() -> None:
     assert asthma.mailer.subjects == ["[asthma] 2 opt-outs (STOP) and 1 opt-in (START)"]
     told = texts(asthma)[0]
     assert "START  record 1, saved" in told
-    assert "STOP   of a number that no record holds" in told
+    assert "STOP   from a number that no record holds" in told
     assert "555" not in told  # no phone number
 
 

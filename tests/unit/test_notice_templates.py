@@ -13,7 +13,8 @@ from shared.ledger import Entry
 from tests import builders
 from tests.fakes import study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker.mail.event_mail import compose, template_problems
+from worker.mail.event_mail import compose
+from worker.mail.template_check import template_problems
 from worker.redcap.schema import ProjectSchema
 
 SCHEMA = ProjectSchema(
@@ -126,9 +127,9 @@ class TestOwnTexts:
         assert message["Subject"] == "asthma: 17+18"
         assert "has opted out" in parts(message)[0]
 
-    def test_one_block_of_ours_may_be_replaced(self, tmp_path: Path) -> None:
+    def test_one_block_of_the_built_in_text_may_be_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "notice.txt").write_text(
-            '{% extends "ours/notice.txt" %}{% block advice %}Call the study nurse.{% endblock %}'
+            '{% extends "built-in/notice.txt" %}{% block advice %}Call the study nurse.{% endblock %}'
         )
         text, _ = parts(mail("17", templates=str(tmp_path)))
         assert "Call the study nurse." in text
@@ -153,7 +154,9 @@ class TestOwnTexts:
             "{% include '../secret' %}",
         ],
     )
-    def test_where_one_fails_ours_is_sent_and_it_is_reported(self, tmp_path: Path, broken: str) -> None:
+    def test_if_one_fails_the_built_in_text_is_sent_and_it_is_logged(
+        self, tmp_path: Path, broken: str
+    ) -> None:
         (tmp_path / "folder").mkdir()
         (tmp_path / "secret").write_text("a secret")
         (tmp_path / "folder" / "notice.txt").write_text(broken)
@@ -168,13 +171,13 @@ class TestOwnTexts:
         assert message["Bcc"] is None
         assert message["Subject"] == "one Bcc: everybody@example.edu"
 
-    def test_ours_have_no_problems_for_any_kind_of_mail(self) -> None:
+    def test_the_built_in_texts_render_for_every_kind_of_mail(self) -> None:
         ours = Path(__file__).parents[2] / "worker" / "mail" / "templates"
         assert list(template_problems(str(ours))) == []
 
     def test_a_missing_or_empty_folder_is_a_problem(self, tmp_path: Path) -> None:
         assert list(template_problems(str(tmp_path / "none"))) == [f"{tmp_path / 'none'} is not a folder"]
-        assert "holds none of" in next(template_problems(str(tmp_path)))
+        assert "contains none of" in next(template_problems(str(tmp_path)))
 
     def test_a_template_that_fails_for_one_kind_of_mail_only_is_found(self, tmp_path: Path) -> None:
         (tmp_path / "notice.txt").write_text("{{ records[0].id }}")

@@ -18,7 +18,7 @@ from shared.errors import ConfigError, RedcapUnavailable
 from shared.logs.redaction import mask_phone_numbers
 from shared.messaging.queue import TaskName
 from tests import builders
-from worker.mail.event_mail import report_templates
+from worker.mail.template_check import report_templates
 from worker.runtime import safe_task, task_logging
 
 

@@ -972,7 +972,7 @@ class TestTelling:
             asthma.work()
             assert asthma.state(event) == "no_matching_record"
         assert silent.mailer.sent == []
-        assert asking.mailer.subjects == ["[asthma] Opt-out (STOP) of a number that no record holds"]
+        assert asking.mailer.subjects == ["[asthma] Opt-out (STOP) from a number that no record holds"]
 
     def test_the_mail_goes_to_the_configured_addresses(self) -> None:
         asthma = enrolled(1, notify=[NOTIFIED, "nurse@example.edu"])

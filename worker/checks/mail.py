@@ -7,8 +7,8 @@ from shared.config import Config
 from shared.errors import ConfigError, MailDeferred, MailRefused
 from worker.checks.configuration import in_the_clear
 from worker.checks.findings import Finding, Seen
-from worker.mail.event_mail import template_problems
 from worker.mail.smtp import Mailer
+from worker.mail.template_check import template_problems
 
 SUBJECT = "smtp"
 

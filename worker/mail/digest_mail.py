@@ -1,4 +1,4 @@
-"""The e-mail that tells several changes of one project at once (`notify_digest`). Pure."""
+"""The e-mail about several changes of one project (`notify_digest`). Pure."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def compose_digest(
     sender: str,
     schema: ProjectSchema | None = None,
 ) -> EmailMessage:
-    """The message, with a plain and an HTML part; entries are told in the order of their changes."""
+    """The message, with a plain and an HTML part; events are listed in the order in which they occurred."""
     ordered = sorted(entries, key=lambda entry: (entry.occurred_at, entry.event_id))
     changes = [
         mail_facts(entry, entry.notice, project, zone, schema)
@@ -42,5 +42,5 @@ def compose_digest(
 
 
 def _fingerprint(entries: Sequence[Entry]) -> str:
-    told = "\n".join(f"{entry.event_id} {entry.notice}" for entry in entries)
-    return hashlib.sha256(told.encode()).hexdigest()[:24]
+    included = "\n".join(f"{entry.event_id} {entry.notice}" for entry in entries)
+    return hashlib.sha256(included.encode()).hexdigest()[:24]

@@ -55,7 +55,7 @@ def part(message: EmailMessage, kind: str) -> str:
         ),
         (Notice.UNSAVED, {}, "[asthma] Opt-out (STOP) could NOT be saved: record 7"),
         (Notice.UNSAVED, {"records": ()}, "[asthma] Opt-out (STOP) could NOT be saved"),
-        (Notice.UNMATCHED, {"records": ()}, "[asthma] Opt-out (STOP) of a number that no record holds"),
+        (Notice.UNMATCHED, {"records": ()}, "[asthma] Opt-out (STOP) from a number that no record holds"),
     ],
 )
 def test_the_subject_says_what_happened_to_which_records(
@@ -74,7 +74,12 @@ class TestBothParts:
 
     def test_a_change_that_could_not_be_saved_says_why_and_what_to_do(self, kind: str) -> None:
         text = part(mail(Notice.UNSAVED, reason="record 7: sms_opt_out_at: the record is locked"), kind)
-        for expected in ("the record is locked", "What to do:", "enter the opt-out by hand", "nightly run"):
+        for expected in (
+            "the record is locked",
+            "What to do:",
+            "enter the opt-out by hand",
+            "nightly reconciliation",
+        ):
             assert expected in " ".join(text.split())
 
     def test_an_opt_in_that_could_not_be_saved_asks_to_clear_the_field(self, kind: str) -> None:
