@@ -27,7 +27,11 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "retention_days": 400,
     },
     Reconcile: {"at": "02:30"},
-    Smtp: {"url": "file:/run/secrets/smtp_url", "sender": "optout-bridge@example.edu"},
+    Smtp: {
+        "url": "file:/run/secrets/smtp_url",
+        "sender": "optout-bridge@example.edu",
+        "helo": "optout.example.edu",
+    },
     TwilioAccount: {
         "account_sid": "ACxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         "auth_token": ["file:/run/secrets/twilio_new", "file:/run/secrets/twilio_old"],

@@ -13,7 +13,7 @@ OptOutError
     ├── RedcapRejected      bad token, no such field, validation
     ├── ProjectProblem     the REDCap project does not fit the configuration; changes are kept until mended
     ├── TwilioRejected
-    └── MailRefused
+    └── MailRejected
 
 No message of these may hold a phone number, a message body, a token or a stored value.
 """
@@ -93,5 +93,5 @@ class TwilioRejected(Permanent):
     """Twilio understood the request and said no."""
 
 
-class MailRefused(Permanent):
+class MailRejected(Permanent):
     """The mail server will not take this mail."""

@@ -26,6 +26,7 @@ from shared.messaging.queue import TaskName
 from shared.messaging.record_events import accept
 from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
+from worker.mail.verdicts import Recipients
 from worker.services import Services
 from worker.steps.lookup_records import lookup_records
 from worker.steps.send_email import send_email
@@ -77,11 +78,11 @@ class FakeMailer:
         self.errors: deque[Exception] = deque()
         self.refuses: list[str] = []
 
-    def send(self, message: EmailMessage) -> list[str]:
+    def send(self, message: EmailMessage) -> Recipients:
         if self.errors:
             raise self.errors.popleft()
         self.sent.append(message)
-        return self.refuses
+        return Recipients(rejected=tuple(self.refuses))
 
     @property
     def subjects(self) -> list[str]:
@@ -218,7 +219,7 @@ class Study:
     def find_mail_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it back."""
         monkeypatch.setenv("OPTOUT_SMTP_URL", builders.SECRETS["OPTOUT_SMTP_URL"])
-        monkeypatch.setattr("worker.services.Mailer", lambda _url, _sender: self.mailer)
+        monkeypatch.setattr("worker.services.Mailer", lambda _url, _sender, helo: self.mailer)
 
     # --- what is then -----------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class Services:
     def mailer(self) -> Mailer | None:
         """Sends mail, or None where no [smtp] is configured."""
         smtp = self.config.smtp
-        return Mailer(smtp.url.resolve(), smtp.sender) if smtp else None
+        return Mailer(smtp.url.resolve(), smtp.sender, helo=self.config.helo) if smtp else None
 
     @cached_property
     def _session(self) -> requests.Session:

@@ -64,6 +64,7 @@ Region = Annotated[str, AfterValidator(_known_region)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 EventName = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
 MailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$")]
 Sender = Annotated[str, StringConstraints(pattern=r"^((rcs|whatsapp):)?\+?[A-Za-z0-9_]{3,64}$")]
 Word = Annotated[str, StringConstraints(pattern=r"^\s*\S+\s*$", max_length=34)]
@@ -101,6 +102,9 @@ class Smtp(Table):
         'or "smtps://…" for TLS from the first byte. User and password are percent-encoded: / is %2F, # is %23.',
     )
     sender: MailAddress = Field(description="The sender address of notifications.")
+    helo: HostName | None = Field(
+        None, description="The host name in the SMTP greeting (EHLO); the host of public_url if absent."
+    )
 
 
 class TwilioAccount(Table):
@@ -245,6 +249,12 @@ class Config(Table):
     projects: Annotated[dict[ProjectName, Project], Field(min_length=1)] = Field(
         description="At least one [projects.NAME] table."
     )
+
+    @property
+    def helo(self) -> str | None:
+        """The host name in the SMTP greeting."""
+        configured = self.smtp.helo if self.smtp else None
+        return configured or urlsplit(self.public_url).hostname
 
     def zone(self, project: Project) -> ZoneInfo:
         """The time zone that the project's opt-out times are written in."""

@@ -9,10 +9,11 @@ from email.message import EmailMessage
 
 import pytest
 
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import ConfigError, MailDeferred, MailRejected
 from tests.simulators.smtp import SmtpSimulator
 from worker.mail import smtp as module
 from worker.mail.smtp import Mailer, outcome_of
+from worker.mail.verdicts import Recipients
 
 SENDER = "optout-bridge@example.edu"
 
@@ -34,7 +35,7 @@ def message(*recipients: str) -> EmailMessage:
 
 
 def test_a_mail_arrives_with_both_parts(smtp: SmtpSimulator) -> None:
-    assert Mailer(smtp.url, SENDER).send(message()) == []
+    assert Mailer(smtp.url, SENDER).send(message()) == Recipients()
     [mail] = smtp.wait_for(1)
     assert (mail.sender, mail.recipients) == (SENDER, ("coordinator@example.edu",))
     assert mail.subject == "Opt-out (STOP) saved: record 7"
@@ -48,14 +49,14 @@ def test_it_goes_to_every_address(smtp: SmtpSimulator) -> None:
 
 def test_a_server_that_asks_for_a_login_gets_it() -> None:
     with SmtpSimulator(user="bridge@example.edu", password="p:a/s@s %").serve() as server:
-        assert Mailer(server.url, SENDER).send(message()) == []
+        assert Mailer(server.url, SENDER).send(message()) == Recipients()
         assert len(server.wait_for(1)) == 1
 
 
-def test_a_wrong_password_is_refused_for_good_and_not_repeated() -> None:
+def test_a_wrong_password_defers_the_mail_and_is_not_repeated() -> None:
     with SmtpSimulator(user="bridge", password="right").serve() as server:
         mailer = Mailer(server.url.replace("right", "wrong-one"), SENDER)
-        with pytest.raises(MailRefused) as caught:
+        with pytest.raises(MailDeferred, match="smtp_login_rejected: code 535") as caught:
             mailer.send(message())
         assert "wrong-one" not in f"{caught.value}{mailer!r}"
         assert server.inbox == []
@@ -72,21 +73,21 @@ def test_a_password_outside_ascii_defers_the_mail_and_is_not_repeated() -> None:
 
 
 def test_a_host_that_is_no_name_defers_the_mail() -> None:
-    with pytest.raises(MailDeferred, match="mend host, user and password"):
+    with pytest.raises(MailDeferred, match="correct host, user and password"):
         Mailer(f"smtp://{'h' * 64}.example.edu", SENDER).check()
 
 
 def test_a_server_that_says_later_defers_the_mail(smtp: SmtpSimulator) -> None:
     smtp.fail("451")
-    with pytest.raises(MailDeferred, match="smtp_deferred: code 451"):
+    with pytest.raises(MailDeferred, match=r"smtp_deferred: code 451 4\.3\.0 at DATA"):
         Mailer(smtp.url, SENDER).send(message())
-    assert Mailer(smtp.url, SENDER).send(message()) == []
+    assert Mailer(smtp.url, SENDER).send(message()) == Recipients()
     assert len(smtp.wait_for(1)) == 1
 
 
 def test_a_server_that_says_never_refuses_the_mail(smtp: SmtpSimulator) -> None:
     smtp.fail("550")
-    with pytest.raises(MailRefused, match="smtp_refused: code 550"):
+    with pytest.raises(MailRejected, match=r"smtp_rejected: code 550 5\.1\.1 at DATA"):
         Mailer(smtp.url, SENDER).send(message())
 
 
@@ -94,8 +95,8 @@ def test_one_refused_address_does_not_keep_the_others_from_being_told(smtp: Smtp
     smtp.fail("550", recipient="gone@example.edu")
     mail = message("gone@example.edu", "b@example.edu")
     refused = Mailer(smtp.url, SENDER).send(mail)
-    assert refused == ["gone@example.edu"]
-    assert outcome_of(refused, mail) == "partly refused: 1 of 2 addresses"
+    assert refused == Recipients(rejected=("gone@example.edu",))
+    assert outcome_of(refused, mail) == "partly rejected: 1 of 2 addresses"
     assert smtp.wait_for(1)[0].recipients == ("b@example.edu",)
 
 
@@ -108,7 +109,7 @@ def test_when_one_of_all_refused_addresses_may_work_later_the_mail_is_deferred(s
 
 def test_when_all_addresses_are_refused_for_good_the_mail_is(smtp: SmtpSimulator) -> None:
     smtp.fail("550", recipient="gone@example.edu")
-    with pytest.raises(MailRefused) as caught:
+    with pytest.raises(MailRejected) as caught:
         Mailer(smtp.url, SENDER).send(message("gone@example.edu"))
     assert "gone@" not in str(caught.value)
 
@@ -141,12 +142,12 @@ def test_an_answer_that_was_lost_defers_the_mail_although_it_arrived(smtp: SmtpS
 @pytest.mark.parametrize("farewell", ["quit_421", "drop_at_quit"])
 def test_a_mail_that_was_taken_is_sent_however_the_server_parts(smtp: SmtpSimulator, farewell: str) -> None:
     smtp.fail(farewell)
-    assert Mailer(smtp.url, SENDER).send(message()) == []
+    assert Mailer(smtp.url, SENDER).send(message()) == Recipients()
     assert len(smtp.wait_for(1)) == 1
 
 
-def test_a_server_without_starttls_is_refused_where_it_is_asked_for(smtp: SmtpSimulator) -> None:
-    with pytest.raises(MailRefused, match="smtp_not_supported"):
+def test_a_server_without_starttls_defers_the_mail_if_it_is_required(smtp: SmtpSimulator) -> None:
+    with pytest.raises(MailDeferred, match="smtp_not_supported"):
         Mailer(f"{smtp.url}?starttls=true", SENDER).send(message())
     assert smtp.inbox == []
 
@@ -188,3 +189,68 @@ def test_a_login_that_was_not_encoded_is_told_with_its_mend_and_not_repeated(pas
 )
 def test_the_port_follows_from_the_kind_of_address(url: str, port: int) -> None:
     assert repr(Mailer(url, SENDER)) == f"Mailer(h:{port})"
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "code"),
+    [
+        ("AUTH", "535 5.7.8 Authentication credentials invalid", "smtp_login_rejected"),
+        ("AUTH", "535 5.7.139 Basic authentication is disabled", "smtp_login_rejected"),
+        ("MAIL", "530 5.7.57 Client was not authenticated", "smtp_sender_rejected"),
+        ("MAIL", "550 5.7.60 Client does not have permission to send as this sender", "smtp_sender_rejected"),
+        ("MAIL", "550 Sender rejected", "smtp_sender_rejected"),
+        ("RCPT", "550 5.7.1 Unable to relay", "smtp_relay_rejected"),
+        ("RCPT", "554 5.7.1 Relay access denied", "smtp_relay_rejected"),
+        ("RCPT", "550 5.1.8 Sender address has null MX", "smtp_relay_rejected"),
+        ("RCPT", "550 Relaying denied", "smtp_relay_rejected"),
+        ("DATA", "554 5.2.0 STOREDRV submission quota exceeded", "smtp_message_rejected"),
+        ("DATA", "550 5.7.1 Message rejected due to policy", "smtp_message_rejected"),
+        ("EHLO", "504 5.5.2 <[172.18.0.5]>: Helo command rejected", "smtp_greeting_rejected"),
+        ("DATA", "421 4.3.2 Service not available", "smtp_deferred"),
+    ],
+)
+def test_what_is_rejected_because_of_us_is_deferred(stage: str, reply: str, code: str) -> None:
+    with SmtpSimulator(user="bridge", password="right").serve() as server:
+        server.reply(stage, reply, times=None)
+        with pytest.raises(MailDeferred) as caught:
+            Mailer(server.url, SENDER).send(message())
+    assert caught.value.code == code
+    assert str(caught.value).endswith(f"at {stage}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("RCPT", "550 5.1.1 The email account that you tried to reach does not exist"),
+        ("RCPT", "550 5.1.10 Recipient not found"),
+        ("MAIL", "552 5.3.4 Message size exceeds fixed limit"),
+        ("DATA", "552 5.3.4 Message too big for system"),
+        ("DATA", "554 5.6.0 Corrupt message content"),
+        ("DATA", "550 This message was classified as spam"),
+    ],
+)
+def test_a_verdict_on_recipient_size_or_content_is_final(smtp: SmtpSimulator, stage: str, reply: str) -> None:
+    smtp.reply(stage, reply, times=None)
+    with pytest.raises(MailRejected, match=f"smtp_rejected: code 55[024].* at {stage}"):
+        Mailer(smtp.url, SENDER).send(message())
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("550 No such user", Recipients(rejected=("gone@example.edu",))),
+        ("550 5.1.1 No such user", Recipients(rejected=("gone@example.edu",))),
+        ("550 5.7.1 Not permitted", Recipients(deferred=("gone@example.edu",))),
+        ("451 4.7.1 Greylisted", Recipients(deferred=("gone@example.edu",))),
+    ],
+)
+def test_a_recipient_is_judged_by_itself_if_another_was_accepted(
+    smtp: SmtpSimulator, reply: str, expected: Recipients
+) -> None:
+    smtp.reply("RCPT", reply, recipient="gone@example.edu")
+    assert Mailer(smtp.url, SENDER).send(message("gone@example.edu", "b@example.edu")) == expected
+
+
+def test_the_greeting_names_the_configured_host(smtp: SmtpSimulator) -> None:
+    Mailer(smtp.url, SENDER, helo="optout.example.edu").check()
+    assert smtp.greetings == ["optout.example.edu"]

@@ -18,6 +18,7 @@ from shared.errors import MailDeferred
 from shared.messaging.queue import TaskName
 from tests.fakes import FakeMailer, InProcess, RecordingPublisher
 from tests.simulators.redcap import RedcapSimulator
+from worker.mail.verdicts import Recipients
 
 
 class Killed(BaseException):
@@ -130,7 +131,7 @@ class InterruptedMailer(FakeMailer):
         self.trouble: list[str] = []
         self.unheard: list[EmailMessage] = []
 
-    def send(self, message: EmailMessage) -> list[str]:
+    def send(self, message: EmailMessage) -> Recipients:
         taken = len(self.sent)
         self._interruption.effect()
         trouble = self.trouble.pop() if self.trouble else ""
@@ -144,7 +145,7 @@ class InterruptedMailer(FakeMailer):
         if [str(other["Message-ID"]) for other in self.sent[taken:]].count(str(message["Message-ID"])) > 1:
             # We stood still in the midst of sending for so long that another process took over.
             self.unheard.append(message)
-        return []
+        return Recipients()
 
 
 class InterruptedRedcap(InProcess):

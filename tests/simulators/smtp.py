@@ -96,6 +96,16 @@ class Fault:
 
 
 @dataclass(slots=True)
+class _Reply:
+    """A reply on demand to a command: EHLO, AUTH, MAIL, RCPT (of one recipient or any) or DATA."""
+
+    stage: str
+    text: str
+    recipient: str | None
+    times: int | None
+
+
+@dataclass(slots=True)
 class SmtpSimulator:
     """The mail server. With `user` and `password` it demands AUTH (over plain text, as there is no TLS)."""
 
@@ -103,7 +113,9 @@ class SmtpSimulator:
     password: str | None = None
     inbox: list[Mail] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    greetings: list[str] = field(default_factory=list)
     connections: int = 0
+    _replies: list[_Reply] = field(default_factory=list)
     url: str = ""
     port: int = 0
     _protocols: list[SMTP] = field(default_factory=list)
@@ -122,9 +134,22 @@ class SmtpSimulator:
         self.faults.append(fault)
         return fault
 
+    def reply(self, stage: str, text: str, *, recipient: str | None = None, times: int | None = 1) -> None:
+        """Reply `text` ("550 5.1.1 …") to a command; times=None: until mend()."""
+        self._replies.append(_Reply(stage, text, recipient, times))
+
+    def next_reply(self, stage: str, recipient: str | None = None) -> str | None:
+        """The demanded reply to a command, if any; counts its use."""
+        for each in self._replies:
+            if each.stage == stage and each.recipient in {None, recipient} and each.times != 0:
+                each.times = None if each.times is None else each.times - 1
+                return each.text
+        return None
+
     def mend(self) -> None:
         """Take back all faults."""
         self.faults.clear()
+        self._replies.clear()
 
     def clear(self) -> None:
         with self._changed:
@@ -170,6 +195,8 @@ class SmtpSimulator:
     def _authenticate(
         self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, login: Any
     ) -> AuthResult:
+        if demanded := self.next_reply("AUTH"):
+            return AuthResult(success=False, handled=False, message=demanded)
         right = (
             isinstance(login, LoginPassword)
             and login.login.decode() == self.user
@@ -200,11 +227,27 @@ class _Handler:
     def __init__(self, simulator: SmtpSimulator) -> None:
         self.simulator = simulator
 
+    async def handle_EHLO(  # noqa: N802
+        self, _server: SMTP, session: Session, _envelope: Envelope, hostname: str, responses: list[str]
+    ) -> list[str]:
+        self.simulator.greetings.append(hostname)
+        session.host_name = hostname
+        demanded = self.simulator.next_reply("EHLO")
+        return [demanded] if demanded else responses
+
+    async def handle_HELO(  # noqa: N802
+        self, _server: SMTP, session: Session, _envelope: Envelope, hostname: str
+    ) -> str:
+        session.host_name = hostname
+        return self.simulator.next_reply("EHLO") or "250 simulator"
+
     async def handle_MAIL(  # noqa: N802  # aiosmtpd finds hooks by this name
         self, _server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if self.simulator.user is not None and not session.authenticated:
             return "530 5.7.0 Authentication required"
+        if demanded := self.simulator.next_reply("MAIL"):
+            return demanded
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
@@ -212,6 +255,8 @@ class _Handler:
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
+        if demanded := self.simulator.next_reply("RCPT", address):
+            return demanded
         fault = self.simulator.take_fault(address)
         if fault is not None:
             return refusal(fault.kind)
@@ -220,6 +265,8 @@ class _Handler:
         return "250 OK"
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        if demanded := self.simulator.next_reply("DATA"):
+            return demanded
         fault = self.simulator.take_fault(None)
         if fault is None:
             self.simulator.keep(envelope)

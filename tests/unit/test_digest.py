@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from email.message import EmailMessage
 from typing import Any
 
 import pytest
 
 from shared.domain.events import OptOutEvent
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.messaging.queue import TaskName
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from web.monitoring.metrics import LedgerCollector
+from worker.mail.verdicts import Recipients
 from worker.steps.send_email import MOST_PER_DIGEST, send_email
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -117,11 +119,11 @@ def test_a_change_that_comes_while_the_digest_is_sent_waits_for_the_next() -> No
     stops(asthma, 1)
     send = asthma.mailer.send
 
-    def send_while_another_comes(message: Any) -> list[str]:
+    def send_while_another_comes(message: EmailMessage) -> Recipients:
         if not asthma.mailer.sent:
             send(message)
             stops(asthma, 2)
-            return []
+            return Recipients()
         return send(message)
 
     asthma.mailer.send = send_while_another_comes  # type: ignore[method-assign]
@@ -183,7 +185,7 @@ def test_a_digest_that_is_deferred_for_a_week_is_given_up_visibly() -> None:
 def test_a_refused_digest_is_not_tried_again() -> None:
     asthma = gathering()
     (event,) = stops(asthma, 1)
-    asthma.mailer.errors.append(MailRefused("smtp_refused", "code 550"))
+    asthma.mailer.errors.append(MailRejected("smtp_refused", "code 550"))
     for _ in range(2):
         asthma.sweep_later(minutes=11)
     assert asthma.mailer.sent == []
@@ -210,8 +212,8 @@ def test_a_digest_that_some_addresses_refused_is_no_success() -> None:
     for _ in range(2):
         asthma.sweep_later(minutes=11)
     assert len(asthma.mailer.sent) == 1
-    assert asthma.entry(event).mail == "partly refused: 1 of 1 addresses"
-    assert asthma.redis.hget(keys.METRICS, "mails|asthma|digest|partly refused") == "1"
+    assert asthma.entry(event).mail == "partly rejected: 1 of 1 addresses"
+    assert asthma.redis.hget(keys.METRICS, "mails|asthma|digest|partly rejected") == "1"
 
 
 def test_a_crash_after_the_servers_yes_repeats_the_same_mail() -> None:

@@ -812,10 +812,10 @@ class TestReport:
             night.run()
             night.run()
         assert len(night.reports_told) == 1
-        counted = night.study.redis.hget(keys.METRICS, "mails|asthma|report|partly refused")
+        counted = night.study.redis.hget(keys.METRICS, "mails|asthma|report|partly rejected")
         assert counted == "1"
         [line] = [line for line in logs if line["event"] == "report_mailed_in_part"]
-        assert (line["log_level"], line["outcome"]) == ("error", "partly refused: 1 of 1 addresses")
+        assert (line["log_level"], line["outcome"]) == ("error", "partly rejected: 1 of 1 addresses")
 
     def test_outcome_and_report_are_noted_for_the_metrics(self, night: Night) -> None:
         night.run()

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.domain.events import OptOutEvent
-from shared.errors import MailDeferred, MailRefused
+from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.messaging.queue import TaskName
 from tests.builders import config, project_table
@@ -76,7 +76,7 @@ def test_a_mail_that_was_deferred_for_a_week_is_given_up_visibly() -> None:
 
 def test_a_mail_that_was_refused_is_not_tried_again() -> None:
     asthma, event = with_mail_due()
-    asthma.mailer.errors.append(MailRefused("smtp_refused", "code 550"))
+    asthma.mailer.errors.append(MailRejected("smtp_refused", "code 550"))
     asthma.work()
     asthma.sweep_later()
     assert asthma.mailer.sent == []
@@ -120,8 +120,8 @@ def test_a_mail_that_some_addresses_refused_is_no_success() -> None:
         asthma.work()
         asthma.sweep_later()
     assert len(asthma.mailer.sent) == 1
-    assert asthma.entry(event).mail == "partly refused: 1 of 1 addresses"
-    assert mails_counted(asthma) == {"mails|asthma|saved|partly refused": "1"}
+    assert asthma.entry(event).mail == "partly rejected: 1 of 1 addresses"
+    assert mails_counted(asthma) == {"mails|asthma|saved|partly rejected": "1"}
     assert [line["log_level"] for line in logs if line["event"] == "mail_done"] == ["error"]
 
 

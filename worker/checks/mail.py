@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 from shared.config import Config
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import ConfigError, MailDeferred, MailRejected
 from worker.checks.configuration import in_the_clear
 from worker.checks.findings import Finding, Seen
 from worker.mail.smtp import Mailer
@@ -19,7 +19,7 @@ def check_mail(config: Config) -> Iterator[Finding | Seen]:
         return
     try:
         url = config.smtp.url.resolve()
-        mailer = Mailer(url, config.smtp.sender)
+        mailer = Mailer(url, config.smtp.sender, helo=config.helo)
     except ConfigError as error:
         if not error.source.startswith(("env:", "file:")):  # a missing secret is reported as such
             yield Finding(id="smtp-refused", subject=SUBJECT, seen=error.problems[0])
@@ -28,10 +28,10 @@ def check_mail(config: Config) -> Iterator[Finding | Seen]:
         yield Finding(id="smtp-in-the-clear", subject=SUBJECT, seen="a password, and no TLS")
     try:
         mailer.check()
-    except MailDeferred as error:
-        yield Finding(id="smtp-unreachable", subject=SUBJECT, seen=f"{mailer.address}: {error}")
-    except MailRefused as error:
-        yield Finding(id="smtp-refused", subject=SUBJECT, seen=f"{mailer.address}: {error}")
+    except (MailDeferred, MailRejected) as error:
+        answered = error.code not in {"smtp_unreachable", "smtp_deferred"}
+        found = "smtp-refused" if answered else "smtp-unreachable"
+        yield Finding(id=found, subject=SUBJECT, seen=f"{mailer.address}: {error}")
     else:
         yield Seen(SUBJECT, f"{mailer.address} lets us in")
 

@@ -77,9 +77,14 @@ def mail(texts: Sequence[str], project: Project, sender: str, since: datetime, n
     message["Message-ID"] = f"<{name}@{_domain(sender)}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents out-of-office replies
     message["X-Auto-Response-Suppress"] = "All"  # Exchange's header for the same
-    message.set_content(text)
-    message.add_alternative(html, subtype="html")
+    message.set_content(text, cte=_encoding(text))
+    message.add_alternative(html, subtype="html", cte=_encoding(html))
     return message
+
+
+def _encoding(text: str) -> str | None:
+    """Quoted-printable unless ASCII: the standard library may choose 8bit, which not every server accepts."""
+    return None if text.isascii() else "quoted-printable"
 
 
 def _domain(address: str) -> str:

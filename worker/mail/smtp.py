@@ -2,7 +2,7 @@
 
 import smtplib
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from email.utils import getaddresses
@@ -10,33 +10,35 @@ from functools import cached_property
 from urllib.parse import parse_qs, unquote
 
 from shared.config.urls import address_parts
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import ConfigError, MailDeferred
+from worker.mail.verdicts import Recipients, failure_of, failure_of_all, judge_recipients
 
 TIMEOUT_SECONDS = 30.0
 SENT = "sent"
 
 
-def outcome_of(refused: Sequence[str], message: EmailMessage) -> str:
-    """What became of a mail that was taken, in words for ledger and log, which hold no addresses."""
-    if not refused:
+def outcome_of(missed: Recipients, message: EmailMessage) -> str:
+    """The outcome of an accepted mail, in words for ledger and log, which contain no addresses."""
+    number = len(missed.rejected) + len(missed.deferred)
+    if not number:
         return SENT
-    return f"partly refused: {len(refused)} of {len(getaddresses([message['To']]))} addresses"
+    return f"partly rejected: {number} of {len(getaddresses([message['To']]))} addresses"
 
 
 class Mailer:
     """Sends through one mail server, given as `smtp://user:password@host:587?starttls=true` or `smtps://…`.
 
-    Raises ConfigError where the address is none; it is not repeated, as it holds a password.
+    `helo` is the name in EHLO; None uses this host's name. Raises ConfigError if the address is invalid; the error
+    does not repeat it, as it contains a password.
     """
 
-    def __init__(self, url: str, sender: str) -> None:
+    def __init__(self, url: str, sender: str, *, helo: str | None = None) -> None:
         parts = address_parts(url, "smtp.url")
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
-            raise ConfigError(
-                "smtp.url",
-                ["smtp.url: must be smtp://host:port or smtps://host:port; mend what it refers to"],
-            )
+            problem = "smtp.url: must be smtp://host:port or smtps://host:port; correct what it refers to"
+            raise ConfigError("smtp.url", [problem])
         self.sender = sender
+        self._helo = helo
         self._tls = parts.scheme == "smtps"
         self._starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
         self._host = parts.hostname
@@ -48,37 +50,38 @@ class Mailer:
 
     @property
     def address(self) -> str:
-        """Host and port; without the login."""
+        """Host and port, without the login."""
         return f"{self._host}:{self._port}"
 
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:
-        """Made once, as reading the system's certificates takes longer than sending a mail."""
+        """Created once: reading the system's certificates takes longer than sending a mail."""
         return ssl.create_default_context()
 
-    def send(self, message: EmailMessage) -> list[str]:
-        """Send one message. Answers the addresses that the server refused while it took the others.
+    def send(self, message: EmailMessage) -> Recipients:
+        """Send one message. Returns the recipients that the server did not accept while it accepted others.
 
-        Raises MailDeferred where it took nothing for now, MailRefused where it never will.
+        Raises MailDeferred if it can be sent later, MailRejected if it never can.
         """
-        with _failures_named():
-            server = self._connected()
+        with _translated_errors():
+            server = self._connect()
             try:
-                return list(server.send_message(message))
+                refused = server.send_message(message)
             finally:
-                _part_from(server)
+                _quit(server)
+        return judge_recipients(refused, len(getaddresses([message["To"]])) - len(refused))
 
-    def _connected(self) -> smtplib.SMTP:
-        server: smtplib.SMTP
-        if self._tls:
-            server = smtplib.SMTP_SSL(
-                self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._tls_context
-            )
-        else:
-            server = smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS)
+    def check(self) -> None:
+        """Connect and log in, without sending. Raises as `send` does."""
+        with _translated_errors():
+            _quit(self._connect())
+
+    def _connect(self) -> smtplib.SMTP:
+        server = self._open()
         try:
             if self._starttls:
                 server.starttls(context=self._tls_context)
+            server.ehlo_or_helo_if_needed()
             if self._user:
                 server.login(self._user, self._password)
         except BaseException:
@@ -86,16 +89,19 @@ class Mailer:
             raise
         return server
 
-    def check(self) -> None:
-        """Connect and log in, without sending. Raises as `send` does."""
-        with _failures_named():
-            _part_from(self._connected())
+    def _open(self) -> smtplib.SMTP:
+        if self._tls:
+            context = self._tls_context
+            return smtplib.SMTP_SSL(
+                self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS, context=context
+            )
+        return smtplib.SMTP(self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS)
 
 
-def _part_from(server: smtplib.SMTP) -> None:
-    """Say QUIT, whatever comes of it: a mail is the server's from its 250 to the data on (RFC 5321, 4.2.5).
+def _quit(server: smtplib.SMTP) -> None:
+    """Send QUIT and ignore errors: after the 250 reply to DATA the server owns the message (RFC 5321, 4.2.5).
 
-    Leaving smtplib's `with` raises where QUIT is answered by anything but 221: the mail would be sent once more.
+    Leaving smtplib's `with` raises if the reply to QUIT is not 221: the mail would be sent once more.
     """
     with suppress(smtplib.SMTPException, OSError):
         server.quit()
@@ -103,29 +109,20 @@ def _part_from(server: smtplib.SMTP) -> None:
 
 
 @contextmanager
-def _failures_named() -> Iterator[None]:
-    """Turn what smtplib raises into MailDeferred and MailRefused."""
+def _translated_errors() -> Iterator[None]:
+    """Translate smtplib's exceptions into MailDeferred and MailRejected."""
     try:
         yield
     except smtplib.SMTPRecipientsRefused as error:
-        codes = {code for code, _ in error.recipients.values()}
-        raise _failure(max(codes) if min(codes) >= 500 else min(codes)) from None
+        raise failure_of_all(error.recipients) from None
     except smtplib.SMTPResponseException as error:
-        raise _failure(error.smtp_code) from None
+        raise failure_of(error) from None
     except smtplib.SMTPNotSupportedError:
-        raise MailRefused("smtp_not_supported", "the server lacks STARTTLS or AUTH; mend smtp.url") from None
+        problem = "the server offers no STARTTLS or AUTH; correct smtp.url"
+        raise MailDeferred("smtp_not_supported", problem) from None
     except UnicodeError:
-        # Its text and repr hold the password: smtplib's AUTH takes ASCII only (CPython issue 73936).
-        raise MailDeferred(
-            "smtp_not_ascii",
-            "smtplib takes no letters outside ASCII; mend host, user and password of smtp.url",
-        ) from None
+        # Its text and repr contain the password: smtplib's AUTH accepts ASCII only (CPython issue 73936).
+        problem = "smtplib accepts ASCII characters only; correct host, user and password of smtp.url"
+        raise MailDeferred("smtp_not_ascii", problem) from None
     except (smtplib.SMTPException, OSError) as error:
         raise MailDeferred("smtp_unreachable", type(error).__name__) from None
-
-
-def _failure(code: int) -> MailDeferred | MailRefused:
-    """By SMTP's own rule: 4xx for now, 5xx for good (RFC 5321, 4.2.1). The server's text may repeat addresses."""
-    if code >= 500:
-        return MailRefused("smtp_refused", f"code {code}")
-    return MailDeferred("smtp_deferred", f"code {code}")

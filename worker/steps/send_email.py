@@ -9,7 +9,7 @@ import structlog
 
 from shared.config import Project
 from shared.domain.events import Notice
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import Entry
 from shared.ledger.locks import held
 from worker.mail.digest_mail import compose_digest
@@ -127,7 +127,7 @@ def _is_done(mail: _Mail, services: Services) -> bool:
             log.warning("mail_put_off", project=mail.project, **mail.about, error=reason)
             return False
         outcome = f"given up: {reason}"
-    except MailRefused as error:
+    except MailRejected as error:
         outcome = f"refused: {error}"
     _note(mail, outcome, services)
     return True

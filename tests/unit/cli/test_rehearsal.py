@@ -11,7 +11,7 @@ import pytest
 from werkzeug.serving import make_server
 
 from shared.domain.events import Change
-from shared.errors import MailRefused
+from shared.errors import MailRejected
 from shared.ledger import keys
 from shared.ledger.locks import held
 from shared.messaging.queue import TaskName
@@ -310,7 +310,7 @@ class TestWhatIsBroken:
         assert "START" in str(traces(bench)["status"])
 
     def test_a_mail_that_is_refused(self, bench: Bench) -> None:
-        bench.study.mailer.errors.append(MailRefused("smtp_refused", "code 550"))
+        bench.study.mailer.errors.append(MailRejected("smtp_refused", "code 550"))
         rehearsal = bench.rehearsal()
         rehearsal.prepare()
         with pytest.raises(BrokenRehearsal, match="the e-mail was not sent to everybody: refused"):

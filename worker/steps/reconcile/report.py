@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from shared.domain.events import milliseconds
-from shared.errors import ConfigError, MailDeferred, MailRefused
+from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from worker.mail.smtp import SENT, outcome_of
 
@@ -89,7 +89,7 @@ def send_report(report: Report, services: Services) -> None:
             return
         message = _with_ids(compose_report(report, config.notify, sender=mailer.sender), services)
         outcome = outcome_of(mailer.send(message), message)
-    except (MailDeferred, MailRefused, ConfigError) as error:
+    except (MailDeferred, MailRejected, ConfigError) as error:
         services.ledger.count("mails", report.project, "report", "failed")
         log.error("report_not_mailed", project=report.project, error=str(error))
     else:
