@@ -28,9 +28,12 @@ from tests.simulators.redcap import (
     repeating_phone_study,
 )
 from worker.redcap import client as module
+from worker.redcap import redaction
 from worker.redcap.circuit_breaker import CircuitBreaker
-from worker.redcap.client import ExportTooLarge, RedcapClient, RowsRejected, redact
+from worker.redcap.client import RedcapClient
 from worker.redcap.gateway import RedcapProject
+from worker.redcap.redaction import redact
+from worker.redcap.responses import ExportTooLarge, RowsRejected
 
 pytestmark = pytest.mark.usefixtures("naps")
 
@@ -68,6 +71,7 @@ class Gateway:
     def __init__(self, simulator: RedcapSimulator, project: Project, redis: Any, **changes: Any) -> None:
         self.simulator, self.study = simulator, project
         self.limiter = Limiter()
+        self.sessions: list[requests.Session] = []
         self.counted: list[tuple[str, str]] = []
         self.client = self.client_with(REDCAP_TOKEN)
         table = project_table(redcap_url=simulator.url, **changes)
@@ -87,7 +91,8 @@ class Gateway:
         )  # fmt: skip
 
     def session(self) -> requests.Session:
-        return module.new_session()
+        self.sessions.append(module.new_session())
+        return self.sessions[-1]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +114,8 @@ def made(server: RedcapSimulator, redis: Any) -> Iterator[Any]:
         return gateways[-1]
 
     yield make
-    for gateway in gateways:
-        gateway.client._session.close()
+    for session in [session for gateway in gateways for session in gateway.sessions]:
+        session.close()
     server.faults.clear()
     server.lift_ban()
     server.revoked.clear()
@@ -123,11 +128,11 @@ def scripted() -> Iterator[Any]:
     """Makes a client that gets this body, with this status."""
     sessions: list[requests.Session] = []
 
-    def make(body: str | bytes, status: int = 200) -> RedcapClient:
+    def make(body: str | bytes, status: int = 200, *, token: str = REDCAP_TOKEN) -> RedcapClient:
         sessions.append(requests.Session())
         sessions[-1].mount("https://", _Scripted(body if isinstance(body, bytes) else body.encode(), status))
         return RedcapClient(
-            "https://redcap.example.edu/api/", REDCAP_TOKEN, rate_limiter=Limiter(),
+            "https://redcap.example.edu/api/", token, rate_limiter=Limiter(),
             circuit_breaker=Limiter(), session=sessions[-1],
         )  # fmt: skip
 
@@ -395,7 +400,6 @@ class TestAnswersThatAreNone:
         client = gateway.client_with(REDCAP_TOKEN, "http://127.0.0.1:9/api/")
         with pytest.raises(RedcapUnavailable, match="redcap_unreachable: ConnectionError"):
             client.export(FIELDS)
-        client._session.close()
 
     def test_a_server_that_is_too_slow_is_given_up(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "READ_TIMEOUT_SECONDS", 0.1)
@@ -409,7 +413,6 @@ class TestAnswersThatAreNone:
         client = gateway.client_with(REDCAP_TOKEN, gateway.simulator.url.rstrip("/"))
         with pytest.raises(RedcapUnavailable, match="redcap_redirects: status 301"):
             client.export(FIELDS)
-        client._session.close()
 
     def test_a_stream_that_is_a_page_is_no_export(self, made: Any) -> None:
         gateway = made()
@@ -456,8 +459,8 @@ class TestRefusals:
     @pytest.mark.parametrize("status", [200, 400, 403])
     @pytest.mark.parametrize("ask", EACH_WAY)
     def test_a_token_that_is_repeated_goes_no_further(self, scripted: Any, status: int, ask: Any) -> None:
-        client = scripted(json.dumps({"error": "Blocked: token=t0ken-of-our-own&format=json"}), status)
-        client._token = "T0KEN-of-our-own"
+        answer = json.dumps({"error": "Blocked: token=t0ken-of-our-own&format=json"})
+        client = scripted(answer, status, token="T0KEN-of-our-own")
         with pytest.raises(RedcapRejected, match="token=…&format=json") as caught:
             ask(client)
         assert "own" not in str(caught.value)
@@ -491,7 +494,6 @@ class TestRefusals:
         assert caught.value.code == "redcap_forbidden"
         assert "FFFF" not in f"{caught.value}{client!r}"
         assert gateway.limiter.turns == 1
-        client._session.close()
 
     @pytest.mark.parametrize("ask", EACH_WAY)
     def test_an_error_is_one_whatever_the_status_says(self, made: Any, ask: Any) -> None:
@@ -538,7 +540,7 @@ class TestRefusals:
         assert redis.hget(keys.circuit("redcap.example.edu"), "failures") == "1"
 
 
-class TestTarget:
+class TestSchema:
     @pytest.mark.parametrize(
         ("project", "changes", "code"),
         [
@@ -577,7 +579,7 @@ class TestTarget:
         other.project.invalidate_schema()
         other.project.schema  # noqa: B018
         assert gateway.simulator.count(content="metadata") == asked + 1
-        other.client._session.close()
+        other.sessions[0].close()
 
     @pytest.mark.parametrize("access", [Access.NONE, Access.REMOVE_IDENTIFIERS, Access.DEIDENTIFIED])
     def test_a_phone_field_that_the_token_may_not_export_is_a_problem(
@@ -596,7 +598,7 @@ class TestTarget:
         assert set(gateway.project.read(["S-1"])) == {"S-1"}
 
 
-class TestScrubbing:
+class TestRedaction:
     @pytest.mark.parametrize(
         ("message", "shown"),
         [
@@ -627,7 +629,7 @@ class TestScrubbing:
             ("with 555-0199 it", "with … it"),
         ],
     )
-    def test_what_may_be_somebody_s_data_is_taken_out(self, message: str, shown: str) -> None:
+    def test_possible_personal_data_is_removed(self, message: str, shown: str) -> None:
         assert redact(message) == shown
 
     def test_a_long_message_is_cut(self) -> None:
@@ -640,6 +642,6 @@ class TestScrubbing:
             looked_at.append(text)
             return text
 
-        monkeypatch.setattr(module, "_NO_WORDS_OF_REDCAPS", [SimpleNamespace(sub=look)])
+        monkeypatch.setattr(redaction, "PERSONAL_DATA", [SimpleNamespace(sub=look)])
         redact("a" * 1_000_000)
-        assert [len(text) for text in looked_at] == [module.MAX_REDACTED_LENGTH]
+        assert [len(text) for text in looked_at] == [redaction.MAX_REDACTED_LENGTH]

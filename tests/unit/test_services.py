@@ -89,7 +89,7 @@ class TestServices:
     def test_no_token_shows_in_any_representation(self, redis: Any) -> None:
         some = services(redis)
         gateway = some.project("asthma")
-        shown = f"{some!r}{gateway!r}{gateway._client!r}{some.config!r}{some.mailer!r}"
+        shown = f"{some!r}{gateway!r}{vars(gateway)!r}{some.config!r}{some.mailer!r}"
         assert "AAAAAAAA" not in shown
 
     def test_without_an_smtp_table_there_is_no_mailer(self, redis: Any) -> None:

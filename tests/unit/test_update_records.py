@@ -497,7 +497,7 @@ class TestRefusals:
     def test_a_refusal_that_names_no_record_is_narrowed_down_by_halving(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.redcap.client._row_reasons", lambda _message, _sent: {})
+        monkeypatch.setattr("worker.redcap.responses.row_reasons", lambda _message, _sent: {})
         asthma = enrolled(8)
         refuse_record(asthma, "6")
         events = [asthma.text(fictional_phone(number), when=NOON) for number in range(1, 9)]
@@ -510,7 +510,7 @@ class TestRefusals:
     def test_when_every_record_is_refused_without_a_name_it_is_not_tried_one_by_one(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.redcap.client._row_reasons", lambda _message, _sent: {})
+        monkeypatch.setattr("worker.redcap.responses.row_reasons", lambda _message, _sent: {})
         asthma = enrolled(64)
         for number in range(1, 65):
             refuse_record(asthma, str(number))
@@ -524,7 +524,7 @@ class TestRefusals:
     def test_many_records_refused_without_a_name_do_not_keep_the_others_from_being_written(
         self, monkeypatch: pytest.MonkeyPatch, locked: Sequence[int]
     ) -> None:
-        monkeypatch.setattr("worker.redcap.client._row_reasons", lambda _message, _sent: {})
+        monkeypatch.setattr("worker.redcap.responses.row_reasons", lambda _message, _sent: {})
         asthma = enrolled(12)
         for number in locked:
             refuse_record(asthma, str(number))

@@ -1,15 +1,20 @@
-"""A project's structure as REDCap describes it, and what the program needs of it."""
+"""A project's structure as REDCap describes it, and whether the configuration fits it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
+from typing import Protocol
 
-from shared.errors import ProjectProblem
-from worker.redcap.client import Row, redact
+from shared.config.schema import Project
+from shared.errors import ProjectProblem, RedcapRejected
+from worker.redcap.client import Row
+from worker.redcap.redaction import redact
 
 MINUTES, SECONDS = "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"
+NO_SUCH_FIELD = "redcap_no_such_field"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,96 +27,311 @@ class ProjectSchema:
     checkbox_column: str = ""
     project_id: str = ""
     version: str = ""
-    # Codes that stand in a field for "there is no value".
+    # Codes that mean "no value" in a field.
     missing_codes: Sequence[str] = ()
-    # Whether the record id is tagged as an identifier, so that exports without the full right hash it.
+    # Whether the record id is tagged as an identifier: then exports without the full right hash it.
     id_is_identifier: bool = False
     # The arm of each event; empty in a classic project.
     arms: Mapping[str, str] = field(default_factory=dict)
 
+    def arm(self, event: str | None) -> str:
+        """Return an event's arm; that of an event which is newer than this schema is part of its name."""
+        return self.arms.get(event or "") or arm_of(event or "")
+
+
+class StructureSource(Protocol):
+    """See `worker.redcap.client.RedcapClient`."""
+
+    def get_object(self, content: str) -> Row: ...
+    def get_list(self, content: str, *names: str) -> list[Row]: ...
+
+
+class ProjectInfo:
+    """REDCap's description of a project. Each part is requested when it is first used."""
+
+    def __init__(self, source: StructureSource) -> None:
+        self._source = source
+
+    @cached_property
+    def project(self) -> Row:
+        """The project's settings."""
+        return self._source.get_object("project")
+
+    @cached_property
+    def metadata(self) -> list[Row]:
+        """The data dictionary. Its first field is the record id (REDCap API help, "Export Metadata")."""
+        return self._source.get_list("metadata", "field_name", "field_type", "form_name")
+
+    @cached_property
+    def fields(self) -> dict[str, Row]:
+        """The fields of the data dictionary, by name."""
+        return {row["field_name"]: row for row in self.metadata}
+
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """The arm of each event; empty in a classic project."""
+        return arms_of(self._source.get_list("event", "unique_event_name")) if self.is_longitudinal else {}
+
+    @cached_property
+    def designations(self) -> set[tuple[str, str]]:
+        """Event and instrument, for each instrument of each event."""
+        rows = self._source.get_list("formEventMapping", "unique_event_name", "form")
+        return {(row["unique_event_name"], row["form"]) for row in rows}
+
+    @cached_property
+    def repeating(self) -> list[Row]:
+        """The repeating instruments and events."""
+        repeats = is_set(self.project.get("has_repeating_instruments_or_events"))
+        return self._source.get_list("repeatingFormsEvents") if repeats else []
+
+    @property
+    def project_id(self) -> str:
+        return str(self.project.get("project_id", ""))
+
+    @property
+    def is_longitudinal(self) -> bool:
+        return is_set(self.project.get("is_longitudinal"))
+
+    def form(self, name: str | None) -> str:
+        """Return the instrument of a field, or "" if there is no such field."""
+        return str(self.fields[name]["form_name"]) if name in self.fields else ""
+
+    def schema(self, config: Project, version: str) -> ProjectSchema:
+        """Return what is needed to read and write the opt-out. The configuration must have no problem."""
+        return ProjectSchema(
+            id_field=self.metadata[0]["field_name"],
+            longitudinal=self.is_longitudinal,
+            time_format=time_format(self.fields[config.opt_out_field]),
+            checkbox_column=checkbox_column(self.fields, config.opt_out_checkbox),
+            project_id=self.project_id,
+            version=version,
+            missing_codes=missing_data_codes(self.project),
+            id_is_identifier=is_identifier(self.metadata[0]),
+            arms=self.arms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaProblem:
+    """Something in a project that does not fit the configuration."""
+
+    code: str
+    observed: str
+    fix: str
+
+    def as_error(self) -> ProjectProblem | RedcapRejected:
+        """Return the error that keeps opt-outs from being written."""
+        error = RedcapRejected if self.code == NO_SUCH_FIELD else ProjectProblem
+        return error(self.code, f"{self.observed}; {self.fix}")
+
+
+def inspect(config: Project, info: ProjectInfo, *, blocking_only: bool = False) -> Iterator[SchemaProblem]:
+    """Return every problem, or only those which keep opt-outs from being written."""
+    for rule in _BLOCKING_RULES if blocking_only else (*_BLOCKING_RULES, *_OTHER_RULES):
+        yield from rule(config, info)
+
+
+def configured_fields(config: Project) -> dict[str, str]:
+    """Return the names of the configured fields, by key."""
+    keys = ("phone_field", "opt_out_field", "opt_out_checkbox")
+    return {key: name for key in keys if (name := getattr(config, key)) is not None}
+
+
+def _configured_events(config: Project) -> dict[str, str]:
+    events = {"phone_event": config.phone_event, "opt_out_event": config.opt_out_event}
+    return {key: name for key, name in events.items() if name is not None}
+
+
+def _wrong_project(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    wanted = config.redcap_project_id
+    if wanted is not None and info.project_id != str(wanted):
+        yield SchemaProblem(
+            "redcap_wrong_project",
+            f"redcap_project_id: {wanted}, but redcap_token opens project {info.project_id}",
+            "use the token of the right project",
+        )
+
+
+def _missing_fields(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    for key, name in configured_fields(config).items():
+        if name not in info.fields:
+            yield SchemaProblem(
+                NO_SUCH_FIELD,
+                f"{key}: the project has no field {name}",
+                "correct the name in the configuration or add the field",
+            )
+
+
+def _unfit_opt_out_field(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    name = config.opt_out_field
+    if name not in info.fields or time_format(info.fields[name]):
+        return
+    kind, validation = redact(info.fields[name]["field_type"]), redact(_validation(info.fields[name]))
+    if kind != "text":
+        yield SchemaProblem(
+            "opt_out_field_is_no_text",
+            f"opt_out_field: {name} is a {kind} field and cannot hold a time",
+            "name a text field with validation datetime_seconds_ymd",
+        )
+    else:
+        yield SchemaProblem(
+            "opt_out_field_holds_no_time",
+            f"opt_out_field: {name} has validation {validation}, which cannot hold date and time",
+            "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
+        )
+
+
+def _unfit_checkbox(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    name = config.opt_out_checkbox
+    if name in info.fields and not checkbox_column(info.fields, name):
+        yield SchemaProblem(
+            "opt_out_checkbox_unfit",
+            f"opt_out_checkbox: {name} is not a checkbox field with a choice coded 1",
+            "add that choice",
+        )
+
+
+def _missing_events(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    if not info.is_longitudinal:
+        return
+    listed = ", ".join(sorted(info.arms))
+    if config.opt_out_event is None:
+        observed = f"opt_out_event: missing, but the project is longitudinal and has {listed}"
+        yield SchemaProblem("opt_out_event_missing", observed, "name one of these events")
+    for key, name in _configured_events(config).items():
+        if name not in info.arms:
+            observed = f"{key}: the project has no event {name}, but {listed}"
+            yield SchemaProblem("no_such_event", observed, "name one of these events")
+
+
+def _events_in_two_arms(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    events = _configured_events(config)
+    arms = [f"{key} {name} is in arm {info.arms[name]}" for key, name in events.items() if name in info.arms]
+    if len({info.arms[name] for name in events.values() if name in info.arms}) > 1:
+        yield SchemaProblem(
+            "events_in_two_arms",
+            ", ".join(arms),
+            "name two events of one arm (each arm can have a [projects.NAME] table of its own)",
+        )
+
+
+def _repeating_fields(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    """REDCap would reject an import with a field that repeats, whether it is the field or the checkbox."""
+    for key in ("opt_out_field", "opt_out_checkbox"):
+        name = getattr(config, key)
+        form = info.form(name)
+        if form and is_repeating(info.repeating, form, config.opt_out_event):
+            yield SchemaProblem(
+                "opt_out_field_repeats",
+                f"{key}: the instrument {form} of {name}, or its event, repeats and so has many fields {name}",
+                "move the field to an instrument and event that do not repeat",
+            )
+
+
+def _needless_events(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    if not info.is_longitudinal and _configured_events(config):
+        yield SchemaProblem(
+            "redcap_event_needless",
+            "the project is not longitudinal, but an event is configured",
+            "remove phone_event and opt_out_event",
+        )
+
+
+def _fields_not_on_event(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+    for key, name in configured_fields(config).items():
+        event = config.phone_event if key == "phone_field" else config.opt_out_event
+        form = info.form(name)
+        if event in info.arms and form and (event, form) not in info.designations:
+            yield SchemaProblem(
+                "redcap_field_not_on_event",
+                f"{key}: {name} is on instrument {form}, not designated for {event}",
+                "designate the instrument for that event, or name another event",
+            )
+
+
+_BLOCKING_RULES = (
+    _wrong_project,
+    _missing_fields,
+    _missing_events,
+    _events_in_two_arms,
+    _repeating_fields,
+    _unfit_opt_out_field,
+    _unfit_checkbox,
+)
+# Not checked before each write: one costs a request, and for the other REDCap rejects the write itself.
+_OTHER_RULES = (_needless_events, _fields_not_on_event)
+
 
 def is_set(flag: object) -> bool:
-    """Flags come as 0 and 1; other clients have met them as text."""
+    """Return whether a flag is set: REDCap sends 0 and 1, and other clients have received text."""
     return str(flag).lower() in {"1", "true"}
 
 
 def time_format(field: Row) -> str:
-    """How a time is written into a field, for strftime. Raises ProjectProblem where it holds none."""
-    name, kind = field["field_name"], redact(field["field_type"])
-    if kind != "text":
-        raise ProjectProblem(
-            "opt_out_field_is_no_text",
-            f"opt_out_field: {name} is a {kind} field and cannot hold a time; name a text field "
-            "with validation datetime_seconds_ymd",
-        )
-    validation = redact(str(field.get("text_validation_type_or_show_slider_number") or ""))
+    """Return how a time is written into a field, for strftime; "" if the field cannot hold one."""
+    validation = _validation(field)
+    if field["field_type"] != "text":
+        return ""
     if validation == "" or validation.startswith("datetime_seconds_"):
         return SECONDS
-    if validation.startswith("datetime_"):
-        return MINUTES  # REDCap takes no seconds there
-    raise ProjectProblem(
-        "opt_out_field_holds_no_time",
-        f"opt_out_field: {name} has validation {validation}, which cannot hold date and time; "
-        "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
-    )
+    return MINUTES if validation.startswith("datetime_") else ""  # REDCap rejects seconds there
 
 
-def checkbox_column(fields: dict[str, Row], name: str | None) -> str:
-    """The import column of a checkbox' choice 1, or "" without a name. Raises ProjectProblem where it has none."""
-    if name is None:
-        return ""
-    choices = str(fields[name].get("select_choices_or_calculations") or "")
-    codes = {choice.split(",", 1)[0].strip() for choice in choices.split("|")}
-    if fields[name]["field_type"] != "checkbox" or "1" not in codes:
-        raise ProjectProblem(
-            "opt_out_checkbox_unfit",
-            f"opt_out_checkbox: {name} is no checkbox field with a choice coded 1; add that choice",
-        )
-    return f"{name}___1"
+def _validation(field: Row) -> str:
+    return str(field.get("text_validation_type_or_show_slider_number") or "")
+
+
+def checkbox_column(fields: Mapping[str, Row], name: str | None) -> str:
+    """Return the import column of a checkbox' choice 1; "" if there is none."""
+    field = fields.get(name or "", {})
+    choices = str(field.get("select_choices_or_calculations") or "")
+    is_checkbox = field.get("field_type") == "checkbox"
+    return f"{name}___1" if is_checkbox and "1" in _codes(choices) else ""
+
+
+def _codes(choices: str) -> list[str]:
+    """Return the codes of choices in the form "code, label | code, label"."""
+    codes = [choice.split(",", 1)[0].strip() for choice in choices.split("|")]
+    return [code for code in codes if code]
 
 
 def missing_data_codes(project: Row) -> list[str]:
-    """The codes that stand for "no value" in any field; they come as "code, label | code, label"."""
-    choices = str(project.get("missing_data_codes") or "").replace("\n", "|").split("|")
-    return [code for choice in choices if (code := choice.split(",", 1)[0].strip())]
+    """Return the codes that mean "no value" in any field; they are separated by "|" or by lines."""
+    return _codes(str(project.get("missing_data_codes") or "").replace("\n", "|"))
 
 
 def arm_of(event: str) -> str:
-    """An event's arm by its unique name: `enrolment_arm_1`, or `enrolment_arm_1b` where two have the same label."""
+    """Return an event's arm by its unique name: `enrolment_arm_1`, or `enrolment_arm_1b` if two have one label."""
     found = re.search(r"_arm_(\d+)[a-z]*$", event)
     return found[1] if found else ""
 
 
 def arms_of(events: Iterable[Row]) -> dict[str, str]:
-    """The arm of each event, by its unique name."""
+    """Return the arm of each event, by its unique name."""
     names = ((event, str(event["unique_event_name"])) for event in events)
     return {name: str(event.get("arm_num") or arm_of(name)) for event, name in names}
 
 
 def ids_look_hashed(records: Iterable[str]) -> bool:
-    """Whether all record ids look like what REDCap puts in place of identifiers: 32 hex digits (REDCapR #74)."""
+    """Return whether all record ids look like the hashes that replace identifiers: 32 hex digits (REDCapR #74)."""
     ids = list(records)
     return bool(ids) and all(re.fullmatch(r"[0-9a-f]{32}", record) for record in ids)
 
 
 def is_identifier(field: Row) -> bool:
-    """Whether a field of the data dictionary is tagged as an identifier."""
+    """Return whether a field of the data dictionary is tagged as an identifier."""
     return str(field.get("identifier") or "").lower() in {"y", "1"}
 
 
 def is_repeating(rows: Iterable[Row], form: str, event: str | None) -> bool:
-    """Whether a form repeats at an event. A row without a form is about the whole event (PyCap's doctest)."""
+    """Return whether a form repeats at an event. A row without a form is about the whole event (PyCap's doctest)."""
     return any(
         (row.get("event_name") or event) == event and (row.get("form_name") or form) == form for row in rows
     )
 
 
-def is_a_time(value: str) -> bool:
-    """Whether a field's value is written as date and time, as REDCap exports it."""
-    return read_time(value) is not None
-
-
 def read_time(value: str) -> tuple[datetime, str] | None:
+    """Return a field's value as a time, with its format; None if it is not written as REDCap exports times."""
     for form in (SECONDS, MINUTES):
         with suppress(ValueError):
             return datetime.strptime(value, form), form

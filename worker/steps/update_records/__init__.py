@@ -21,8 +21,9 @@ from shared.ledger.locks import held
 from shared.messaging.queue import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import note_problem
-from worker.redcap.client import MAX_RECORDS_PER_REQUEST, RowsRejected
+from worker.redcap.client import MAX_RECORDS_PER_REQUEST
 from worker.redcap.gateway import RecordState, RedcapProject
+from worker.redcap.responses import RowsRejected
 from worker.services import Services
 from worker.steps.complete_events import settle
 from worker.steps.lookup_records import GIVE_UP_AFTER
