@@ -29,7 +29,7 @@ from tests.simulators.twilio import (
 from worker.services import Services
 from worker.twilio.account import TwilioAccountView, without_login
 from worker.twilio.client import working_client
-from worker.twilio.setup import plan_undo
+from worker.twilio.setup.plan import plan_undo
 
 # By its path: in worker.cli the name stands for the command.
 command = importlib.import_module("worker.cli.setup")
@@ -287,7 +287,7 @@ class TestTheMessagingService:
         desk.projects["asthma"]["messaging_service_sid"] = new_sid("MG")
         result = desk.setup()
         assert result.exit_code == 1
-        assert "mend messaging_service_sid" in result.stdout
+        assert "correct messaging_service_sid" in result.stdout
         assert desk.writes() == []
 
     def test_a_configured_number_is_attached(self, desk: Desk) -> None:
@@ -350,7 +350,7 @@ class TestUndo:
         desk.setup()
         desk.service.inbound_request_url = "https://new.example.edu/"
         result = desk.setup("--undo")
-        assert "somebody has changed its address since" in result.stdout
+        assert "its address has been changed since" in result.stdout
         assert desk.service.inbound_request_url == "https://new.example.edu/"
 
     def test_what_another_project_uses_stays(self, desk: Desk) -> None:
@@ -411,7 +411,7 @@ class TestUndo:
         desk.setup("--mode", "webhook")
         del desk.twilio.senders[desk.number.sid]
         result = desk.setup("--undo")
-        assert "which the account no longer has" in result.stdout
+        assert "which no longer exists" in result.stdout
         assert desk.service.inbound_request_url is None
         assert desk.remembered == set()
 
@@ -420,7 +420,7 @@ class TestUndo:
         desk.projects["asthma"]["senders"] = [OWN_NUMBER]
         desk.setup("--mode", "events")
         desk.number.service_sid = None
-        assert "it is there no more" in desk.setup("--undo").stdout
+        assert "which no longer exists" in desk.setup("--undo").stdout
         assert desk.remembered == set()
 
     def test_what_is_deleted_while_the_question_stands_is_gone_all_the_same(self, desk: Desk) -> None:

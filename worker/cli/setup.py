@@ -10,7 +10,7 @@ from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
 from worker.twilio.account import TwilioAccountView
 from worker.twilio.client import working_client
-from worker.twilio.setup import Mode, Plan, choose_mode, plan_setup, plan_undo
+from worker.twilio.setup.plan import Mode, Plan, choose_mode, plan_setup, plan_undo
 
 
 @click.command()

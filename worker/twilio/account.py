@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from twilio.rest import Client
 from twilio.rest.events.v1.sink import SinkInstance
 
+from shared.config.schema import Project
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.errors import TwilioRejected
 from worker.twilio.client import REDACTED_DIGITS, found_or_none, translate_errors
@@ -125,11 +126,19 @@ class TwilioAccountView:
         """Whether a webhook address is our inbound one."""
         return same_address(url, self.inbound_url)
 
+    def is_foreign(self, url: str) -> bool:
+        """Return whether a webhook address is set, and belongs to another program."""
+        return bool(url) and not self.is_ours(url)
+
+    def is_handled_elsewhere(self, number: Number) -> bool:
+        """Return whether another program receives a number's messages."""
+        return bool(number.application_sid) or self.is_foreign(number.sms_url)
+
     # --- services and their senders ---------------------------------------------------------------
 
-    def service(self, sid: str) -> MessagingService | None:
-        """A Messaging Service, or None where the account has none with this SID."""
-        found = found_or_none(self.client.messaging.v1.services(sid).fetch)
+    def service(self, sid: str | None) -> MessagingService | None:
+        """Return a Messaging Service; None without a SID, or if the account has no such service."""
+        found = found_or_none(self.client.messaging.v1.services(sid).fetch) if sid else None
         if found is None:
             return None
         return MessagingService(
@@ -148,6 +157,12 @@ class TwilioAccountView:
             service = self.client.messaging.v1.services(service_sid)
             sids = [str(number.sid) for number in service.phone_numbers.list(page_size=1000)]
             return [self._number(self.client.incoming_phone_numbers(sid).fetch()) for sid in sids]
+
+    def service_is_used(self, service_sid: str, project: Project) -> bool:
+        """Return whether a project uses a service, by its SID or by one of its numbers."""
+        if project.messaging_service_sid == service_sid:
+            return True
+        return any(number.address in project.senders for number in self.service_numbers(service_sid))
 
     def other_senders(self, service_sid: str) -> int:
         """How many short codes and channel senders (RCS, WhatsApp) a service has."""
@@ -213,14 +228,6 @@ class TwilioAccountView:
         )
 
     # --- Event Streams ----------------------------------------------------------------------------
-
-    def has_sink(self, sid: str) -> bool:
-        """Whether the account has this sink, wherever it delivers."""
-        return found_or_none(self.client.events.v1.sinks(sid).fetch) is not None
-
-    def has_subscription(self, sid: str) -> bool:
-        """Whether the account has this subscription, whatever its sink."""
-        return found_or_none(self.client.events.v1.subscriptions(sid).fetch) is not None
 
     def sinks(self) -> list[Sink]:
         """The webhook sinks that deliver to our events address."""
