@@ -1,20 +1,46 @@
-"""Phone numbers: any spelling to E.164, and E.164 to the keyed hash that is all we keep (promise P5)."""
+"""Phone numbers: text to E.164, and E.164 to the keyed hash that is stored (promise P5)."""
 
 import base64
 import hmac
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import phonenumbers
+from phonenumbers import PhoneNumber, PhoneNumberType, ValidationResult
 
 # 128 bits of HMAC-SHA256: no two of a billion numbers collide, and an index entry stays small.
 HASH_BYTES = 16
 
-# North American numbers as they are mostly written; libphonenumber says the same of them (a test compares),
-# at a twentieth of the speed, which counts with a hundred thousand records.
+# North American numbers in their usual spellings. A test compares with libphonenumber, which takes twenty times as
+# long; with a hundred thousand records that matters.
 _E164_OF_NORTH_AMERICA = re.compile(r"\+1[2-9][0-9]{9}")
-_AS_WRITTEN_THERE = re.compile(r"\(?([2-9][0-9]{2})\)?[ .-]{0,2}([0-9]{3})[ .-]?([0-9]{4})")
-_THERE = frozenset({"US", "CA"})
+_NORTH_AMERICAN = re.compile(r"\(?([2-9][0-9]{2})\)?[ .-]{0,2}([0-9]{3})[ .-]?([0-9]{4})")
+_NORTH_AMERICA = frozenset({"US", "CA"})
+
+# Digits that belong to no phone number: dates with separators, times of day, opening hours, "24/7".
+_DATE = r"\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d{2})|(?:19|20)\d{2}([./-])\d{1,2}\2\d{1,2}"
+_TIME = r"\d{1,2}[:.]\d{2}(?::\d{2})? ?(?:[ap]\.?m\b\.?|h\b|uhr\b)?|\d{1,2} ?(?:[ap]\.?m\b\.?|h\b|uhr\b)"
+_HOURS = r"\d{1,2}(?::\d{2})? ?[-–] ?\d{1,2}(?::\d{2})? ?(?:[ap]\.?m\b\.?|h\b|uhr\b)"
+_NOT_A_NUMBER = re.compile(
+    rf"(?<!\d)(?<!\d[./-])(?:{_DATE}|24/7)(?!\d|[./-]\d)|(?<![\d.])(?:{_HOURS}|\d{{1,2}}:\d{{2}}(?::\d{{2}})?)(?!\d)"
+    rf"|(?<![\d.])(?:{_TIME})(?![\d.])",
+    re.IGNORECASE,
+)
+# A year at the end of a number, apart from it: not part of the number if the rest is one.
+_YEAR = re.compile(r" (?:19|20)\d{2}$")
+# Between the digits of one number: white space, dots, dashes, slashes, brackets, underscores, bullets.
+_SOFT = frozenset(" \t./\\()[]_·•‣⁃‧∙'~⁄−")
+# No dialled number has more digits: E.164's 15 and an international prefix.
+_MAX_DIGITS = 20
+# Digits of a number that is accepted by its length alone.
+_SHORTEST_ALONE = 9
+
+_DIAL_OUT = re.compile(r"^(?:0011|011|00) ?(?=[1-9])")
+_MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
+_MEXICO = 52
 
 
 class PhoneHasher:
@@ -29,41 +55,228 @@ class PhoneHasher:
 
 
 def sender_number(address: str) -> str | None:
-    """E.164 of a message's sender, or None where it is a short code or a raw caller id.
+    """E.164 of a message's sender, or None for a short code or a raw caller id.
 
-    Twilio gives E.164 "if possible", else the raw caller id, in which a country cannot be told.
+    Twilio gives E.164 "if possible", otherwise the raw caller id, which does not show the country.
     Source: Twilio docs, "TwiML for Programmable Messaging".
     """
-    return _e164(address, None) if address.startswith("+") else None
+    if _E164_OF_NORTH_AMERICA.fullmatch(address):
+        return address
+    number = _parse(address, None) if address.startswith("+") else None
+    return _e164(number) if number and phonenumbers.is_possible_number(number) else None
 
 
 def numbers_in(text: str, region: str) -> Iterator[str]:
-    """E.164 of every phone number in a REDCap field's text; numbers without country are of `region`."""
-    whole = _e164(text, region)
-    if whole is not None:
-        yield whole
-        return
-    leniency = phonenumbers.Leniency.POSSIBLE
-    for match in phonenumbers.PhoneNumberMatcher(text, region, leniency=leniency):
-        yield phonenumbers.format_number(match.number, phonenumbers.PhoneNumberFormat.E164)
+    """E.164 of every phone number in a REDCap field's text, each once; numbers without country are of `region`.
+
+    A valid number takes precedence over a merely possible one (numbering plans grow faster than any library's
+    tables), and digits of dates, times and other numbers are never joined.
+    """
+    quick = _north_american(text, region)
+    yield from dict.fromkeys([quick] if quick else _numbers(text, region))
 
 
-def _e164(text: str, region: str | None) -> str | None:
+def _north_american(text: str, region: str) -> str | None:
     if _E164_OF_NORTH_AMERICA.fullmatch(text):
         return text
-    if region in _THERE and (parts := _AS_WRITTEN_THERE.fullmatch(text)):
+    if region in _NORTH_AMERICA and (parts := _NORTH_AMERICAN.fullmatch(text)):
         return "+1" + "".join(parts.groups())
-    return _e164_by_library(text, region)
+    return None
 
 
-def _e164_by_library(text: str, region: str | None) -> str | None:
+def _numbers(text: str, region: str) -> list[str]:
+    segments = _segments(text)
+    found = [number for segment in segments for number in _numbers_in_segment(segment, region)]
+    return found or [number for segment in segments if (number := _local_number(segment, region))]
+
+
+# --- segments: what may hold the digits of one number or several -----------------------------------
+
+
+def _segments(text: str) -> list[str]:
+    """Pieces that no number reaches beyond: digit groups separated by single spaces, "+" only in front."""
+    kept = _NOT_A_NUMBER.sub("|", _plain(text))
+    marked = "".join(_class_of(character) for character in kept)
+    return [
+        " ".join(piece.split()) for piece in re.split(r"\||(?=\+)", marked) if any(map(str.isdigit, piece))
+    ]
+
+
+def _plain(text: str) -> str:
+    """ASCII digits and ordinary spaces in place of their Unicode variants; invisible characters removed."""
+    return "".join(_plain_character(character) for character in text)
+
+
+def _plain_character(character: str) -> str:
+    if character.isascii():
+        return character
+    match unicodedata.category(character):
+        case "Nd":
+            return str(unicodedata.decimal(character))
+        case "Cf" | "Mn":
+            return ""
+        case "Zs":
+            return " "
+        case "Pd":
+            return "-"
+    return "+" if character == "＋" else character
+
+
+def _class_of(character: str) -> str:
+    if (character.isdigit() and character.isascii()) or character == "+":
+        return character
+    return " " if character in _SOFT or unicodedata.category(character) == "Pd" else "|"
+
+
+# --- numbers in a segment: the division into runs of digit groups that covers most digits -----------
+
+
+class _Division(NamedTuple):
+    """A way to divide groups of digits into numbers. The best has most valid digits, then most possible ones, then
+    most years in no number, then fewest numbers."""
+
+    valid_digits: int = 0
+    possible_digits: int = 0
+    years_outside: int = 0
+    fewer: int = 0
+    numbers: tuple[str, ...] = ()
+
+    def with_number(self, number: str, digits: int, *, valid: bool) -> "_Division":
+        """This division and one further number."""
+        return self._replace(
+            valid_digits=self.valid_digits + (digits if valid else 0),
+            possible_digits=self.possible_digits + (0 if valid else digits),
+            fewer=self.fewer - 1,
+            numbers=(*self.numbers, number),
+        )
+
+    def without(self, group: str) -> "_Division":
+        """This division and a group of digits in no number."""
+        return self._replace(years_outside=self.years_outside + bool(_YEAR.fullmatch(f" {group}")))
+
+
+def _numbers_in_segment(segment: str, region: str) -> Sequence[str]:
+    if (whole := _valid(segment, region)) and not _ends_in_a_year(segment, region):
+        return [whole]
+    groups = segment.split(" ")
+    best = [_Division()]
+    for end in range(1, len(groups) + 1):
+        best.append(max(_divisions(groups, end, best, region), key=lambda division: division[:4]))
+    whole = None if best[-1].numbers else _possible(segment, region)
+    return [whole] if whole else best[-1].numbers
+
+
+def _divisions(
+    groups: Sequence[str], end: int, best: Sequence[_Division], region: str
+) -> Iterator[_Division]:
+    """Every way to treat the last groups before `end`: as part of no number, or as a number."""
+    yield best[end - 1].without(groups[end - 1])
+    for start in range(end - 1, -1, -1):
+        run = " ".join(groups[start:end])
+        digits = len(run.replace(" ", "").lstrip("+"))
+        if digits > _MAX_DIGITS:
+            return
+        valid = None if _ends_in_a_year(run, region) else _valid(run, region)
+        if number := valid or (_possible(run, region) if _looks_complete(run) else None):
+            yield best[start].with_number(number, digits, valid=valid is not None)
+
+
+def _looks_complete(run: str) -> bool:
+    """Whether a run that is not known to be valid begins, or stands alone, as only a whole number does."""
+    return run.startswith(("+", "0")) or (" " not in run and len(run) >= _SHORTEST_ALONE)
+
+
+def _ends_in_a_year(run: str, region: str) -> bool:
+    shorter = _YEAR.sub("", run)
+    return (
+        shorter != run
+        and len(shorter.replace(" ", "")) >= _SHORTEST_ALONE
+        and _valid(shorter, region) is not None
+    )
+
+
+# --- readings of one run of digits -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _valid(run: str, region: str) -> str | None:
+    """E.164 of a valid reading: a mobile number first, then the first of `_readings`."""
+    valid = [number for number in _readings(run, region) if _is_valid(number)]
+    mobile = (number for number in valid if phonenumbers.number_type(number) in _MOBILE)
+    number = next(mobile, valid[0] if valid else None)
+    return _e164(number) if number else None
+
+
+@lru_cache(maxsize=4096)
+def _possible(run: str, region: str) -> str | None:
+    """E.164 of the first reading whose length is right."""
+    possible = (number for number in _readings(run, region) if _has_right_length(number))
+    number = next(possible, None)
+    return _e164(number) if number else None
+
+
+def _has_right_length(number: PhoneNumber) -> bool:
+    return bool(phonenumbers.is_possible_number_with_reason(number) == ValidationResult.IS_POSSIBLE)
+
+
+def _readings(run: str, region: str) -> Iterator[PhoneNumber]:
+    """As it is written; after another country's dial-out prefix; with a dropped plus."""
+    if national := _parse(run, region):
+        yield national
+    if run.startswith("+"):
+        return
+    international = _DIAL_OUT.sub("+", run, count=1)
+    other = _parse(international, None) if international != run else None
+    if other := other or _with_dropped_plus(run, region):
+        yield other
+
+
+def _with_dropped_plus(run: str, region: str) -> PhoneNumber | None:
+    """Of the region's own country, also after a 0; of another country only if all digits are one group."""
+    number = _parse("+" + run.removeprefix("0"), None)
+    own = number is not None and number.country_code == phonenumbers.country_code_for_region(region)
+    return number if own or (" " not in run and not run.startswith("0")) else None
+
+
+def _is_valid(number: PhoneNumber) -> bool:
+    """By the library, or by the shape of all North American numbers, whose area codes it may not know yet."""
+    north_american = number.country_code == 1 and re.fullmatch(
+        r"[2-9]\d{2}[2-9]\d{6}", str(number.national_number)
+    )
+    return bool(north_american) or phonenumbers.is_valid_number(number)
+
+
+def _local_number(segment: str, region: str) -> str | None:
+    """E.164 of a number without area code; only if the text contains nothing else (`optout check` names these)."""
+    number = _parse(segment, region)
+    return _e164(number) if number and phonenumbers.is_possible_number(number) else None
+
+
+def _parse(text: str, region: str | None) -> PhoneNumber | None:
     try:
-        number = phonenumbers.parse(text, region)
+        number = phonenumbers.parse(_without_mexican_prefix(text, region), region)
     except phonenumbers.NumberParseException:
         return None
-    # "Possible", not "valid": numbering plans grow faster than any library's tables.
-    if not phonenumbers.is_possible_number(number):
-        return None
+    return _without_mexican_one(number)
+
+
+def _without_mexican_prefix(text: str, region: str | None) -> str:
+    """044 and 045 preceded mobile numbers within Mexico until 2019.
+
+    Source: Instituto Federal de Telecomunicaciones, dialling rules since 3 August 2019.
+    """
+    return re.sub(r"^04[45] ?(?=(?:\d ?){10}$)", "", text) if region == "MX" else text
+
+
+def _without_mexican_one(number: PhoneNumber) -> PhoneNumber:
+    """+52 1 preceded mobile numbers until 2019; networks still send it, so both forms are one number."""
+    national = str(number.national_number)
+    if number.country_code == _MEXICO and len(national) == 11 and national.startswith("1"):
+        return PhoneNumber(country_code=_MEXICO, national_number=int(national[1:]))
+    return number
+
+
+def _e164(number: PhoneNumber) -> str:
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
