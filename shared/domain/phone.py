@@ -11,6 +11,9 @@ from typing import NamedTuple
 import phonenumbers
 from phonenumbers import PhoneNumber, PhoneNumberType, ValidationResult
 
+# Changes with the rules below: an index that was built by other rules is rebuilt.
+READING_VERSION = "2"
+
 # 128 bits of HMAC-SHA256: no two of a billion numbers collide, and an index entry stays small.
 HASH_BYTES = 16
 
@@ -18,6 +21,8 @@ HASH_BYTES = 16
 # long; with a hundred thousand records that matters.
 _E164_OF_NORTH_AMERICA = re.compile(r"\+1[2-9][0-9]{9}")
 _NORTH_AMERICAN = re.compile(r"\(?([2-9][0-9]{2})\)?[ .-]{0,2}([0-9]{3})[ .-]?([0-9]{4})")
+# Neither area code nor exchange begins with 0 or 1.
+_VALID_SHAPE = re.compile(r"\+1[2-9][0-9]{2}[2-9][0-9]{6}")
 _NORTH_AMERICA = frozenset({"US", "CA"})
 
 # Digits that belong to no phone number: dates with separators, times of day, opening hours, "24/7".
@@ -240,10 +245,7 @@ def _with_dropped_plus(run: str, region: str) -> PhoneNumber | None:
 
 def _is_valid(number: PhoneNumber) -> bool:
     """By the library, or by the shape of all North American numbers, whose area codes it may not know yet."""
-    north_american = number.country_code == 1 and re.fullmatch(
-        r"[2-9]\d{2}[2-9]\d{6}", str(number.national_number)
-    )
-    return bool(north_american) or phonenumbers.is_valid_number(number)
+    return phonenumbers.is_valid_number(number) or bool(_VALID_SHAPE.fullmatch(_e164(number)))
 
 
 def _local_number(segment: str, region: str) -> str | None:

@@ -259,6 +259,16 @@ class TestRefresh:
         since = more.pop("since", None) or datetime.now(UTC)
         asthma.services.index("asthma").refresh(asthma.services.project("asthma"), since=since, **more)
 
+    def test_an_index_built_by_other_rules_is_rebuilt(self, asthma: Study) -> None:
+        index = asthma.services.index("asthma")
+        other = hashed("+16505559999")
+        index.rebuild([record("1", other)], now=NOON)
+        asthma.redis.hset(keys.index_state("asthma"), "reading", "1")
+        assert index.refreshed_at() is None
+        index.refresh(asthma.services.project("asthma"), since=NOON)
+        assert holders(index, other) == [[]]
+        assert index.is_fresh(since=NOON)
+
     def test_the_first_refresh_reads_the_whole_project(self, asthma: Study) -> None:
         self.refresh(asthma)
         index = asthma.services.index("asthma")

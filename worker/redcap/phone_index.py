@@ -11,6 +11,7 @@ from itertools import islice
 import structlog
 
 from shared.domain.events import from_milliseconds, milliseconds
+from shared.domain.phone import READING_VERSION
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
 from shared.ledger.locks import held
@@ -132,9 +133,9 @@ class PhoneIndex:
         return str(found[0]) if found else None
 
     def refreshed_at(self) -> datetime | None:
-        """When the last complete refresh began; None where there is no index yet."""
-        stored = self._redis.hget(self._state, "refreshed_ms")
-        return from_milliseconds(int(stored)) if stored else None
+        """When the last complete refresh began; None if there is no index, or one by an earlier version's rules."""
+        stored, reading = self._redis.hmget(self._state, ["refreshed_ms", "reading"])
+        return from_milliseconds(int(stored)) if stored and reading == READING_VERSION else None
 
     def is_fresh(self, since: datetime) -> bool:
         """Whether a complete refresh has begun after `since`."""
@@ -183,9 +184,13 @@ class PhoneIndex:
         self._refuse_shrinking(count)
         self._forget_older(generation)
         # Perhaps a later refresh has ended before: then the next lookup that misses asks once more than it needs to.
-        self._redis.hset(
-            self._state, mapping={"refreshed_ms": generation, "built_ms": generation, "records": count}
-        )
+        state = {
+            "refreshed_ms": generation,
+            "built_ms": generation,
+            "records": count,
+            "reading": READING_VERSION,
+        }
+        self._redis.hset(self._state, mapping=state)
         return count
 
     def put(self, states: Iterable[RecordState], *, now: datetime) -> int:
