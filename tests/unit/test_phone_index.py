@@ -88,7 +88,7 @@ class TestPut:
     def test_more_records_than_one_script_takes_are_put_in_portions(
         self, index: PhoneIndex, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "_CHUNK", 3)
+        monkeypatch.setattr(module, "RECORDS_PER_SCRIPT", 3)
         assert index.put((record(str(n), ONE) for n in range(10)), now=NOON) == 10
         assert len(index.records([ONE])[ONE]) == 10
 
@@ -198,13 +198,13 @@ class TestTwoExportsAtOnce:
         self, index: PhoneIndex, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         index.rebuild([record("1", ONE)], now=NOON)
-        take_out = index._take_out
+        forget = index.forget
 
-        def late(records: Iterable[str], generation: int) -> None:
+        def late(records: Iterable[str], *, generation: int) -> None:
             index.put([record("1", ONE)], now=LATER + timedelta(seconds=30))
-            take_out(records, generation)
+            forget(records, generation=generation)
 
-        monkeypatch.setattr(index, "_take_out", late)
+        monkeypatch.setattr(index, "forget", late)
         index.rebuild([], now=LATER)
         assert holders(index, ONE) == [["1"]]
 

@@ -1,15 +1,15 @@
-"""Which records hold a phone: built by one export of the project, kept in Redis as hashes only.
+"""Which records hold a phone: built from exports of the project, stored in Redis as hashes only.
 
-Two maps, phone hash -> record ids and record id -> phone hashes, so that a changed number leaves its old
-place. What is found here is a hint: the update reads the records before it believes it.
+Two maps, phone hash -> record ids and record id -> phone hashes, so that a changed number can be removed from its
+former record. The index gives hints: an update reads the records before it relies on them.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 
 import structlog
 
+from shared.batches import batches
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.domain.phone import READING_VERSION
 from shared.errors import RedcapUnavailable
@@ -18,32 +18,35 @@ from shared.ledger.locks import held
 from shared.redis_client import RedisClient
 from worker.redcap.gateway import RecordState, RedcapProject
 
-# dateRangeBegin speaks the REDCap server's wall clock, whose zone nobody tells us, and changes show up in it
-# late (PHPCap's tests wait a minute and more): reach back over every zone's offset and then some.
+# dateRangeBegin is in the REDCap server's wall clock, whose zone the API does not tell, and changes appear in it
+# late (PHPCap's tests wait a minute and more): read back further than any zone's offset.
 OVERLAP = timedelta(hours=28)
-# Up to this many records a whole export costs REDCap one request, as an incremental one does, and also
-# shows what was deleted.
+# Up to this many records a whole export costs REDCap one request, as an incremental one does, and also shows which
+# records were deleted.
 SMALL_PROJECT = 5_000
-# So long after a change dateRangeBegin may still not show it (PHPCap's tests wait 60 to 90 seconds).
+# dateRangeBegin may not show a change for this long (PHPCap's tests wait 60 to 90 seconds).
 CHANGE_VISIBILITY_DELAY = timedelta(seconds=90)
-# Half of the records gone between two exports is taken for a broken answer until a second export agrees.
+# If this share of the records disappears between two exports, a second export has to confirm it.
 SUSPICIOUS_SHRINK = 0.5
-
-# Two exports at a time are never further apart than this; what seems to come from a later one comes from a clock
-# that was ahead, and does not stand in the way of what is read now.
+# Smaller projects may shrink at once.
+SHRINK_CHECKED_FROM = 20
+# Concurrent exports do not begin further apart than this. What seems to come from a later one was written with a
+# clock that was ahead, and does not take precedence.
 LONGEST_EXPORT_MS = 3600 * 1000
 
-_CHUNK = 500
+RECORDS_PER_SCRIPT = 500
 
-# Sets the phones of records. A phone that is new to a record and has a known status is put into the pending
-# set: a record that was added or renumbered after its participant opted out gets the status by itself.
+log = structlog.get_logger(__name__)
+
+# Sets the phones of records. A phone that is new to a record and has a known status is added to the pending set: a
+# record that was added or renumbered after its participant opted out receives the status without further action.
 # A record that comes twice in one generation (its rows stood apart in the export) keeps the phones of both.
-# What an export that began later has said of a record stands: the nightly run's may still be read, for minutes,
-# while a lookup's refresh is done. Generation 0 is no export, but what is known for certain: it always counts.
+# What an export that began later has said about a record takes precedence: the reconciliation's may be read for
+# minutes, while a lookup's refresh ends. Generation 0 is not an export, but certain knowledge: it always applies.
 # KEYS: 1 phones, 2 records, 3 status, 4 pending, 5 due
 # ARGV: 1 generation, 2 now ms, 3 due member, 4 due ms, 5 by how many ms a later export is believed to be later,
 #       then per record: id, number of phones, the phones
-# Answers: how many phones were put into the pending set.
+# Returns the number of phones that were added to the pending set.
 _SET = """
 local generation, now, found = ARGV[1], ARGV[2], 0
 local function without(ids, id)
@@ -121,69 +124,80 @@ class PhoneIndex:
         self._set = redis.register_script(_SET)
 
     def records(self, phones: Sequence[str]) -> dict[str, list[str]]:
-        """Record ids per phone hash; phones that no record holds are left out."""
-        if not phones:
-            return {}
-        stored = self._redis.hmget(self._phones, phones)
+        """Return record ids by phone hash, without phones that no record holds."""
+        stored = self._redis.hmget(self._phones, phones) if phones else []
         return {phone: ids.split("\n") for phone, ids in zip(phones, stored, strict=True) if ids}
 
     def any_record(self) -> str | None:
-        """The id of some record that holds a phone, or None."""
+        """Return the id of a record that holds a phone, or None."""
         found = self._redis.hrandfield(self._records, 1)
         return str(found[0]) if found else None
 
+    # --- freshness --------------------------------------------------------------------------------
+
     def refreshed_at(self) -> datetime | None:
-        """When the last complete refresh began; None if there is no index, or one by an earlier version's rules."""
+        """Return when the last complete refresh began; None without an index by the present reading rules."""
         stored, reading = self._redis.hmget(self._state, ["refreshed_ms", "reading"])
         return from_milliseconds(int(stored)) if stored and reading == READING_VERSION else None
 
     def is_fresh(self, since: datetime) -> bool:
-        """Whether a complete refresh has begun after `since`."""
+        """Return whether a complete refresh has begun after `since`."""
         refreshed = self.refreshed_at()
         return refreshed is not None and refreshed >= since
 
     def may_be_incomplete(self, since: datetime) -> bool:
-        """Whether a record that was entered just before `since` may be missing: only changes were read after that."""
-        built = self._redis.hget(self._state, "built_ms")
-        return self._known_records() > SMALL_PROJECT and int(built or 0) < milliseconds(since)
+        """Return whether a record that was entered just before `since` may be missing.
+
+        After that time, only changes have been read.
+        """
+        return not self._is_small() and self._number("built_ms") < milliseconds(since)
+
+    def mark_used(self, now: datetime) -> None:
+        """Record that a lookup relied on the index, so that a refresh follows (see `needs_refresh`)."""
+        self._redis.hset(self._state, "used_ms", milliseconds(now))
+
+    def needs_refresh(self) -> bool:
+        """Return whether a lookup relied on the index since its last refresh: another record may hold that phone."""
+        refreshed_ms, used_ms = self._redis.hmget(self._state, ["refreshed_ms", "used_ms"])
+        return refreshed_ms is not None and int(used_ms or 0) > int(refreshed_ms)
+
+    def _number(self, name: str) -> int:
+        return int(self._redis.hget(self._state, name) or 0)
+
+    def _is_small(self) -> bool:
+        return self._number("records") <= SMALL_PROJECT
+
+    # --- reading exports --------------------------------------------------------------------------
 
     def refresh(self, project: RedcapProject, *, since: datetime, wait_seconds: float = 60.0) -> None:
         """Bring the index up to date with REDCap, unless a refresh has begun after `since`.
 
-        Raises RedcapUnavailable (also where another worker is at it and does not end), RedcapRejected or
-        ProjectProblem.
+        Raises RedcapUnavailable (also if another worker does not finish in time), RedcapRejected or ProjectProblem.
         """
-        with held(self._redis, f"index:{self._project}", wait_seconds=wait_seconds) as mine:
+        with held(self._redis, f"index:{self._project}", wait_seconds=wait_seconds) as acquired:
             if self.is_fresh(since):
-                return  # another worker has just done it
-            if not mine:
+                return  # another worker has just refreshed it
+            if not acquired:
                 raise RedcapUnavailable("index_busy", "another worker is refreshing the index")
-            now, refreshed = datetime.now(UTC), self.refreshed_at()
-            if refreshed is None or self._known_records() <= SMALL_PROJECT:
-                self.rebuild(project.read_all(), now=now)
-            else:
-                self.put(project.read_all(refreshed - OVERLAP), now=now)
-                self._redis.hset(self._state, "refreshed_ms", milliseconds(now))
+            self._refresh(project, datetime.now(UTC), self.refreshed_at())
 
-    def mark_used(self, now: datetime) -> None:
-        """Note that the index was believed, so that a refresh follows (see `needs_refresh`)."""
-        self._redis.hset(self._state, "used_ms", milliseconds(now))
-
-    def needs_refresh(self) -> bool:
-        """Whether it was believed since its last refresh: another record may hold that phone by now."""
-        refreshed, used = self._redis.hmget(self._state, ["refreshed_ms", "used_ms"])
-        return refreshed is not None and int(used or 0) > int(refreshed)
+    def _refresh(self, project: RedcapProject, now: datetime, refreshed: datetime | None) -> None:
+        if refreshed is None or self._is_small():
+            self.rebuild(project.read_all(), now=now)
+        else:
+            self.put(project.read_all(refreshed - OVERLAP), now=now)
+            self._redis.hset(self._state, "refreshed_ms", milliseconds(now))
 
     def rebuild(self, states: Iterable[RecordState], *, now: datetime) -> int:
-        """Replace the index by what a complete export says. Answers the number of records.
+        """Replace the index by a complete export. Returns the number of records.
 
-        The old entries serve until the end, and stay where the export breaks off or is suspiciously short.
+        The old entries remain in use until the end, and stay if the export breaks off or is suspiciously short.
         """
         generation = milliseconds(now)
         count = self.put(states, now=now)
-        self._refuse_shrinking(count)
+        self._raise_if_shrunk(count)
         self._forget_older(generation)
-        # Perhaps a later refresh has ended before: then the next lookup that misses asks once more than it needs to.
+        # A later refresh may have ended before: then the next lookup that finds nothing refreshes once more.
         state = {
             "refreshed_ms": generation,
             "built_ms": generation,
@@ -194,69 +208,64 @@ class PhoneIndex:
         return count
 
     def put(self, states: Iterable[RecordState], *, now: datetime) -> int:
-        """Set the phones of some records. Answers the number of records."""
-        count, rest = 0, iter(states)
-        while chunk := list(islice(rest, _CHUNK)):
-            count += len(chunk)
-            self._put_chunk(chunk, milliseconds(now))
+        """Set the phones of some records. Returns the number of records."""
+        return self._set_phones(((state.record_id, state.phones) for state in states), milliseconds(now))
+
+    def forget(self, records: Iterable[str], *, generation: int = 0) -> None:
+        """Remove deleted records, or (with a generation) those that were not in an export."""
+        self._set_phones(((record, frozenset()) for record in records), generation)
+
+    def _set_phones(self, phones: Iterable[tuple[str, frozenset[str]]], generation: int) -> int:
+        count = 0
+        for batch in batches(phones, RECORDS_PER_SCRIPT):
+            count += len(batch)
+            self._set_batch(batch, generation)
         return count
 
-    def _put_chunk(self, states: Sequence[RecordState], now_ms: int) -> None:
+    def _set_batch(self, phones: Sequence[tuple[str, frozenset[str]]], generation: int) -> None:
         project = self._project
-        args: list[str | int] = [now_ms, now_ms, f"update|{project}|", now_ms, LONGEST_EXPORT_MS]
-        for state in states:
-            args += [state.record_id, len(state.phones), *sorted(state.phones)]
+        args: list[str | int] = [generation, generation, f"update|{project}|", generation, LONGEST_EXPORT_MS]
+        for record, held_phones in phones:
+            args += [record, len(held_phones), *sorted(held_phones)]
         self._set(
             keys=[self._phones, self._records, keys.status(project), keys.pending(project), keys.DUE],
             args=args,
         )
 
-    def forget(self, records: Iterable[str]) -> None:
-        """Take deleted records out."""
-        self._take_out(records, 0)
+    def _raise_if_shrunk(self, count: int) -> None:
+        before = self._number("records")
+        if before >= SHRINK_CHECKED_FROM and count < before * SUSPICIOUS_SHRINK:
+            self._raise_unless_confirmed(count, before)
+            log.warning("project_shrank", project=self._project, before=before, now=count)
+        self._redis.hdel(self._state, "shrunk_to")
 
-    def _take_out(self, records: Iterable[str], generation: int) -> None:
-        gone = [
-            RecordState(record_id=record, phones=frozenset(), opt_out_value="", ticked=False)
-            for record in records
-        ]
-        if gone:
-            self._put_chunk(gone, generation)
+    def _raise_unless_confirmed(self, count: int, before: int) -> None:
+        if self._redis.hget(self._state, "shrunk_to") != str(count):
+            self._redis.hset(self._state, "shrunk_to", count)
+            raise RedcapUnavailable("redcap_partial_export", f"{count} records, {before} before")
+
+    def _forget_older(self, generation: int) -> None:
+        """Remove what only earlier exports have shown. What a later one adds in the meantime stays (see _SET)."""
+        entries = self._redis.hscan_iter(self._records, count=1000)
+        older = [record for record, entry in entries if not _is_current(entry, generation)]
+        self.forget(older, generation=generation)
 
     def forget_phone(self, phone: str) -> list[str]:
-        """Take a phone out of all its records. Answers their ids."""
+        """Remove a phone from all its records. Returns their ids."""
         records = self.records([phone]).get(phone, [])
         entries = self._redis.hmget(self._records, records) if records else []
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(self._phones, phone)
             for record, entry in zip(records, entries, strict=True):
-                lines = [line for line in (entry or "").split("\n") if line != phone]
-                if len(lines) > 1:  # the first is the generation
-                    pipe.hset(self._records, record, "\n".join(lines))
+                remaining = [line for line in (entry or "").split("\n") if line != phone]
+                if len(remaining) > 1:  # the first is the generation
+                    pipe.hset(self._records, record, "\n".join(remaining))
                 else:
                     pipe.hdel(self._records, record)
             pipe.execute()
         return records
 
-    def _known_records(self) -> int:
-        return int(self._redis.hget(self._state, "records") or 0)
 
-    def _refuse_shrinking(self, count: int) -> None:
-        before = self._known_records()
-        if before >= 20 and count < before * SUSPICIOUS_SHRINK:
-            if self._redis.hget(self._state, "shrunk_to") != str(count):
-                self._redis.hset(self._state, "shrunk_to", count)
-                raise RedcapUnavailable("redcap_partial_export", f"{count} records, {before} before")
-            structlog.get_logger(__name__).warning(
-                "project_shrank", project=self._project, before=before, now=count
-            )
-        self._redis.hdel(self._state, "shrunk_to")
-
-    def _forget_older(self, generation: int) -> None:
-        """Take out what only earlier exports have shown; what a later one puts in meanwhile stays (see _SET)."""
-        older = [
-            record
-            for record, entry in self._redis.hscan_iter(self._records, count=1000)
-            if not 0 <= int(entry.partition("\n")[0]) - generation <= LONGEST_EXPORT_MS
-        ]
-        self._take_out(older, generation)
+def _is_current(entry: str, generation: int) -> bool:
+    """Return whether a record was in this export or in a later one."""
+    return 0 <= int(entry.partition("\n")[0]) - generation <= LONGEST_EXPORT_MS
