@@ -179,7 +179,7 @@ class TestMessages:
 
     def test_the_simulator_would_refuse_a_time_that_twilio_does_not_read(self, sim: TwilioSimulator) -> None:
         with pytest.raises(TwilioRejected, match="status 400"):
-            list(opened()._raw_pages(to=SENDER, date_sent_after="yesterday"))
+            list(opened().raw_pages(to=SENDER, date_sent_after="yesterday"))
 
     def test_our_page_size_is_the_largest_of_the_description(self) -> None:
         assert PAGE_SIZE == 1000

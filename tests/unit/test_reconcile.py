@@ -470,8 +470,10 @@ class TestRedaction:
         self, night: Night, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Twilio's description allows them; the simulator writes none."""
-        dated = message_log._time
-        monkeypatch.setattr(message_log, "_time", lambda each: None if each.body == "STOP" else dated(each))
+        dated = message_log.message_time
+        monkeypatch.setattr(
+            message_log, "message_time", lambda each: None if each.body == "STOP" else dated(each)
+        )
         night.missed()
         night.missed("thanks", 1)
         report = night.run()

@@ -1,4 +1,4 @@
-"""Twilio's message log, as opt-out events: read by sender, newest first, a page at a time."""
+"""Twilio's message log as opt-out events, by sender, newest first, one page at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,14 +26,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class LogCounts:
-    """What was read, and what could not be."""
+    """What was read, and what could not be used."""
 
     messages: int = 0
     pages: int = 0
-    inbound_texts: int = 0  # without media, which needs no body
+    inbound_texts: int = 0  # without media: these have a body, unless it is redacted
     redacted_numbers: int = 0
     redacted_bodies: int = 0
-    incomplete: int = 0  # without any date, or without a SID: passed over
+    incomplete: int = 0  # without any date, or without a SID: skipped
 
 
 @dataclass(slots=True)
@@ -50,119 +50,123 @@ class MessageLog:
     def __post_init__(self) -> None:
         self._keywords = self.config.keywords
 
+    # --- senders ----------------------------------------------------------------------------------
+
     def senders(self) -> list[str]:
-        """Every address that the project's participants write to, on the channels that count."""
-        found = dict.fromkeys(
-            address for sender in self.config.senders for address in self._addresses(sender)
-        )
-        if self.config.messaging_service_sid:
-            found |= dict.fromkeys(self._service_senders(self.config.messaging_service_sid))
-        return [
-            sender for sender in found if channel_and_address(sender)[0] in {"sms", *self.config.channels}
-        ]
+        """Return every address that the project's participants write to, on the configured channels."""
+        configured = [address for sender in self.config.senders for address in self._addresses(sender)]
+        senders = dict.fromkeys([*configured, *self._service_senders()])
+        channels = {"sms", *self.config.channels}
+        return [sender for sender in senders if channel_and_address(sender)[0] in channels]
 
     def _addresses(self, sender: str) -> list[str]:
-        """A number, and where WhatsApp counts its address there: Twilio writes `whatsapp:` before the number.
+        """Return a number, and its WhatsApp address if the channel is configured: `whatsapp:` before the number.
 
         Source: Twilio docs, Messages resource, `to`.
         """
-        both = sender.startswith("+") and "whatsapp" in self.config.channels
-        return [sender, f"whatsapp:{sender}"] if both else [sender]
+        has_both = sender.startswith("+") and "whatsapp" in self.config.channels
+        return [sender, f"whatsapp:{sender}"] if has_both else [sender]
 
-    def _service_senders(self, service_sid: str) -> Iterator[str]:
-        service = self.client.messaging.v1.services(service_sid)
-        yield from (number.phone_number for number in _all(service.phone_numbers.list) if number.phone_number)
-        yield from (code.short_code for code in _all(service.short_codes.list) if code.short_code)
+    def _service_senders(self) -> Iterator[str]:
+        if not self.config.messaging_service_sid:
+            return
+        service = self.client.messaging.v1.services(self.config.messaging_service_sid)
+        yield from (number.phone_number for number in _list_all(service.phone_numbers) if number.phone_number)
+        yield from (code.short_code for code in _list_all(service.short_codes) if code.short_code)
         if {"rcs", "whatsapp"} & set(self.config.channels):
-            try:
-                channels = _all(service.channel_senders.list)
-                yield from (channel.sender for channel in channels if channel.sender)
-            except TwilioRejected as error:
-                log.warning("channel_senders_not_listed", project=self.project, error=str(error))
+            yield from self._channel_senders(service.channel_senders)
+
+    def _channel_senders(self, listing: Any) -> Iterator[str]:
+        try:
+            yield from (channel.sender for channel in _list_all(listing) if channel.sender)
+        except TwilioRejected as error:
+            log.warning("channel_senders_not_listed", project=self.project, error=str(error))
+
+    # --- pages ------------------------------------------------------------------------------------
 
     def pages(self, sender: str, since: datetime) -> Iterator[list[OptOutEvent]]:
-        """The changes that came to one sender, page by page, newest first."""
+        """Return the changes that came to one sender, page by page, newest first."""
         for page in self._pages_since(since, to=sender):
-            yield [event for message in page if (event := self._opt_out(message)) is not None]
+            yield list(filter(None, map(self._opt_out, page)))
 
     def blocked_pages(self, sender: str, since: datetime) -> Iterator[list[OptOutEvent]]:
-        """Texts of ours that Twilio refused because their recipient had opted out, page by page."""
+        """Return the study's texts that Twilio blocked because their recipient had opted out, page by page."""
         for page in self._pages_since(since, from_=sender):
-            yield [event for message in page if (event := self._blocked(message)) is not None]
+            yield list(filter(None, map(self._blocked, page)))
 
     def _pages_since(self, since: datetime, **filters: Any) -> Iterator[list[Any]]:
-        """The messages of a list from then on, inclusive: read until a whole page is older.
+        """Return the messages of a list since that time, inclusive; stop at a page that is entirely older.
 
-        Twilio's own filter and order are by DateSent, and that is null where no webhook was called and where
-        nothing was sent. The filter would leave such messages out; where they stand in the order, nobody says.
-        If they stand before all others, an older page of them tells nothing about those: the filter then does.
+        Twilio's own filter and order are by DateSent, which is null if no webhook was called and nothing was sent.
+        The filter omits such messages, and their place in the order is not documented. If they come before all
+        others, an old page of them tells nothing about the others: then the filter is used as well.
         Source: twilio-oai, api_v2010 ListMessage; Twilio docs, Messages resource.
         """
         since, some_sent = since.astimezone(UTC).replace(microsecond=0), False
-        for page in self._raw_pages(**filters):
+        for page in self.raw_pages(**filters):
             some_sent = some_sent or any(message.date_sent for message in page)
-            yield self._from_then_on(page, since)
+            yield self._usable_since(page, since)
             if _is_older(page, since):
-                rest = () if some_sent else self._raw_pages(date_sent_after=since, **filters)
-                yield from (self._from_then_on(sent, since) for sent in rest)
+                rest = () if some_sent else self.raw_pages(date_sent_after=since, **filters)
+                yield from (self._usable_since(sent, since) for sent in rest)
                 return
 
-    def _from_then_on(self, page: list[Any], since: datetime) -> list[Any]:
-        """Of a page, what is to be read. What lacks a date or a SID is no event: it is counted, and passed over."""
-        complete = [message for message in page if message.sid and _time(message)]
-        wanted = [message for message in complete if _time(message) >= since]
+    def _usable_since(self, page: list[Any], since: datetime) -> list[Any]:
+        """Return the messages of a page since that time. One without a date or a SID is counted and skipped."""
+        complete = [message for message in page if message.sid and message_time(message)]
+        recent = [message for message in complete if message_time(message) >= since]
         incomplete = len(page) - len(complete)
-        self.counts.messages += len(wanted) + incomplete
+        self.counts.messages += len(recent) + incomplete
         self.counts.incomplete += incomplete
         if incomplete:
             log.warning("messages_incomplete", project=self.project, number=incomplete)
-        return wanted
+        return recent
 
-    def _raw_pages(self, **filters: Any) -> Iterator[list[Any]]:
-        page = _patiently(partial(self.client.messages.page, page_size=PAGE_SIZE, **filters))
-        while True:
+    def raw_pages(self, **filters: Any) -> Iterator[list[Any]]:
+        """Return Twilio's pages of messages for these filters."""
+        page = _retry(partial(self.client.messages.page, page_size=PAGE_SIZE, **filters))
+        while page is not None:
             with translate_errors():
                 messages = list(page)
             self.counts.pages += 1
             yield messages
             url = page.next_page_url
-            if not url:
-                return
-            page = _patiently(partial(self.client.messages.get_page, url))
+            page = _retry(partial(self.client.messages.get_page, url)) if url else None
+
+    # --- messages ---------------------------------------------------------------------------------
 
     def _opt_out(self, message: Any) -> OptOutEvent | None:
         if message.direction != "inbound":
             return None
+        self._count_text(message)
+        change = self._keywords.change(message.body or "")
+        return self._event(message, message.from_, change, Source.MESSAGE_LOG) if change else None
+
+    def _count_text(self, message: Any) -> None:
         if str(message.num_media or "0") == "0":
             self.counts.inbound_texts += 1
             self.counts.redacted_bodies += not message.body
-        channel, address = channel_and_address(message.from_ or "")
-        change = self._keywords.change(message.body or "")
-        if change is None or channel not in self.config.channels:
-            return None
-        if REDACTED_DIGITS in address:
-            self.counts.redacted_numbers += 1  # reported, not guessed
-            return None
-        return self._event(message, address, change, Source.MESSAGE_LOG)
 
     def _blocked(self, message: Any) -> OptOutEvent | None:
         if str(message.error_code) != str(UNSUBSCRIBED):
             return None
-        channel, address = channel_and_address(message.to or "")
+        return self._event(message, message.to, Change.STOP, Source.BLOCKED_MESSAGE)
+
+    def _event(
+        self, message: Any, participant: str | None, change: Change, source: Source
+    ) -> OptOutEvent | None:
+        channel, address = channel_and_address(participant or "")
         if channel not in self.config.channels:
             return None
         if REDACTED_DIGITS in address:
-            self.counts.redacted_numbers += 1
+            self.counts.redacted_numbers += 1  # reported: the number cannot be recovered
             return None
-        return self._event(message, address, Change.STOP, Source.BLOCKED_MESSAGE)
-
-    def _event(self, message: Any, address: str, change: Change, source: Source) -> OptOutEvent:
         number = sender_number(address)
         return OptOutEvent(
             project=self.project,
             event_id=message.sid,
             change=change,
-            occurred_at=_time(message),
+            occurred_at=message_time(message),
             source=source,
             phone_hash=self.hasher(number) if number else "",
         )
@@ -171,30 +175,30 @@ class MessageLog:
 def open_message_log(
     project: str, config: Project, account: TwilioAccount, hasher: PhoneHasher
 ) -> MessageLog:
-    """The log, with the first of the account's tokens that Twilio takes: one of two is old during a rotation.
+    """Return the log, read with the first of the account's tokens that Twilio accepts.
 
     Raises as `working_client` does.
     """
-    return MessageLog(project, config, _patiently(partial(working_client, account)), hasher)
+    return MessageLog(project, config, _retry(partial(working_client, account)), hasher)
 
 
-def _time(message: Any) -> Any:
-    """For an inbound message, when Twilio called the webhook, which is what we compare with; or None."""
+def message_time(message: Any) -> Any:
+    """Return when Twilio called the webhook, for an inbound message that has one; else its creation, or None."""
     return message.date_sent or message.date_created
 
 
 def _is_older(page: list[Any], since: datetime) -> bool:
-    """Whether a page lies wholly before that time. One without any date does not."""
-    times = [when for message in page if (when := _time(message))]
+    """Return whether a page is entirely older than that time. A page without any date is not."""
+    times = list(filter(None, map(message_time, page)))
     return bool(times) and max(times) < since
 
 
-def _all(listing: Callable[..., list[Any]]) -> list[Any]:
-    return list(_patiently(partial(listing, page_size=PAGE_SIZE)))
+def _list_all(listing: Any) -> list[Any]:
+    return list(_retry(partial(listing.list, page_size=PAGE_SIZE)))
 
 
-def _patiently(request: Callable[[], Any]) -> Any:
-    """A few tries: 429 means that nothing was done and asks to come again. Source: Twilio error 20429."""
+def _retry(request: Callable[[], Any]) -> Any:
+    """Retry a few times: 429 means that nothing was done, and to retry later. Source: Twilio error 20429."""
 
     def attempt() -> Any:
         with translate_errors():
