@@ -1,8 +1,9 @@
-"""What Twilio's side looks like now: services, numbers, sinks. Reads only; `check` and `setup` judge it."""
+"""A Twilio account as it is now: services, numbers, sinks. Reads only; `check` and `setup` evaluate it."""
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,14 +15,14 @@ from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.errors import TwilioRejected
 from worker.twilio.client import REDACTED_DIGITS, found_or_none, translate_errors
 
-# Without it a 5xx or a timeout is not retried at all; all attempts together get 15 s.
+# Without it Twilio does not retry after a 5xx or a timeout. All attempts together may take 15 s.
 # Source: Twilio docs, "Webhook connection overrides".
 RETRY_FRAGMENT = "#rc=5&rp=5xx,ct,rt&ct=1500&rt=3000"
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number of the account, with its own addresses. Never shown whole: see `masked`."""
+    """A number of the account, with its own webhook addresses. Messages show `name`, never the whole number."""
 
     sid: str
     address: str
@@ -33,13 +34,13 @@ class Number:
 
     @property
     def name(self) -> str:
-        """What findings and plans call it: the study's own sender, by its last four digits and SID."""
+        """The last four digits and the SID, for findings and plans."""
         return f"number …{self.address[-4:]} ({self.sid})"
 
 
 @dataclass(frozen=True, slots=True)
 class MessagingService:
-    """A Messaging Service, and where it sends what comes in."""
+    """A Messaging Service, and where it sends incoming messages."""
 
     sid: str
     name: str
@@ -51,7 +52,7 @@ class MessagingService:
 
     @property
     def drops(self) -> bool:
-        """Whether what comes in is neither delivered nor logged. Source: twilio-oai, messaging_v1 Service."""
+        """Whether incoming messages are neither delivered nor logged. Source: twilio-oai, messaging_v1 Service."""
         return not self.inbound_url and not self.defers_to_number
 
 
@@ -60,58 +61,59 @@ class Sink:
     """An Event Streams webhook sink, and its subscriptions to incoming messages."""
 
     sid: str
-    destination: str
     status: str
     subscriptions: tuple[str, ...]
     subscribed: bool
 
     @property
     def works(self) -> bool:
-        """Whether it brings incoming messages."""
+        """Whether it delivers incoming messages."""
         return self.subscribed and self.status != "failed"
 
 
 def same_address(one: str, other: str) -> bool:
-    """Whether two webhook addresses are the same, whatever their fragment and a slash at the end."""
-    return _bare(one) == _bare(other)
+    """Return whether two webhook addresses are the same, apart from login, fragment and a slash at the end."""
+    return _comparable(one) == _comparable(other)
 
 
-def _bare(url: str) -> str:
+def _comparable(url: str) -> str:
     try:
         parts = urlsplit(url)
-    except ValueError:  # whatever somebody wrote there, it is not ours
+    except ValueError:  # not an address, so not this program's
         return url
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}?{parts.query}"
 
 
 def without_login(url: str) -> str:
-    """An address as it may be shown. Twilio takes `user:password@` in it, for HTTP authentication.
+    """Return an address for display. Twilio accepts `user:password@` in it, for HTTP authentication.
 
-    Whatever stands before the last @ goes: of a login that is not percent-encoded, one cannot tell where it ends.
+    Everything before the last @ is removed: the end of a login that is not percent-encoded is unknown.
     Source: Twilio docs, "Webhooks security".
     """
     return re.sub(r"^([a-z]+://)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)
 
 
 def asks_for_retries(url: str) -> bool:
-    """Whether the address' fragment has Twilio repeat a webhook that was answered 5xx."""
-    given = parse_qs(urlsplit(url).fragment)
-    policies = set(given.get("rp", [""])[0].split(","))
-    return given.get("rc", ["1"])[0] != "0" and bool(policies & {"5xx", "all"})
+    """Return whether the address' fragment has Twilio retry a webhook that was answered with 5xx."""
+    fragment = parse_qs(urlsplit(url).fragment)
+    policies = fragment.get("rp", [""])[0].split(",")
+    return fragment.get("rc", ["1"])[0] != "0" and not {"5xx", "all"}.isdisjoint(policies)
 
 
 def _destination(configuration: object) -> str:
-    """The address of a sink. Its configuration is an object, of which Twilio describes no more than that.
+    """Return the address of a sink, or "". Twilio describes its configuration as an object, without its members.
 
-    Where it comes as that object's text, it is read all the same. Source: twilio-oai, events_v1 Sink.
+    JSON text is accepted as well. Source: twilio-oai, events_v1 Sink.
     """
     if isinstance(configuration, str):
-        try:
+        with suppress(ValueError):
             configuration = json.loads(configuration)
-        except ValueError:
-            return ""
     destination = configuration.get("destination") if isinstance(configuration, dict) else None
     return destination if isinstance(destination, str) else ""
+
+
+def _text(found: object, name: str, default: str = "") -> str:
+    return str(getattr(found, name) or default)
 
 
 class TwilioAccountView:
@@ -123,7 +125,7 @@ class TwilioAccountView:
         self.events_url = public_url.rstrip("/") + EVENTS_PATH
 
     def is_ours(self, url: str) -> bool:
-        """Whether a webhook address is our inbound one."""
+        """Return whether a webhook address is this program's inbound address."""
         return same_address(url, self.inbound_url)
 
     def is_foreign(self, url: str) -> bool:
@@ -142,17 +144,17 @@ class TwilioAccountView:
         if found is None:
             return None
         return MessagingService(
-            sid=str(found.sid),
-            name=str(found.friendly_name or ""),
-            inbound_url=str(found.inbound_request_url or ""),
-            inbound_method=str(found.inbound_method or "POST"),
-            fallback_url=str(found.fallback_url or ""),
-            fallback_method=str(found.fallback_method or "POST"),
+            sid=_text(found, "sid"),
+            name=_text(found, "friendly_name"),
+            inbound_url=_text(found, "inbound_request_url"),
+            inbound_method=_text(found, "inbound_method", "POST"),
+            fallback_url=_text(found, "fallback_url"),
+            fallback_method=_text(found, "fallback_method", "POST"),
             defers_to_number=bool(found.use_inbound_webhook_on_number),
         )
 
     def service_numbers(self, service_sid: str) -> list[Number]:
-        """The phone numbers of a service."""
+        """Return the phone numbers of a service."""
         with translate_errors():
             service = self.client.messaging.v1.services(service_sid)
             sids = [str(number.sid) for number in service.phone_numbers.list(page_size=1000)]
@@ -165,100 +167,91 @@ class TwilioAccountView:
         return any(number.address in project.senders for number in self.service_numbers(service_sid))
 
     def other_senders(self, service_sid: str) -> int:
-        """How many short codes and channel senders (RCS, WhatsApp) a service has."""
+        """Return how many short codes and channel senders (RCS, WhatsApp) a service has."""
         service = self.client.messaging.v1.services(service_sid)
         with translate_errors():
             short_codes = len(service.short_codes.list(page_size=1000))
-        try:
-            with translate_errors():
-                return short_codes + len(service.channel_senders.list(page_size=1000))
-        except TwilioRejected:  # not every account may list them
-            return short_codes
+        with suppress(TwilioRejected), translate_errors():  # not every account may list channel senders
+            return short_codes + len(service.channel_senders.list(page_size=1000))
+        return short_codes
 
     def campaign_status(self, service_sid: str) -> str | None:
-        """The status of a service's A2P 10DLC campaign, such as VERIFIED; empty where there is none.
+        """Return the status of a service's A2P 10DLC campaign, such as VERIFIED; "" without a campaign.
 
-        None where Twilio refuses to tell: nothing else depends on it.
+        None if Twilio does not show it: nothing else depends on it.
         """
         campaigns = self.client.messaging.v1.services(service_sid).us_app_to_person
-        try:
-            with translate_errors():
-                found = campaigns.list(page_size=50)
-        except TwilioRejected:
-            return None
-        statuses = [str(campaign.campaign_status or "") for campaign in found]
-        return "VERIFIED" if "VERIFIED" in statuses else next(iter(statuses), "")
+        with suppress(TwilioRejected), translate_errors():
+            statuses = [_text(campaign, "campaign_status") for campaign in campaigns.list(page_size=50)]
+            return "VERIFIED" if "VERIFIED" in statuses else next(iter(statuses), "")
+        return None
 
     def service_of(self, number: Number) -> str:
-        """The SID of the Messaging Service that a number is in, or empty. Asks every service of the account."""
+        """Return the SID of the Messaging Service that a number is in, or "". Reads every service of the account."""
+        services = self.client.messaging.v1.services
         with translate_errors():
-            for service in self.client.messaging.v1.services.list(page_size=1000):
-                numbers = self.client.messaging.v1.services(service.sid).phone_numbers
-                if any(held.sid == number.sid for held in numbers.list(page_size=1000)):
+            for service in services.list(page_size=1000):
+                senders = services(service.sid).phone_numbers.list(page_size=1000)
+                if any(sender.sid == number.sid for sender in senders):
                     return str(service.sid)
         return ""
 
     # --- numbers ----------------------------------------------------------------------------------
 
     def number(self, address: str) -> Number | None:
-        """The account's number with this E.164, or None."""
+        """Return the account's number with this E.164, or None."""
         with translate_errors():
             found = self.client.incoming_phone_numbers.list(phone_number=address, page_size=20)
         # The filter also finds numbers that only contain it.
         return next((self._number(each) for each in found if each.phone_number == address), None)
 
     def number_by_sid(self, sid: str) -> Number | None:
-        """A number of the account, or None where it has been released."""
+        """Return a number of the account, or None if it has been released."""
         found = found_or_none(self.client.incoming_phone_numbers(sid).fetch)
         return None if found is None else self._number(found)
 
     @staticmethod
     def _number(found: object) -> Number:
-        def text(name: str) -> str:
-            return str(getattr(found, name) or "")
-
         return Number(
-            sid=text("sid"),
-            address=text("phone_number"),
-            sms_url=text("sms_url"),
-            sms_method=text("sms_method") or "POST",
-            sms_fallback_url=text("sms_fallback_url"),
-            sms_fallback_method=text("sms_fallback_method") or "POST",
-            application_sid=text("sms_application_sid"),
+            sid=_text(found, "sid"),
+            address=_text(found, "phone_number"),
+            sms_url=_text(found, "sms_url"),
+            sms_method=_text(found, "sms_method", "POST"),
+            sms_fallback_url=_text(found, "sms_fallback_url"),
+            sms_fallback_method=_text(found, "sms_fallback_method", "POST"),
+            application_sid=_text(found, "sms_application_sid"),
         )
 
     # --- Event Streams ----------------------------------------------------------------------------
 
     def sinks(self) -> list[Sink]:
-        """The webhook sinks that deliver to our events address."""
+        """Return the webhook sinks that deliver to this program's events address."""
         with translate_errors():
-            found = self.client.events.v1.sinks.list(page_size=100)
-        ours = [(sink, destination) for sink in found if (destination := self._our_destination(sink))]
-        with translate_errors():
-            return [self._sink(str(sink.sid), str(sink.status), destination) for sink, destination in ours]
+            return [
+                self._sink(sink)
+                for sink in self.client.events.v1.sinks.list(page_size=100)
+                if sink.sink_type == "webhook"
+                and same_address(_destination(sink.sink_configuration), self.events_url)
+            ]
 
-    def _our_destination(self, sink: SinkInstance) -> str:
-        """Where a webhook sink delivers, if that is our events address; else empty."""
-        destination = _destination(sink.sink_configuration) if sink.sink_type == "webhook" else ""
-        return destination if same_address(destination, self.events_url) else ""
-
-    def _sink(self, sid: str, status: str, destination: str) -> Sink:
-        subscriptions = self.client.events.v1.subscriptions.list(sink_sid=sid, page_size=100)
+    def _sink(self, sink: SinkInstance) -> Sink:
+        subscriptions = self.client.events.v1.subscriptions.list(sink_sid=str(sink.sid), page_size=100)
         sids = tuple(str(subscription.sid) for subscription in subscriptions)
-        return Sink(sid, destination, status, sids, any(map(self._brings_inbound, sids)))
+        subscribed = any(map(self._includes_inbound, sids))
+        return Sink(str(sink.sid), str(sink.status), sids, subscribed)
 
-    def _brings_inbound(self, subscription_sid: str) -> bool:
+    def _includes_inbound(self, subscription_sid: str) -> bool:
         subscription = self.client.events.v1.subscriptions(subscription_sid)
         types = subscription.subscribed_events.list(page_size=1000)
         return any(each.type == INBOUND_EVENT for each in types)
 
-    # --- what the log shows -----------------------------------------------------------------------
+    # --- message log ------------------------------------------------------------------------------
 
     def latest_inbound(self, address: str) -> Iterator[tuple[bool, bool]]:
-        """Of the latest messages to a sender: whether the number, and whether the body, is redacted."""
+        """Return for the latest messages to a sender whether the number, and whether the body, is redacted."""
         with translate_errors():
             found = self.client.messages.list(to=address, limit=20, page_size=20)
         for message in found:
             if message.direction == "inbound":
-                bare = not message.body and str(message.num_media or "0") == "0"
-                yield str(message.from_ or "").endswith(REDACTED_DIGITS), bare
+                has_no_content = not message.body and str(message.num_media or "0") == "0"
+                yield _text(message, "from_").endswith(REDACTED_DIGITS), has_no_content

@@ -1,8 +1,8 @@
-"""Twilio's REST API: a client with timeouts, and its answers sorted into our two kinds of failure."""
+"""Twilio's REST API: a client with timeouts, and its errors as TwilioUnavailable or TwilioRejected."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import requests
@@ -16,13 +16,13 @@ from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 Found = TypeVar("Found")
 
 TIMEOUT_SECONDS = 30.0  # twilio-python has none by default
-# What number redaction makes of the last four digits. Source: Twilio docs, message redaction.
+# Number redaction replaces the last four digits by this. Source: Twilio docs, message redaction.
 REDACTED_DIGITS = "XXXX"
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 
 
 def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
-    """A client for an account, with the token of that place in the list. Raises ConfigError without a secret.
+    """Return a client for an account, with the token at that place in the list. Raises ConfigError without a secret.
 
     `OPTOUT_TWILIO_API_URL` points it at another base URL, for tests.
     """
@@ -36,17 +36,15 @@ def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
 
 
 def working_client(account: TwilioAccount) -> Client:
-    """A client with the first of the account's tokens that Twilio takes: one of two is old, or not there yet,
-    during a rotation. A lone token is not tried: whatever is asked next shows whether it is taken.
+    """Return a client with the first of the account's tokens that Twilio accepts.
 
-    Raises what was wrong with the last one: TwilioRejected or ConfigError; or TwilioUnavailable.
+    During a rotation, one of two tokens is old or not valid yet. A single token is not tried: the next request shows
+    whether it is valid. Raises the problem of the last token: TwilioRejected or ConfigError; or TwilioUnavailable.
     """
     *others, last = range(len(account.auth_token))
     for place in others:
-        try:
+        with suppress(TwilioRejected, ConfigError):
             return _tried_client(account, place)
-        except (TwilioRejected, ConfigError):
-            continue
     return _tried_client(account, last) if others else rest_client(account, token=last)
 
 
@@ -59,9 +57,9 @@ def _tried_client(account: TwilioAccount, place: int) -> Client:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise TwilioUnavailable or TwilioRejected in place of what twilio-python raises.
+    """Replace the exceptions of twilio-python by TwilioUnavailable or TwilioRejected.
 
-    Their text repeats Twilio's answer, so nothing of it is passed on but status and code.
+    Their text repeats Twilio's answer, so only status and code are kept.
     """
     try:
         yield
@@ -69,28 +67,28 @@ def translate_errors() -> Iterator[None]:
         raise _failure(status_of(error), getattr(error, "code", None)) from None
     except requests.RequestException as error:
         raise TwilioUnavailable("twilio_unreachable", type(error).__name__) from None
-    except ValueError:  # a page that is no JSON
+    except ValueError:  # a page that is not JSON
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
-    except (AttributeError, LookupError, TypeError):  # or JSON in which twilio-python finds no list
+    except (AttributeError, LookupError, TypeError):  # JSON in which twilio-python finds no list
         raise TwilioUnavailable("twilio_strange_answer", "not of the described form") from None
 
 
 def found_or_none(request: Callable[[], Found]) -> Found | None:
-    """What a request answers; None where Twilio knows no such resource (any more). Raises as `translate_errors`."""
+    """Return the answer to a request, or None if the resource does not exist. Raises as `translate_errors`."""
     with translate_errors():
         try:
             return request()
         except TwilioException as error:
-            if status_of(error) == 404:
-                return None
-            raise
+            if status_of(error) != 404:
+                raise
+            return None
 
 
 def status_of(error: TwilioException) -> int:
-    """The HTTP status of an error of twilio-python; 0 where there is none.
+    """Return the HTTP status of an error of twilio-python, or 0.
 
-    A single resource raises one of two kinds, by the form of the answer (base/version.py); a list page raises
-    the plain one, whose second argument is the response (base/page.py). Source: twilio-python 9.13.
+    A single resource raises one of two kinds, depending on the form of the answer (base/version.py). A list page
+    raises the plain one, whose second argument is the response (base/page.py). Source: twilio-python 9.13.
     """
     if isinstance(error, TwilioRestException | TwilioServiceException):
         return _whole_number(error.status)
@@ -99,7 +97,7 @@ def status_of(error: TwilioException) -> int:
 
 
 def _whole_number(status: object) -> int:
-    """The second kind takes its status from the answer's body as it stands there, a text perhaps."""
+    """The second kind copies its status from the answer's body, where it may be text."""
     text = str(status)
     return int(text) if text.isascii() and text.isdigit() else 0
 
