@@ -70,7 +70,7 @@ class Gateway:
 
     def __init__(self, simulator: RedcapSimulator, project: Project, redis: Any, **changes: Any) -> None:
         self.simulator, self.study = simulator, project
-        self.limiter = Limiter()
+        self.limiter: Any = Limiter()
         self.sessions: list[requests.Session] = []
         self.counted: list[tuple[str, str]] = []
         self.client = self.client_with(REDCAP_TOKEN)
@@ -129,11 +129,12 @@ def scripted() -> Iterator[Any]:
     sessions: list[requests.Session] = []
 
     def make(body: str | bytes, status: int = 200, *, token: str = REDCAP_TOKEN) -> RedcapClient:
+        limiter: Any = Limiter()
         sessions.append(requests.Session())
         sessions[-1].mount("https://", _Scripted(body if isinstance(body, bytes) else body.encode(), status))
         return RedcapClient(
-            "https://redcap.example.edu/api/", token, rate_limiter=Limiter(),
-            circuit_breaker=Limiter(), session=sessions[-1],
+            "https://redcap.example.edu/api/", token, rate_limiter=limiter, circuit_breaker=limiter,
+            session=sessions[-1],
         )  # fmt: skip
 
     yield make

@@ -21,6 +21,7 @@ from shared.errors import ConfigError, RedcapRejected, RedcapUnavailable
 from shared.redis_client import RedisClient
 from worker.checks.clock import ClockWatch
 from worker.checks.findings import Finding, Seen, named
+from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST, RedcapClient, Row, new_session
 from worker.redcap.rate_limit import RateLimiter
 from worker.redcap.responses import ExportTooLarge
@@ -40,20 +41,6 @@ _UNAVAILABLE = {
     "redcap_redirects": "redcap-wrong-address",
 }
 _REJECTED = {"redcap_forbidden": "redcap-token-refused", "redcap_no_such_field": "redcap-field-missing"}
-# The finding for each problem of the project's structure.
-_PROBLEMS = {
-    "redcap_wrong_project": "redcap-wrong-project",
-    "redcap_no_such_field": "redcap-field-missing",
-    "opt_out_event_missing": "redcap-event-missing",
-    "no_such_event": "redcap-event-missing",
-    "events_in_two_arms": "redcap-events-in-two-arms",
-    "opt_out_field_repeats": "opt-out-field-repeats",
-    "opt_out_field_is_no_text": "opt-out-field-unfit",
-    "opt_out_field_holds_no_time": "opt-out-field-unfit",
-    "opt_out_checkbox_unfit": "opt-out-checkbox-unfit",
-    "redcap_event_needless": "redcap-event-needless",
-    "redcap_field_not_on_event": "redcap-field-not-on-event",
-}
 
 
 class OptionalRateLimiter(RateLimiter):
@@ -65,7 +52,7 @@ class OptionalRateLimiter(RateLimiter):
             super().acquire()
 
 
-class IgnoredCircuitBreaker:
+class IgnoredCircuitBreaker(CircuitBreaker):
     """A check also sends requests to a host whose circuit is open, and does not change the circuit."""
 
     def check(self) -> None:
@@ -104,7 +91,7 @@ def _client(project: Project, config: Config, redis: RedisClient, session: reque
         project.redcap_url,
         project.redcap_token.resolve(),
         rate_limiter=OptionalRateLimiter(redis, host, config.redcap_rate(project)),
-        circuit_breaker=IgnoredCircuitBreaker(),
+        circuit_breaker=IgnoredCircuitBreaker(redis, host),
         session=session,
     )
 
@@ -160,7 +147,7 @@ class RedcapCheck:
         yield from self._import_right()
         yield from self._group()
         for problem in inspect(self._project, self._info):
-            yield self.finding(_PROBLEMS[problem.code], problem.observed)
+            yield self.finding(problem.finding, problem.observed)
         yield from self._data()
 
     # --- rights -----------------------------------------------------------------------------------

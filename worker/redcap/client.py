@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import ijson
@@ -19,7 +19,9 @@ import tenacity
 from urllib3.exceptions import HTTPError as StreamError
 
 from shared.errors import RedcapRejected, RedcapUnavailable
+from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.decoding import Utf8Stream, claims_html, decode, open_stream
+from worker.redcap.rate_limit import RateLimiter
 from worker.redcap.responses import Answer, ExportTooLarge, classify, raise_for_response
 
 Row = dict[str, Any]
@@ -41,20 +43,6 @@ _BRIEF_FAILURES = {
 }
 
 
-class RateLimit(Protocol):
-    """See `worker.redcap.rate_limit.RateLimiter`."""
-
-    def acquire(self) -> None: ...
-
-
-class Circuit(Protocol):
-    """See `worker.redcap.circuit_breaker.CircuitBreaker`."""
-
-    def check(self) -> None: ...
-    def record_failure(self, *, banned: bool = False) -> None: ...
-    def record_success(self) -> None: ...
-
-
 class RedcapClient:
     """The API of one project. Every method may raise RedcapUnavailable (try later) or RedcapRejected."""
 
@@ -63,8 +51,8 @@ class RedcapClient:
         url: str,
         token: str,
         *,
-        rate_limiter: RateLimit,
-        circuit_breaker: Circuit,
+        rate_limiter: RateLimiter,
+        circuit_breaker: CircuitBreaker,
         count: Callable[[str, str], None] = lambda _content, _outcome: None,
         session: requests.Session | None = None,
     ) -> None:

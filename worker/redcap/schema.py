@@ -6,15 +6,43 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Protocol
 
 from shared.config.schema import Project
 from shared.errors import ProjectProblem, RedcapRejected
-from worker.redcap.client import Row
+from worker.redcap.client import RedcapClient, Row
 from worker.redcap.redaction import redact
 
 MINUTES, SECONDS = "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"
 NO_SUCH_FIELD = "redcap_no_such_field"
+# By code: the finding of `optout check`, and the fix.
+PROBLEMS = {
+    "redcap_wrong_project": ("redcap-wrong-project", "use the token of the right project"),
+    NO_SUCH_FIELD: ("redcap-field-missing", "correct the name in the configuration or add the field"),
+    "opt_out_event_missing": ("redcap-event-missing", "name one of these events"),
+    "no_such_event": ("redcap-event-missing", "name one of these events"),
+    "events_in_two_arms": (
+        "redcap-events-in-two-arms",
+        "name two events of one arm (each arm can have a [projects.NAME] table of its own)",
+    ),
+    "opt_out_field_repeats": (
+        "opt-out-field-repeats", "move the field to an instrument and event that do not repeat",
+    ),
+    "opt_out_field_is_no_text": (
+        "opt-out-field-unfit", "name a text field with validation datetime_seconds_ymd",
+    ),
+    "opt_out_field_holds_no_time": (
+        "opt-out-field-unfit",
+        "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
+    ),
+    "opt_out_checkbox_unfit": ("opt-out-checkbox-unfit", "add that choice"),
+    "event_needless": ("redcap-event-needless", "remove phone_event and opt_out_event"),
+    "field_not_on_event": (
+        "redcap-field-not-on-event", "designate the instrument for that event, or name another event",
+    ),
+}  # fmt: skip
+
+# Codes and what was observed.
+Observations = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,28 +67,21 @@ class ProjectSchema:
         return self.arms.get(event or "") or arm_of(event or "")
 
 
-class StructureSource(Protocol):
-    """See `worker.redcap.client.RedcapClient`."""
-
-    def get_object(self, content: str) -> Row: ...
-    def get_list(self, content: str, *names: str) -> list[Row]: ...
-
-
 class ProjectInfo:
     """REDCap's description of a project. Each part is requested when it is first used."""
 
-    def __init__(self, source: StructureSource) -> None:
-        self._source = source
+    def __init__(self, client: RedcapClient) -> None:
+        self._client = client
 
     @cached_property
     def project(self) -> Row:
         """The project's settings."""
-        return self._source.get_object("project")
+        return self._client.get_object("project")
 
     @cached_property
     def metadata(self) -> list[Row]:
         """The data dictionary. Its first field is the record id (REDCap API help, "Export Metadata")."""
-        return self._source.get_list("metadata", "field_name", "field_type", "form_name")
+        return self._client.get_list("metadata", "field_name", "field_type", "form_name")
 
     @cached_property
     def fields(self) -> dict[str, Row]:
@@ -70,19 +91,19 @@ class ProjectInfo:
     @cached_property
     def arms(self) -> dict[str, str]:
         """The arm of each event; empty in a classic project."""
-        return arms_of(self._source.get_list("event", "unique_event_name")) if self.is_longitudinal else {}
+        return arms_of(self._client.get_list("event", "unique_event_name")) if self.is_longitudinal else {}
 
     @cached_property
     def designations(self) -> set[tuple[str, str]]:
         """Event and instrument, for each instrument of each event."""
-        rows = self._source.get_list("formEventMapping", "unique_event_name", "form")
+        rows = self._client.get_list("formEventMapping", "unique_event_name", "form")
         return {(row["unique_event_name"], row["form"]) for row in rows}
 
     @cached_property
     def repeating(self) -> list[Row]:
         """The repeating instruments and events."""
         repeats = is_set(self.project.get("has_repeating_instruments_or_events"))
-        return self._source.get_list("repeatingFormsEvents") if repeats else []
+        return self._client.get_list("repeatingFormsEvents") if repeats else []
 
     @property
     def project_id(self) -> str:
@@ -117,136 +138,110 @@ class SchemaProblem:
 
     code: str
     observed: str
-    fix: str
+
+    @property
+    def finding(self) -> str:
+        """The id of the finding of `optout check`."""
+        return PROBLEMS[self.code][0]
 
     def as_error(self) -> ProjectProblem | RedcapRejected:
         """Return the error that keeps opt-outs from being written."""
         error = RedcapRejected if self.code == NO_SUCH_FIELD else ProjectProblem
-        return error(self.code, f"{self.observed}; {self.fix}")
+        return error(self.code, f"{self.observed}; {PROBLEMS[self.code][1]}")
 
 
 def inspect(config: Project, info: ProjectInfo, *, blocking_only: bool = False) -> Iterator[SchemaProblem]:
     """Return every problem, or only those which keep opt-outs from being written."""
     for rule in _BLOCKING_RULES if blocking_only else (*_BLOCKING_RULES, *_OTHER_RULES):
-        yield from rule(config, info)
+        for code, observed in rule(config, info):
+            yield SchemaProblem(code, observed)
 
 
 def configured_fields(config: Project) -> dict[str, str]:
     """Return the names of the configured fields, by key."""
-    keys = ("phone_field", "opt_out_field", "opt_out_checkbox")
+    return _configured(config, "phone_field", "opt_out_field", "opt_out_checkbox")
+
+
+def _configured(config: Project, *keys: str) -> dict[str, str]:
     return {key: name for key in keys if (name := getattr(config, key)) is not None}
 
 
-def _configured_events(config: Project) -> dict[str, str]:
-    events = {"phone_event": config.phone_event, "opt_out_event": config.opt_out_event}
-    return {key: name for key, name in events.items() if name is not None}
+def _wrong_project(config: Project, info: ProjectInfo) -> Observations:
+    wanted, opened = config.redcap_project_id, info.project_id
+    if wanted is not None and opened != str(wanted):
+        yield "redcap_wrong_project", f"redcap_project_id: {wanted}, but redcap_token opens project {opened}"
 
 
-def _wrong_project(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
-    wanted = config.redcap_project_id
-    if wanted is not None and info.project_id != str(wanted):
-        yield SchemaProblem(
-            "redcap_wrong_project",
-            f"redcap_project_id: {wanted}, but redcap_token opens project {info.project_id}",
-            "use the token of the right project",
-        )
-
-
-def _missing_fields(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+def _missing_fields(config: Project, info: ProjectInfo) -> Observations:
     for key, name in configured_fields(config).items():
         if name not in info.fields:
-            yield SchemaProblem(
-                NO_SUCH_FIELD,
-                f"{key}: the project has no field {name}",
-                "correct the name in the configuration or add the field",
-            )
+            yield NO_SUCH_FIELD, f"{key}: the project has no field {name}"
 
 
-def _unfit_opt_out_field(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+def _unfit_opt_out_field(config: Project, info: ProjectInfo) -> Observations:
     name = config.opt_out_field
     if name not in info.fields or time_format(info.fields[name]):
         return
     kind, validation = redact(info.fields[name]["field_type"]), redact(_validation(info.fields[name]))
     if kind != "text":
-        yield SchemaProblem(
-            "opt_out_field_is_no_text",
-            f"opt_out_field: {name} is a {kind} field and cannot hold a time",
-            "name a text field with validation datetime_seconds_ymd",
-        )
+        observed = f"opt_out_field: {name} is a {kind} field and cannot hold a time"
+        yield "opt_out_field_is_no_text", observed
     else:
-        yield SchemaProblem(
-            "opt_out_field_holds_no_time",
-            f"opt_out_field: {name} has validation {validation}, which cannot hold date and time",
-            "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
-        )
+        observed = f"opt_out_field: {name} has validation {validation}, which cannot hold date and time"
+        yield "opt_out_field_holds_no_time", observed
 
 
-def _unfit_checkbox(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+def _unfit_checkbox(config: Project, info: ProjectInfo) -> Observations:
     name = config.opt_out_checkbox
     if name in info.fields and not checkbox_column(info.fields, name):
-        yield SchemaProblem(
-            "opt_out_checkbox_unfit",
-            f"opt_out_checkbox: {name} is not a checkbox field with a choice coded 1",
-            "add that choice",
-        )
+        observed = f"opt_out_checkbox: {name} is not a checkbox field with a choice coded 1"
+        yield "opt_out_checkbox_unfit", observed
 
 
-def _missing_events(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
-    if not info.is_longitudinal:
-        return
+def _missing_events(config: Project, info: ProjectInfo) -> Observations:
     listed = ", ".join(sorted(info.arms))
-    if config.opt_out_event is None:
+    if info.is_longitudinal and config.opt_out_event is None:
         observed = f"opt_out_event: missing, but the project is longitudinal and has {listed}"
-        yield SchemaProblem("opt_out_event_missing", observed, "name one of these events")
+        yield "opt_out_event_missing", observed
     for key, name in _configured_events(config).items():
-        if name not in info.arms:
-            observed = f"{key}: the project has no event {name}, but {listed}"
-            yield SchemaProblem("no_such_event", observed, "name one of these events")
+        if info.is_longitudinal and name not in info.arms:
+            yield "no_such_event", f"{key}: the project has no event {name}, but {listed}"
 
 
-def _events_in_two_arms(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
-    events = _configured_events(config)
-    arms = [f"{key} {name} is in arm {info.arms[name]}" for key, name in events.items() if name in info.arms]
-    if len({info.arms[name] for name in events.values() if name in info.arms}) > 1:
-        yield SchemaProblem(
-            "events_in_two_arms",
-            ", ".join(arms),
-            "name two events of one arm (each arm can have a [projects.NAME] table of its own)",
-        )
+def _configured_events(config: Project) -> dict[str, str]:
+    return _configured(config, "phone_event", "opt_out_event")
 
 
-def _repeating_fields(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+def _events_in_two_arms(config: Project, info: ProjectInfo) -> Observations:
+    events = {key: name for key, name in _configured_events(config).items() if name in info.arms}
+    if len({info.arms[name] for name in events.values()}) > 1:
+        places = [f"{key} {name} is in arm {info.arms[name]}" for key, name in events.items()]
+        yield "events_in_two_arms", ", ".join(places)
+
+
+def _repeating_fields(config: Project, info: ProjectInfo) -> Observations:
     """REDCap would reject an import with a field that repeats, whether it is the field or the checkbox."""
-    for key in ("opt_out_field", "opt_out_checkbox"):
-        name = getattr(config, key)
+    for key, name in _configured(config, "opt_out_field", "opt_out_checkbox").items():
         form = info.form(name)
         if form and is_repeating(info.repeating, form, config.opt_out_event):
-            yield SchemaProblem(
-                "opt_out_field_repeats",
-                f"{key}: the instrument {form} of {name}, or its event, repeats and so has many fields {name}",
-                "move the field to an instrument and event that do not repeat",
+            observed = (
+                f"{key}: the instrument {form} of {name}, or its event, repeats and so has many of them"
             )
+            yield "opt_out_field_repeats", observed
 
 
-def _needless_events(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+def _needless_events(config: Project, info: ProjectInfo) -> Observations:
     if not info.is_longitudinal and _configured_events(config):
-        yield SchemaProblem(
-            "redcap_event_needless",
-            "the project is not longitudinal, but an event is configured",
-            "remove phone_event and opt_out_event",
-        )
+        yield "event_needless", "the project is not longitudinal, but an event is configured"
 
 
-def _fields_not_on_event(config: Project, info: ProjectInfo) -> Iterator[SchemaProblem]:
+def _fields_not_on_event(config: Project, info: ProjectInfo) -> Observations:
     for key, name in configured_fields(config).items():
         event = config.phone_event if key == "phone_field" else config.opt_out_event
         form = info.form(name)
         if event in info.arms and form and (event, form) not in info.designations:
-            yield SchemaProblem(
-                "redcap_field_not_on_event",
-                f"{key}: {name} is on instrument {form}, not designated for {event}",
-                "designate the instrument for that event, or name another event",
-            )
+            observed = f"{key}: {name} is on instrument {form}, not designated for {event}"
+            yield "field_not_on_event", observed
 
 
 _BLOCKING_RULES = (
