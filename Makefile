@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 T ?=
+# Test processes; tests that share a platform stay in one (tests/conftest.py).
+JOBS ?= 2
+PARALLEL = --numprocesses $(JOBS) --dist loadgroup
 
 ##@ Try it
 .PHONY: demo
@@ -17,20 +20,27 @@ run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded 
 
 ##@ Test it
 .PHONY: test
-test: $(VENV)/ready  ## Every test that needs no container engine (T=path or -k… narrows; T=--ignore=tests/faults is quicker)
-	@$(BIN)/python -m pytest $(T)
+test: $(VENV)/ready  ## Unit, contract, integration and hostile tests: about four minutes (T=path or -k… narrows)
+	@$(BIN)/python -m pytest $(PARALLEL) $(if $(filter tests/%,$(T)),,--ignore=tests/faults --ignore=tests/properties) $(T)
 
-.PHONY: test-faults
-test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes: some eight minutes
-	@$(BIN)/python -m pytest tests/faults $(T)
+.PHONY: test-slow
+test-slow: $(VENV)/ready  ## Random histories, and faults in real processes: about ten minutes
+	@$(BIN)/python -m pytest $(PARALLEL) tests/properties tests/faults $(T)
+
+.PHONY: test-all
+test-all: test test-slow  ## Every test that needs no container engine
 
 .PHONY: test-unit
-test-unit: $(VENV)/ready  ## Unit tests: seconds
-	@$(BIN)/python -m pytest tests/unit $(T)
+test-unit: $(VENV)/ready  ## Unit tests: about a minute
+	@$(BIN)/python -m pytest $(PARALLEL) tests/unit $(T)
+
+.PHONY: test-faults
+test-faults: $(VENV)/ready  ## Kill, fill up and break the real processes: about eight minutes
+	@$(BIN)/python -m pytest tests/faults $(T)
 
 .PHONY: test-integration
 test-integration: $(VENV)/ready  ## Gateways against simulators, and live workers on a real Valkey
-	@$(BIN)/python -m pytest tests/contract tests/integration $(T)
+	@$(BIN)/python -m pytest $(PARALLEL) tests/contract tests/integration $(T)
 
 .PHONY: lint
 lint: $(VENV)/ready  ## Style, security rules and strict types

@@ -1,16 +1,43 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, how many cases Hypothesis tries, and how the tests are spread over processes."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tenacity.nap
+from hypothesis import HealthCheck, settings
 
 from tests.builders import SECRETS
 from tests.fakes import fake_redis
+
+# The time of a case depends on its length and on what else the machine does: no deadline and no health check that
+# measures time. "quick" tries the same cases in every run, so that a change is judged by itself; "thorough"
+# (HYPOTHESIS_PROFILE=thorough) looks for new ones.
+_common = settings(
+    deadline=None,
+    stateful_step_count=40,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+settings.register_profile("quick", _common, max_examples=60, derandomize=True)
+settings.register_profile("thorough", _common, max_examples=4000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# One platform per process is enough: these folders' tests stay together. The others' files are spread one by one.
+_ONE_PLATFORM = frozenset({"integration", "faults", "compose"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the group of each test for `pytest --dist loadgroup`: tests of a group share a process."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder in _ONE_PLATFORM else str(item.path.relative_to(Path(__file__).parent))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -195,7 +195,7 @@ def test_no_process_repeats_a_password_that_was_not_encoded(entry_point: str, va
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert f"{variable}: cannot be read as an address" in done.stderr
+    assert f"{variable}: is not a valid address" in done.stderr
     said = done.stdout + done.stderr
     assert [piece for piece in (*REDIS_PASSWORD.split("/"), "Traceback") if piece in said] == []
 

@@ -24,6 +24,9 @@ STRANGE = (
 STYLES = ("({}) {}-{}", "{}-{}-{}", "{}.{}.{}", "{}{}{}", "+1 {} {} {}")
 
 
+ONLY_STOPPED = 8
+
+
 @pytest.fixture(scope="module")
 def story(world: World) -> World:
     """Many numbers, words, failures and outages, so that every path has been gone."""
@@ -32,7 +35,7 @@ def story(world: World) -> World:
     stops = [world.text(person.phone, via="both") for person in people]
     stops.append(world.text(world.new_phone()[-1]))  # no record holds it
     world.study().lock_record(people[0].record)
-    starts = [world.text(person.phone, "START") for person in people[:4]]
+    starts = [world.text(person.phone, "START") for person in people[:-ONLY_STOPPED]]
     forged = replace(texted[0].request, body=texted[0].request.body + b"x")
     assert world.twilio.send(forged).status == 403
     for path in ("/twilio/inbound", "/twilio/events"):
@@ -82,7 +85,8 @@ def test_the_search_looked_where_something_could_have_been(story: World) -> None
     assert all(
         task.value in pages["flower /api/tasks?limit=10000"] for task in (TaskName.LOOKUP, TaskName.EMAIL)
     )
-    assert len(mail_texts(story)) > 10
+    # At least one for each participant who only stopped; how many STOPs a START supersedes depends on the load.
+    wait_until(lambda: len(mail_texts(story)) >= ONLY_STOPPED, what="the mails of those who only stopped")
 
 
 class TestTheSearchItself:
