@@ -43,16 +43,17 @@ test-integration: $(VENV)/ready  ## Gateways against simulators, and live worker
 	@$(BIN)/python -m pytest $(PARALLEL) tests/contract tests/integration $(T)
 
 .PHONY: lint
-lint: $(VENV)/ready  ## Style, security rules and strict types
+lint: $(VENV)/ready  ## Style, security rules, strict types, manifests, and the documentation built strictly
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/properdocs build --strict --config-file mkdocs.yml
 	@$(BIN)/kubernetes-validate --quiet --strict --kubernetes-version 1.30.0 $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 ##@ Measure it
 FULL ?=
 .PHONY: bench
-bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/benchmarks.md (FULL=1: larger, longer)
+bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/explanation/benchmarks.md (FULL=1: larger, longer)
 	@$(BIN)/python -m tests.benchmarks $(if $(FULL),--full)
 
 ##@ Deploy it
@@ -112,7 +113,7 @@ lock:  ## Compile the hashed locks in requirements/ from pyproject.toml (needs u
 
 .PHONY: clean
 clean:  ## Remove .venv and caches; .state (the embedded Valkey's data) stays
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info
 
 $(VENV)/ready: requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

@@ -1,20 +1,24 @@
-"""Writes the reference pages that follow from the code: configuration.md, checks.md and env lines.
+"""Writes the reference pages that follow from the code: configuration, environment, command line, checks, HTTP API.
 
     .venv/bin/python -m docs.generate
 
-A test compares the pages with what this module makes of the code (tests/unit/test_docs.py).
+A test compares the pages with the output of this module (tests/unit/test_docs.py).
 """
 
 import json
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
+import click
+import yaml  # type: ignore[import-untyped]
 from pydantic_core import PydanticUndefined
 
 from shared.config.schema import Config, Project, Reconcile, Smtp, Table, TwilioAccount
 from shared.config.secrets import Secret
 from worker.checks.findings import CATALOGUE, Severity
+from worker.cli import main as command_line
 
 DOCS = Path(__file__).parent
 
@@ -66,32 +70,43 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
 }
 
 TABLES: list[tuple[type[Table], str, str]] = [
-    (Config, "The file's first lines", "Before any `[table]`."),
-    (Reconcile, "[reconcile]", "The nightly comparison with Twilio's message log. May be left out."),
-    (Smtp, "[smtp]", "How e-mail leaves. Needed as soon as a project has `notify`."),
-    (TwilioAccount, "[twilio.NAME]", "One table per account or subaccount; projects name it by NAME."),
+    (Config, "Top-level keys", "These keys come before the first `[table]`."),
+    (Reconcile, "[reconcile]", "The nightly reconciliation with Twilio's message log. Optional."),
+    (Smtp, "[smtp]", "How e-mail is sent. Required if any project has `notify`."),
+    (TwilioAccount, "[twilio.NAME]", "One table per account or subaccount. Projects refer to it by NAME."),
     (
         Project,
         "[projects.NAME]",
-        "One table per REDCap project. NAME stands in logs, metrics and e-mails: letters, digits, `-` and `_`.",
+        "One table per REDCap project. NAME appears in logs, metrics and e-mails. It may contain letters, digits, "
+        "`-` and `_`.",
     ),
 ]
 
 ENVIRONMENT = [
     ("OPTOUT_CONFIG", "config.toml", "Path of the configuration file.", "all"),
-    ("OPTOUT_REDIS_URL", "redis://127.0.0.1:6379/0", "The Redis that holds everything.", "all"),
-    ("OPTOUT_BROKER_URL", "that Redis", "Another broker for the task queues, such as RabbitMQ.", "all"),
+    ("OPTOUT_REDIS_URL", "redis://127.0.0.1:6379/0", "The Redis that holds the ledger.", "all"),
     (
-        "OPTOUT_HASH_KEY",
-        "",
-        "The key of the phone hashes, where hash_key is left at its default.",
-        "web, worker",
+        "OPTOUT_BROKER_URL",
+        "value of `OPTOUT_REDIS_URL`",
+        "Another broker for the task queues, such as RabbitMQ.",
+        "all",
     ),
-    ("OPTOUT_SMTP_URL", "", "The mail server, where smtp.url is left at its default.", "worker"),
-    ("OPTOUT_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; see logs.md.", "all"),
-    ("OPTOUT_HEARTBEAT_FILE", "", "A file that worker and beat touch while they live.", "worker, beat"),
-    ("OPTOUT_FLOWER_LOGIN", "", "user:password of Flower's pages.", "flower"),
-    ("OPTOUT_TWILIO_API_URL", "Twilio's", "Another base URL of Twilio's REST API; for tests only.", "worker"),
+    ("OPTOUT_HASH_KEY", "", "The key of the phone hashes, if `hash_key` has its default.", "web, worker"),
+    ("OPTOUT_SMTP_URL", "", "The mail server, if `smtp.url` has its default.", "worker"),
+    ("OPTOUT_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; see [logs](logs.md#levels).", "all"),
+    (
+        "OPTOUT_HEARTBEAT_FILE",
+        "",
+        "A file that worker and beat touch regularly, for health checks.",
+        "worker, beat",
+    ),
+    ("OPTOUT_FLOWER_LOGIN", "", "`user:password` for Flower's pages.", "flower"),
+    (
+        "OPTOUT_TWILIO_API_URL",
+        "Twilio's",
+        "Another base URL of Twilio's REST API; for tests only.",
+        "worker",
+    ),
 ]
 
 CONFIGURATION_INTRODUCTION = """\
@@ -99,24 +114,52 @@ CONFIGURATION_INTRODUCTION = """\
 
 <!-- Written by `python -m docs.generate` from shared/config/schema.py: edit there. -->
 
-One TOML file, checked as a whole when a process starts; a process does not start with a file that it understands
-only half, and says which key is wrong and how to mend it. `config.example.toml` is a place to start from, and
-[optout check](checks.md) compares the file with the live REDCap and Twilio. After a change, restart web, worker and
-beat.
+Opt-Out Bridge reads one TOML file. Each process validates the whole file when it starts. If a key is wrong, the
+process exits, names the key and says how to fix it.
 
-Secrets are never in the file. It holds *references*: `"env:NAME"` is the environment variable NAME, `"file:/path"`
-the content of a file. Each process resolves only what it needs: web never sees a REDCap token or the mail password,
-beat and Flower see neither. White space around a secret is dropped.
+Start from `config.example.toml`. [`optout check`](checks.md) compares the file with the live REDCap and Twilio.
+After a change, restart web, worker and beat.
+
+The file never contains secrets, only *references* to them. `"env:NAME"` refers to the environment variable NAME,
+`"file:/path"` to the content of a file. Each process resolves only the secrets that it needs. web never reads a
+REDCap token or the mail password; beat and Flower read neither. White space around a secret is removed.
 """
 
 ENVIRONMENT_INTRODUCTION = """\
-## Environment variables
+# Environment variables
 
-What a process must know before it can read the file. `OPTOUT_REDIS_URL`, `OPTOUT_BROKER_URL` and
-`OPTOUT_FLOWER_LOGIN` may hold a password: each may come as NAME`_FILE` instead, the path of a file that holds it.
+<!-- Written by `python -m docs.generate`: edit docs/generate.py. -->
 
-In an address (`…_URL`), user and password are percent-encoded: `/` is `%2F`, `#` is `%23`, `?` is `%3F`, `@` is
-`%40`, `%` is `%25`. No process starts with an address of Redis or the broker that it cannot read; none repeats it.
+These variables hold what a process needs before it can read the [configuration file](configuration.md).
+
+`OPTOUT_REDIS_URL`, `OPTOUT_BROKER_URL` and `OPTOUT_FLOWER_LOGIN` may contain a password. Each can be given as
+NAME`_FILE` instead: the path of a file that holds the value.
+
+In a URL, percent-encode user and password: `/` is `%2F`, `#` is `%23`, `?` is `%3F`, `@` is `%40`, `%` is `%25`. A
+process does not start if it cannot parse the URL of Redis or the broker. The error message does not repeat the URL.
+
+The variables of Docker Compose are listed in [install with Docker](../how-to/install-docker.md#variables-in-env).
+"""
+
+COMMAND_LINE_INTRODUCTION = """\
+# Command line
+
+<!-- Written by `python -m docs.generate` from worker/cli/: edit there. -->
+
+With Docker Compose, run `docker compose exec worker optout …`. Without Docker, run `.venv/bin/optout …`. The
+command reads the same [configuration](configuration.md) and [environment variables](environment.md) as the worker.
+
+Every command also has `--help`. All commands exit with code 2 if they cannot start: wrong arguments, an unusable
+configuration, or no Redis.
+"""
+
+HTTP_API_INTRODUCTION = """\
+# HTTP API
+
+<!-- Written by `python -m docs.generate` from docs/reference/openapi.yaml: edit there. -->
+
+The machine-readable description is [openapi.yaml](openapi.yaml). Tests compare it with the code. Twilio calls the
+first two endpoints; [monitoring](../how-to/monitor.md) uses the others.
 """
 
 CHECKS_INTRODUCTION = """\
@@ -144,11 +187,15 @@ and whether your participants' carriers deliver. `optout test-message` and a tex
 
 
 def configuration_page() -> str:
-    """docs/configuration.md."""
-    parts = [CONFIGURATION_INTRODUCTION, *map(_table_section, TABLES), ENVIRONMENT_INTRODUCTION]
-    rows = ["| Variable | Default | | Read by |", "|---|---|---|---|"]
+    """docs/reference/configuration.md."""
+    return "\n".join([CONFIGURATION_INTRODUCTION, *map(_table_section, TABLES)])
+
+
+def environment_page() -> str:
+    """docs/reference/environment.md."""
+    rows = ["| Variable | Default | Meaning | Read by |", "|---|---|---|---|"]
     rows += [f"| `{name}` | {default} | {text} | {who} |" for name, default, text, who in ENVIRONMENT]
-    return "\n".join([*parts, "\n".join(rows)]) + "\n"
+    return "\n".join([ENVIRONMENT_INTRODUCTION, *rows]) + "\n"
 
 
 def _table_section(section: tuple[type[Table], str, str]) -> str:
@@ -156,7 +203,7 @@ def _table_section(section: tuple[type[Table], str, str]) -> str:
     rows = ["| Key | Default | Meaning |", "|---|---|---|"]
     rows += list(_rows(table))
     example = "\n".join(f"{key} = {toml(value)}" for key, value in EXAMPLES[table].items())
-    title = heading if heading.startswith("The") else f"`{heading}`"
+    title = f"`{heading}`" if heading.startswith("[") else heading
     return f"## {title}\n\n{text}\n\n" + "\n".join(rows) + f"\n\n```toml\n{example}\n```\n"
 
 
@@ -168,7 +215,7 @@ def _rows(table: type[Table]) -> Iterator[str]:
 
 def _default(default: Any) -> str:
     if default is PydanticUndefined:
-        return "**needed**"
+        return "**required**"
     if default is None:
         return ""
     if isinstance(default, Secret):
@@ -177,12 +224,12 @@ def _default(default: Any) -> str:
 
 
 def toml(value: Any) -> str:
-    """A value as the file has it; JSON's texts, numbers, truths and lists are TOML's."""
+    """Format a value as TOML; JSON's strings, numbers, booleans and lists are valid TOML."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def checks_page() -> str:
-    """docs/checks.md."""
+    """docs/reference/checks.md."""
     rows = ["| id | severity | |", "|---|---|---|"]
     order = {severity: place for place, severity in enumerate(Severity)}
     for id_, kind in sorted(CATALOGUE.items(), key=lambda item: order[item[1].severity]):
@@ -194,7 +241,83 @@ def checks_page() -> str:
     return "\n".join([CHECKS_INTRODUCTION, "\n".join(rows), "", *sections])
 
 
-PAGES = {"configuration.md": configuration_page, "checks.md": checks_page}
+def command_line_page() -> str:
+    """docs/reference/command-line.md."""
+    commands = sorted(command_line.commands.items())
+    return "\n".join([COMMAND_LINE_INTRODUCTION, *(_command_section(*each) for each in commands)])
+
+
+def _command_section(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=f"optout {name}")
+    rows = ["| Option | Meaning |", "|---|---|"]
+    rows += [
+        f"| `{_cell(names)}` | {_cell(text)} |"
+        for parameter in command.params
+        for names, text in [parameter.get_help_record(context) or ("", "")]
+        if names
+    ]
+    usage = command.get_usage(context).removeprefix("Usage: ")
+    return (
+        f"## optout {name}\n\n```\n{usage}\n```\n\n{cleandoc(command.help or '')}\n\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("  [", " [").replace("|", "\\|")
+
+
+def http_api_page() -> str:
+    """docs/reference/http-api.md."""
+    api = yaml.safe_load((DOCS / "reference" / "openapi.yaml").read_text())
+    sections = [
+        _operation_section(api, path, method, operation)
+        for path, operations in api["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return "\n".join([HTTP_API_INTRODUCTION, api["info"]["description"], "", *sections])
+
+
+def _operation_section(api: dict[str, Any], path: str, method: str, operation: dict[str, Any]) -> str:
+    signed = "a valid `X-Twilio-Signature`" if operation["security"] else "none"
+    lines = [f"## {method.upper()} {path}", "", operation["summary"], "", f"Authentication: {signed}.", ""]
+    if body := operation.get("requestBody"):
+        [kind] = body["content"]
+        lines += [f"Request body: `{kind}`. {body['description']}", ""]
+    lines += [*_fields(operation), "| Status | Content type | Meaning |", "|---|---|---|"]
+    lines += [_response_row(api, status, each) for status, each in operation["responses"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(operation: dict[str, Any]) -> list[str]:
+    """A table of query parameters and form fields, if there are any."""
+    rows = [
+        f"| `{each['name']}` | {each['in']} | yes | {each['description']} |"
+        for each in operation.get("parameters", [])
+    ]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        schema = content["schema"]
+        rows += [
+            f"| `{name}` | body | {'yes' if name in schema['required'] else 'no'} | {value.get('description', '')} |"
+            for name, value in schema.get("properties", {}).items()
+        ]
+    return ["| Parameter | In | Required | Meaning |", "|---|---|---|---|", *rows, ""] if rows else []
+
+
+def _response_row(api: dict[str, Any], status: str, response: dict[str, Any]) -> str:
+    if reference := response.get("$ref"):
+        response = api["components"]["responses"][reference.rpartition("/")[2]]
+    return f"| {status} | `{', '.join(response['content'])}` | {response['description']} |"
+
+
+PAGES = {
+    "reference/configuration.md": configuration_page,
+    "reference/environment.md": environment_page,
+    "reference/command-line.md": command_line_page,
+    "reference/checks.md": checks_page,
+    "reference/http-api.md": http_api_page,
+}
 
 
 def main() -> None:

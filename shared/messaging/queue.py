@@ -85,9 +85,9 @@ def make_celery(url: str) -> Celery:
         timezone="UTC",
         # There is no result backend to fill or to leak: the ledger holds what happened.
         task_ignore_result=True,
-        # Flower's list is fed by these events. "sent" is left out: it would show what waits in the list, too, but
-        # costs more than the publish itself, one at a time per process (docs/benchmarks.md); what waits is in
-        # `/metrics` and among the queues of Flower's broker page.
+        # These events feed Flower's list. "sent" is left out: it would also show waiting tasks, but costs more
+        # than the publish itself, one at a time per process (docs/explanation/benchmarks.md). Waiting tasks are
+        # counted in `/metrics` and on Flower's broker page.
         task_send_sent_event=False,
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
@@ -151,7 +151,7 @@ class RedisPublisher:
     """Puts messages into the ledger's Redis as Celery and kombu would, at a quarter of the cost, and many at once.
 
     Celery's own way takes more of a webhook's time than all the rest of it, much of it for a Redis client that
-    kombu makes anew for each message (docs/benchmarks.md). Tests hold the two ways to the same message.
+    kombu makes anew for each message (docs/explanation/benchmarks.md). Tests hold the two ways to the same message.
     """
 
     def __init__(self, redis: RedisClient) -> None:

@@ -78,7 +78,7 @@ def test_what_is_taken_over_for_kubernetes_is_closed_also_over_an_older_copy(tmp
     kubernetes = tmp_path / "deploy" / "kubernetes"
     (kubernetes / "secrets").mkdir(parents=True)
     (kubernetes / "secrets" / "hash_key").touch(0o644)
-    page = (ROOT / "docs" / "operations.md").read_text().split("## Kubernetes")[1]
+    page = (ROOT / "docs/how-to/install-kubernetes.md").read_text()
     commands = page.split("```console\n")[1].split("```")[0]
     subprocess.run(["bash", "-ec", f"umask 022\n{commands}"], cwd=tmp_path, check=True)
     copied = [kubernetes / "secrets", *(kubernetes / "secrets").rglob("*")]

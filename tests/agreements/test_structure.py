@@ -255,7 +255,7 @@ class TestDocuments:
         assert without == []
 
     def test_every_configuration_key_is_described_where_the_example_points_to(self) -> None:
-        document = (ROOT / "docs" / "configuration.md").read_text()
+        document = (ROOT / "docs/reference/configuration.md").read_text()
         tables = set(Config.model_fields) - {"reconcile", "smtp", "twilio", "projects"}
         keys = tables.union(*(table.model_fields for table in (Reconcile, Smtp, TwilioAccount, Project)))
         assert sorted(key for key in keys if f"`{key}`" not in document) == []

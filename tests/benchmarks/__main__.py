@@ -1,4 +1,4 @@
-"""`make bench`: measures what matters beside its alternatives, and writes docs/benchmarks.md.
+"""`make bench`: measures what matters beside its alternatives, and writes docs/explanation/benchmarks.md.
 
     python -m tests.benchmarks [--full] [--only ingress,storm]     with --only, nothing is written
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from tests.benchmarks.chart import bar_chart
 from tests.processes import ROOT, valkey_binary
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-CHARTS = ROOT / "docs" / "benchmarks"
+PAGE = ROOT / "docs/explanation/benchmarks.md"
+CHARTS = ROOT / "docs/explanation/benchmarks"
 NOTES = Path(__file__).parent / "notes.md"
 
 PACKAGES = ("celery", "kombu", "redis", "hiredis", "flask", "granian", "flower", "twilio", "phonenumbers")
@@ -112,7 +112,7 @@ def _flush_time() -> str:
 def write_page(
     sections: Sequence[Section], facts: Sequence[tuple[str, str]], *, full: bool, seconds: float
 ) -> None:
-    """docs/benchmarks.md and its charts, all anew."""
+    """docs/explanation/benchmarks.md and its charts, all anew."""
     CHARTS.mkdir(exist_ok=True)
     for old in CHARTS.glob("*.svg"):
         old.unlink()

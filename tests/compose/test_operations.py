@@ -290,7 +290,7 @@ def test_slow_senders_at_the_tls_proxy_are_refused_and_keep_no_genuine_request_o
 
 
 def test_a_backup_brings_back_what_was_lost(stack: Stack) -> None:
-    """The drill of docs/operations.md: back up, lose everything, restore, and go on."""
+    """The drill of docs/how-to/back-up-and-restore.md: back up, lose everything, restore, and go on."""
     stack.compose("up", "--detach", "--wait", "--remove-orphans")
     wait_until(lambda: stack.unfinished() == 0, seconds=150, what="all events have ended")
     known = stack.events()

@@ -1,4 +1,4 @@
-"""docs/openapi.yaml names exactly the routes that there are, and each status that they can answer."""
+"""docs/reference/openapi.yaml names exactly the routes that there are, and each status that they can answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Seen = tuple[str, str, int, str]  # path, method, status, content type without i
 
 @pytest.fixture(scope="module")
 def described() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docs/reference/openapi.yaml").read_text())
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""What docs/security.md says of a new hash key: what it voids, and how the deployment gets it back."""
+"""What docs/explanation/security.md says of a new hash key: what it voids, and how the deployment gets it back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's first hour: the steps of docs/onboarding.md, on real processes and the simulators."""
+"""A stranger's first hour: the steps of docs/how-to/onboard-a-study.md, on real processes and the simulators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRETS = {
     "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
     "ASTHMA_REDCAP_TOKEN": TOKEN,
 }
-PAGE = (ROOT / "docs" / "onboarding.md").read_text()
+PAGE = (ROOT / "docs/how-to/onboard-a-study.md").read_text()
 
 
 class ConfigFile:

@@ -477,7 +477,7 @@ class Convergence(RuleBasedStateMachine):
 
     def _being_written(self, record: str) -> bool:
         """Whether a write of the record is not known to have ended. What a person changes in that moment
-        hides from everybody whether it had reached REDCap; docs/reliability.md says so."""
+        hides from everybody whether it had reached REDCap; docs/explanation/reliability.md says so."""
         intents = self.redis.hgetall(keys.intents("asthma"))
         return any(phone in intents for phone in self._hashes(record))
 

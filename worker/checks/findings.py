@@ -16,7 +16,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of finding: the text of its heading in docs/checks.md, and of every occurrence."""
+    """One kind of finding: the text of its heading in docs/reference/checks.md, and of every occurrence."""
 
     severity: Severity
     title: str
@@ -51,7 +51,7 @@ class Finding:
             "subject": self.subject,
             "seen": self.seen,
             "mend": self.mend or self.kind.mend,
-            "more": f"docs/checks.md#{self.id}",
+            "more": f"docs/reference/checks.md#{self.id}",
         }
 
 
@@ -93,8 +93,8 @@ CATALOGUE: dict[str, Kind] = {
         "Every process reads this file at its start and refuses to run with one that it only half understands. "
         "What is seen names the key; there is one finding per problem, and nothing else can be checked until "
         "all of them are mended.",
-        "mend that key in the configuration file, or that environment variable; docs/configuration.md explains "
-        "every one",
+        "mend that key in the configuration file, or that environment variable; docs/reference/configuration.md "
+        "explains every one",
     ),
     "secret-missing": _error(
         "A secret is not where the configuration says",
@@ -108,7 +108,7 @@ CATALOGUE: dict[str, Kind] = {
         "Phone numbers are kept as keyed hashes only. There are few enough phone numbers to try them all, so "
         "what protects them is the key: whoever gets hold of the stored hashes must not be able to guess it.",
         'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"; '
-        "a new key empties the phone index and the known statuses, see docs/operations.md",
+        "a new key empties the phone index and the known statuses, see docs/how-to/rotate-secrets.md",
     ),
     "public-url-not-https": _error(
         "The public address is not https",
@@ -144,7 +144,7 @@ CATALOGUE: dict[str, Kind] = {
         "A project's own e-mail template cannot be used",
         "The project names a folder of templates, and one of them does not work. The built-in text is sent in "
         "its place, so that no mail is lost.",
-        "mend the template; docs/redcap-teams.md lists what templates may use",
+        "mend the template; docs/how-to/customise-mails.md lists what templates may use",
     ),
     # --- redis ------------------------------------------------------------------------------------
     "redis-unreachable": _error(

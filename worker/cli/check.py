@@ -34,7 +34,7 @@ def check(project: str | None, url: str | None, patience: int, as_json: bool) ->
     """Check the configuration against the live REDCap and Twilio. Nothing is written anywhere.
 
     Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. Every finding is
-    explained in docs/checks.md.
+    explained in docs/reference/checks.md.
     """
     report = _report(project, url, patience)
     if as_json:
@@ -60,7 +60,7 @@ def _report(project: str | None, url: str | None, patience: int) -> Report:
 def _show(report: Report) -> None:
     rows = [(Text("ok", "green"), _right(seen)) for seen in report.right]
     rows += [(Text(each.severity.value, _STYLES[each.severity]), _lines(each)) for each in report.findings]
-    total = f"{_total(report)}; docs/checks.md explains each"
+    total = f"{_total(report)}; docs/reference/checks.md explains each"
     if not sys.stdout.isatty():  # nothing is wrapped, so that a line can be searched for
         for label, text in rows:
             click.echo(f"{label}\t{text.plain.replace(chr(10), chr(10) + chr(9))}")
