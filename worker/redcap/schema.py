@@ -20,25 +20,13 @@ PROBLEMS = {
     NO_SUCH_FIELD: ("redcap-field-missing", "correct the name in the configuration or add the field"),
     "opt_out_event_missing": ("redcap-event-missing", "name one of these events"),
     "no_such_event": ("redcap-event-missing", "name one of these events"),
-    "events_in_two_arms": (
-        "redcap-events-in-two-arms",
-        "name two events of one arm (each arm can have a [projects.NAME] table of its own)",
-    ),
-    "opt_out_field_repeats": (
-        "opt-out-field-repeats", "move the field to an instrument and event that do not repeat",
-    ),
-    "opt_out_field_is_no_text": (
-        "opt-out-field-unfit", "name a text field with validation datetime_seconds_ymd",
-    ),
-    "opt_out_field_holds_no_time": (
-        "opt-out-field-unfit",
-        "set it to datetime_seconds_ymd (or another datetime) in REDCap's Online Designer",
-    ),
+    "events_in_two_arms": ("redcap-events-in-two-arms", "name two events of one arm; each arm can have a table"),
+    "opt_out_field_repeats": ("opt-out-field-repeats", "move it to an instrument and event that do not repeat"),
+    "opt_out_field_is_no_text": ("opt-out-field-unfit", "name a text field with validation datetime_seconds_ymd"),
+    "opt_out_field_holds_no_time": ("opt-out-field-unfit", "set it to datetime_seconds_ymd in the Online Designer"),
     "opt_out_checkbox_unfit": ("opt-out-checkbox-unfit", "add that choice"),
     "event_needless": ("redcap-event-needless", "remove phone_event and opt_out_event"),
-    "field_not_on_event": (
-        "redcap-field-not-on-event", "designate the instrument for that event, or name another event",
-    ),
+    "field_not_on_event": ("redcap-field-not-on-event", "designate the instrument for that event"),
 }  # fmt: skip
 
 # Codes and what was observed.

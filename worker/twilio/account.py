@@ -205,11 +205,6 @@ class TwilioAccountView:
         # The filter also finds numbers that only contain it.
         return next((self._number(each) for each in found if each.phone_number == address), None)
 
-    def number_by_sid(self, sid: str) -> Number | None:
-        """Return a number of the account, or None if it has been released."""
-        found = found_or_none(self.client.incoming_phone_numbers(sid).fetch)
-        return None if found is None else self._number(found)
-
     @staticmethod
     def _number(found: object) -> Number:
         return Number(

@@ -100,7 +100,7 @@ def plan_undo(
     Changes nothing: settings of resources that no longer exist are deleted after consent, too.
     """
     project, plan = config.projects[name], Plan(Mode.WEBHOOK)
-    others = [other for key, other in config.projects.items() if key not in undone]
+    others = [config.projects[other] for other in config.projects.keys() - set(undone)]
     staying = [other for other in others if other.twilio == project.twilio]
     resources = saved_resources(account, SavedSettings(redis, config.twilio[project.twilio].account_sid))
     for resource in resources:
@@ -111,7 +111,7 @@ def plan_undo(
 
 
 def _plan_restore(resource: Resource, project: Project, staying: list[Project], plan: Plan) -> None:
-    if not resource.exists():
+    if resource.current is None:
         plan.add(f"forget {resource.describe()}, which no longer exists", resource.forget)
     elif any(map(resource.used_by, staying)):
         plan.satisfied.append(f"{resource.describe()} stays: another project uses it")
@@ -152,14 +152,15 @@ class SetupPlanner:
     # --- numbers and services ---------------------------------------------------------------------
 
     def _own_numbers(self) -> list[Number]:
-        addresses = [address for address in self.project.senders if address.startswith("+")]
-        numbers = {address: self.account.number(address) for address in addresses}
-        self.plan.blockers += [
-            f"the account does not have the number that ends in {address[-4:]}: correct senders"
-            for address, number in numbers.items()
-            if number is None
-        ]
-        return [number for number in numbers.values() if number is not None]
+        numbers = []
+        for address in filter(_is_phone_number, self.project.senders):
+            if number := self.account.number(address):
+                numbers.append(number)
+            else:
+                self.plan.blockers.append(
+                    f"the account lacks the number that ends in {address[-4:]}: correct senders"
+                )
+        return numbers
 
     def _find_service(self, numbers: list[Number]) -> MessagingService | None:
         if self.project.messaging_service_sid is not None:
@@ -179,8 +180,8 @@ class SetupPlanner:
         service = self.account.service(sid)
         if service is None:
             self.plan.blockers.append(
-                f"the account has no Messaging Service {sid}: correct messaging_service_sid, or remove it and name "
-                "the number in senders; then a service is created"
+                f"the account has no Messaging Service {sid}: correct messaging_service_sid, or replace it by "
+                "senders, for which a service is created"
             )
         return service
 
@@ -213,12 +214,11 @@ class SetupPlanner:
     def _create_service(self, numbers: list[Number]) -> None:
         sid = create_service(self.account, self.store, self.service_name)
         self.plan.configuration["messaging_service_sid"] = sid
-        rest = Plan(self.plan.mode, configuration=self.plan.configuration)
-        planner = replace(self, plan=rest)
+        planner = replace(self, plan=Plan(self.plan.mode, configuration=self.plan.configuration))
         planner._attach(sid, [], numbers)
-        if rest.mode is Mode.WEBHOOK:
+        if self.plan.mode is Mode.WEBHOOK:
             planner._use_service_webhook(sid, numbers)
-        for step in rest.steps:
+        for step in planner.plan.steps:
             step.apply()
 
     def _attach(self, service_sid: str, attached: list[Number], numbers: list[Number]) -> None:
@@ -240,8 +240,7 @@ class SetupPlanner:
         attached = self.account.service_numbers(service.sid)
         self._attach(service.sid, attached, numbers)
         if self.plan.mode is Mode.WEBHOOK:
-            everyone = attached + [number for number in numbers if number not in attached]
-            self._use_service_webhook(service.sid, everyone)
+            self._use_service_webhook(service.sid, list(dict.fromkeys([*attached, *numbers])))
             return
         self._use_events()
         if service.drops:
@@ -252,8 +251,7 @@ class SetupPlanner:
 
     def _use_service_webhook(self, sid: str, numbers: list[Number]) -> None:
         webhook = ServiceWebhook(self.account, self.store, sid)
-        own_address = webhook.url if webhook.service and not webhook.service.defers_to_number else ""
-        forward = self._forward([own_address, *(number.sms_url for number in numbers)])
+        forward = self._forward([webhook.own_url, *(number.sms_url for number in numbers)])
         if not self.plan.blockers:
             self._point_here(webhook, forward)
         if not self.project.keyword_fallback:
@@ -297,23 +295,17 @@ class SetupPlanner:
         sinks = self.account.sinks()
         usable = [sink.sid for sink in sinks if sink.status != "failed"]
         if any(sink.works for sink in sinks):
-            self.plan.satisfied.append(
-                f"an Event Streams sink brings incoming messages to {self.account.events_url}"
-            )
+            self.plan.satisfied.append(f"an Event Streams sink delivers to {self.account.events_url}")
         elif usable:
-            self.plan.add(
-                f"subscribe the sink {usable[0]} to incoming messages",
-                partial(subscribe, self.account, self.store, usable[0]),
-            )
+            subscription = partial(subscribe, self.account, self.store, usable[0])
+            self.plan.add(f"subscribe the sink {usable[0]} to incoming messages", subscription)
         else:
             self._replace_sinks({sink.sid: sink.subscriptions for sink in sinks})
 
     def _replace_sinks(self, failed: dict[str, tuple[str, ...]]) -> None:
         for sid, subscriptions in failed.items():
-            sink = EventSink(self.account, self.store, sid)
-            self.plan.add(
-                f"delete the sink {sid}, which has failed", partial(sink.delete_with, subscriptions)
-            )
+            deletion = partial(EventSink(self.account, self.store, sid).delete_with, subscriptions)
+            self.plan.add(f"delete the sink {sid}, which has failed", deletion)
         self.plan.add(
             f"create an Event Streams sink to {self.account.events_url}, subscribed to incoming messages; "
             "no other address is changed",
@@ -323,6 +315,10 @@ class SetupPlanner:
     def _add_campaign_step(self, numbers: list[Number]) -> None:
         if any(number.address.startswith("+1") for number in numbers):
             self.plan.manual_steps.append(CAMPAIGN)
+
+
+def _is_phone_number(sender: str) -> bool:
+    return sender.startswith("+")
 
 
 def _forward_blockers(foreign: list[str]) -> list[str]:

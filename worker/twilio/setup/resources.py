@@ -7,14 +7,7 @@ from typing import Any, ClassVar
 
 from shared.config.schema import Project
 from shared.domain.endpoints import INBOUND_EVENT
-from worker.twilio.account import (
-    RETRY_FRAGMENT,
-    MessagingService,
-    Number,
-    TwilioAccountView,
-    asks_for_retries,
-    without_login,
-)
+from worker.twilio.account import RETRY_FRAGMENT, TwilioAccountView, asks_for_retries, without_login
 from worker.twilio.client import found_or_none, translate_errors
 from worker.twilio.setup.saved_settings import SavedSettings
 
@@ -34,7 +27,39 @@ class Resource(ABC):
     saved: Settings = field(default_factory=dict)
 
     kind: ClassVar[str]
+    title: ClassVar[str]  # a format for its name in plans
     restored_by_hand: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def remote(self) -> Any:
+        """The resource of twilio-python, for requests."""
+
+    @cached_property
+    def current(self) -> Any:
+        """Twilio's description of it, or None if the account does not have it."""
+        return found_or_none(self.remote.fetch)
+
+    def describe(self) -> str:
+        """Return its name in plans."""
+        return self.title.format(self)
+
+    def used_by(self, project: Project) -> bool:  # noqa: ARG002
+        """Return whether a project of the account uses it."""
+        return True
+
+    def changed_since(self) -> bool:
+        """Return whether a person has changed it after setup."""
+        return False
+
+    def describe_restore(self) -> str:
+        """Return what `restore` does, or what a person has to do."""
+        return f"remove {self.describe()}"
+
+    def restore(self) -> None:
+        """Undo what setup did: delete it. One that no longer exists is not an error."""
+        found_or_none(self.remote.delete)
+        self.forget()
 
     @property
     def key(self) -> str:
@@ -49,74 +74,54 @@ class Resource(ABC):
         """Delete what is stored about it."""
         self.store.delete(self.key)
 
-    @abstractmethod
-    def exists(self) -> bool:
-        """Return whether the account still has it."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """Return its name in plans."""
-
-    def describe_restore(self) -> str:
-        """Return what `restore` does, or what a person has to do."""
-        return f"remove {self.describe()}"
-
-    @abstractmethod
-    def restore(self) -> None:
-        """Undo what setup did."""
-
-    def used_by(self, project: Project) -> bool:  # noqa: ARG002
-        """Return whether a project of the account uses it."""
-        return True
-
-    def changed_since(self) -> bool:
-        """Return whether a person has changed it after setup."""
-        return False
-
 
 class Webhook(Resource):
     """The addresses to which a service or number sends incoming messages."""
 
     # Twilio's names of the address, its method, the fallback and its method.
     names: ClassVar[tuple[str, str, str, str]]
+    # Other settings that this program needs.
+    others: ClassVar[Settings] = {}
 
-    @abstractmethod
-    def current(self) -> Settings:
-        """Return Twilio's settings, by Twilio's names."""
+    @property
+    def settings(self) -> Settings:
+        """Twilio's present settings."""
+        unset = self._by_name("", "POST", "", "POST")
+        return {name: getattr(self.current, name) or default for name, default in unset.items()}
 
-    @abstractmethod
-    def update(self, settings: Settings) -> None:
-        """Change Twilio's settings."""
+    def _by_name(self, *values: str) -> Settings:
+        return dict(zip(self.names, values, strict=True)) | self.others
 
     @property
     def url(self) -> str:
         """The address that Twilio calls now."""
-        return str(self.current()[self.names[0]])
+        return str(self.settings[self.names[0]])
 
     def desired(self, forward: str) -> Settings:
         """Return the settings for this program, with the address that it forwards to as fallback."""
-        url, method, fallback, fallback_method = self.names
         own = self.account.inbound_url + RETRY_FRAGMENT
-        return {url: own, method: "POST", fallback: forward or own, fallback_method: "POST"}
+        return self._by_name(own, "POST", forward or own, "POST")
 
     def is_as(self, desired: Settings) -> bool:
         """Return whether nothing needs to change. A study may tune the fragment, if it still asks for retries."""
-        current, url = self.current(), self.names[0]
-        others_match = all(current[name] == value for name, value in desired.items() if name != url)
-        return others_match and self.account.is_ours(self.url) and asks_for_retries(self.url)
+        differing = {name for name, value in self.settings.items() if value != desired[name]}
+        is_ours = self.account.is_ours(self.url) and asks_for_retries(self.url)
+        return is_ours and differing <= {self.names[0]}
 
     def describe_apply(self, desired: Settings) -> str:
         """Return what `apply` does."""
-        url, _, fallback, _ = self.names
-        return (
-            f"have {self.describe()} call {desired[url]}\n"
-            f"(now: {self.destination(self.current())}), with the fallback {without_login(desired[fallback])}"
-        )
+        url, _, fallback, _ = (desired[name] for name in self.names)
+        now = self.destination(self.settings)
+        return f"have {self.describe()} call {url}\n(now: {now}), with the fallback {without_login(fallback)}"
 
     def apply(self, desired: Settings) -> None:
-        """Save the current settings, and change them."""
-        self.save(before=self.current())
-        self.update(desired)
+        """Save the present settings, and change them."""
+        self.save(before=self.settings)
+        self._update(desired)
+
+    def _update(self, settings: Settings) -> None:
+        with translate_errors():
+            self.remote.update(**settings)
 
     def destination(self, settings: Settings) -> str:
         """Return where messages go with these settings."""
@@ -129,7 +134,7 @@ class Webhook(Resource):
         return f"have {self.describe()} send messages to {self.destination(self.saved['before'])} again"
 
     def restore(self) -> None:
-        self.update(self.saved["before"])
+        self._update(self.saved["before"])
         self.forget()
 
 
@@ -137,31 +142,18 @@ class ServiceWebhook(Webhook):
     """A Messaging Service's webhook."""
 
     kind = "service"
+    title = "{0.sid}"
     names = ("inbound_request_url", "inbound_method", "fallback_url", "fallback_method")
+    others: ClassVar[Settings] = {"use_inbound_webhook_on_number": False}
 
-    @cached_property
-    def service(self) -> MessagingService | None:
-        """The service as it is now."""
-        return self.account.service(self.sid)
+    @property
+    def remote(self) -> Any:
+        return self.account.client.messaging.v1.services(self.sid)
 
-    def exists(self) -> bool:
-        return self.service is not None
-
-    def describe(self) -> str:
-        return self.sid
-
-    def current(self) -> Settings:
-        assert self.service is not None
-        return {
-            "inbound_request_url": self.service.inbound_url,
-            "inbound_method": self.service.inbound_method,
-            "fallback_url": self.service.fallback_url,
-            "fallback_method": self.service.fallback_method,
-            "use_inbound_webhook_on_number": self.service.defers_to_number,
-        }
-
-    def desired(self, forward: str) -> Settings:
-        return super().desired(forward) | {"use_inbound_webhook_on_number": False}
+    @property
+    def own_url(self) -> str:
+        """The service's own address, or "" if its numbers' addresses are called."""
+        return "" if self.settings["use_inbound_webhook_on_number"] else self.url
 
     def defer_to_numbers(self) -> None:
         """Have the service's numbers decide where messages go."""
@@ -170,10 +162,6 @@ class ServiceWebhook(Webhook):
     def destination(self, settings: Settings) -> str:
         deferred = settings["use_inbound_webhook_on_number"]
         return "its numbers' own addresses" if deferred else super().destination(settings)
-
-    def update(self, settings: Settings) -> None:
-        with translate_errors():
-            self.account.client.messaging.v1.services(self.sid).update(**settings)
 
     def used_by(self, project: Project) -> bool:
         return self.account.service_is_used(self.sid, project)
@@ -185,49 +173,24 @@ class NumberWebhook(Webhook):
     kind = "number"
     names = ("sms_url", "sms_method", "sms_fallback_url", "sms_fallback_method")
 
-    @cached_property
-    def number(self) -> Number | None:
-        """The number as it is now."""
-        return self.account.number_by_sid(self.sid)
-
-    def exists(self) -> bool:
-        return self.number is not None
-
     def describe(self) -> str:
-        return self.number.name if self.number else f"the number {self.sid}"
-
-    def current(self) -> Settings:
-        return {name: getattr(self.number, name) for name in self.names}
-
-    def update(self, settings: Settings) -> None:
-        with translate_errors():
-            self.account.client.incoming_phone_numbers(self.sid).update(**settings)
-
-    def used_by(self, project: Project) -> bool:
-        return self.number is not None and self.number.address in project.senders
-
-
-class Creation(Resource):
-    """A resource that did not exist before setup."""
+        return (
+            f"number …{self.current.phone_number[-4:]} ({self.sid})" if self.current else f"number {self.sid}"
+        )
 
     @property
-    @abstractmethod
     def remote(self) -> Any:
-        """The resource of twilio-python."""
+        return self.account.client.incoming_phone_numbers(self.sid)
 
-    def exists(self) -> bool:
-        return found_or_none(self.remote.fetch) is not None
-
-    def restore(self) -> None:
-        """Delete it; one that no longer exists is not an error."""
-        found_or_none(self.remote.delete)
-        self.forget()
+    def used_by(self, project: Project) -> bool:
+        return self.current.phone_number in project.senders
 
 
-class ServiceSender(Creation):
+class ServiceSender(Resource):
     """A number that setup attached to a Messaging Service. Deleting the sender keeps the number in the account."""
 
     kind = "attached"
+    title = "the sender {0.sid} of {0.saved[service]}"
 
     @property
     def key(self) -> str:
@@ -241,9 +204,6 @@ class ServiceSender(Creation):
     def remote(self) -> Any:
         return self._senders(self.sid)
 
-    def describe(self) -> str:
-        return f"the sender {self.sid} of {self.saved['service']}"
-
     def apply(self) -> None:
         """Attach the number."""
         self.save(service=self.saved["service"])
@@ -254,17 +214,15 @@ class ServiceSender(Creation):
         return self.account.service_is_used(self.saved["service"], project)
 
 
-class EventSink(Creation):
-    """An Event Streams sink."""
+class EventSink(Resource):
+    """An Event Streams sink that setup created."""
 
     kind = "sink"
+    title = "the Event Streams sink {0.sid}"
 
     @property
     def remote(self) -> Any:
         return self.account.client.events.v1.sinks(self.sid)
-
-    def describe(self) -> str:
-        return f"the Event Streams sink {self.sid}"
 
     def delete_with(self, subscriptions: tuple[str, ...]) -> None:
         """Delete a sink. Its subscriptions go first: Twilio does not delete a sink that is used."""
@@ -274,36 +232,32 @@ class EventSink(Creation):
             self.remote.delete()
 
 
-class Subscription(Creation):
+class Subscription(Resource):
     """The subscription of a sink to incoming messages."""
 
     kind = "subscription"
+    title = "the subscription {0.sid} of the sink {0.saved[sink]}"
 
     @property
     def remote(self) -> Any:
         return self.account.client.events.v1.subscriptions(self.sid)
 
-    def describe(self) -> str:
-        return f"the subscription {self.sid} of the sink {self.saved['sink']}"
 
-
-class CreatedService(Creation):
+class CreatedService(Resource):
     """A Messaging Service. It is kept: it may have a campaign and Advanced Opt-Out, which deleting would lose."""
 
     kind = "created_service"
+    title = "the Messaging Service {0.sid}"
     restored_by_hand = True
 
     @property
     def remote(self) -> Any:
         return self.account.client.messaging.v1.services(self.sid)
 
-    def describe(self) -> str:
-        return f"the Messaging Service {self.sid}"
-
     def describe_restore(self) -> str:
         return (
-            f"The Messaging Service {self.sid} was created by optout setup and is kept, without senders: delete it "
-            "in the Console if neither its campaign nor its opt-out settings are needed."
+            f"{self.describe()} was created by optout setup and is kept, without senders: delete it in the Console "
+            "if neither its campaign nor its opt-out settings are needed"
         )
 
     def used_by(self, project: Project) -> bool:
