@@ -306,7 +306,7 @@ class TestTheMessagingService:
     def test_a_number_that_the_account_lacks_is_named_by_its_end_only(self, desk: Desk) -> None:
         desk.projects["asthma"]["senders"] = [OWN_NUMBER]
         result = desk.setup()
-        assert "ends in 0177" in result.stdout
+        assert "…0177" in result.stdout
         assert NUMBER_DIGITS not in result.stdout
 
 

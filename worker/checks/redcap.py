@@ -28,6 +28,7 @@ from worker.redcap.responses import ExportTooLarge
 from worker.redcap.schema import (
     ProjectInfo,
     configured_fields,
+    hidden_fields,
     ids_look_hashed,
     inspect,
     is_identifier,
@@ -116,10 +117,6 @@ class ProjectData:
         shared = [records for records in self.records_by_phone.values() if len(records) > 1]
         return list(dict.fromkeys(record for records in shared for record in records))
 
-    def lacks(self, name: str) -> bool:
-        """Return whether a field was not exported. A checkbox is exported as one column for each choice."""
-        return not any(column == name or column.startswith(f"{name}___") for column in self.columns)
-
     def add_phones(self, record: str, text: str, region: str) -> None:
         numbers = list(numbers_in(text, region)) if text else []
         for number in numbers:
@@ -194,8 +191,7 @@ class RedcapCheck:
 
     def _readability(self, data: ProjectData, wanted: list[str]) -> Iterator[Finding]:
         count, phone_field = len(data.records), self._project.phone_field
-        hidden = [name for name in wanted if data.lacks(name)]
-        if data.columns and hidden:
+        if hidden := hidden_fields(wanted, data.columns):
             yield self.finding("redcap-hides-field", f"REDCap does not export {', '.join(hidden)}")
         elif is_identifier(self._info.metadata[0]) and ids_look_hashed(data.records):
             seen = f"{count} records, each with 32 hex digits in {self._id_field}, which is an identifier"

@@ -26,6 +26,7 @@ from worker.redcap.schema import (
     SECONDS,
     ProjectInfo,
     ProjectSchema,
+    hidden_fields,
     ids_look_hashed,
     inspect,
     read_time,
@@ -183,9 +184,7 @@ class RedcapProject:
 
     def _raise_if_columns_hidden(self, columns: set[str]) -> None:
         """REDCap omits fields without export right from a 200 answer (recorded answers of REDCapTidieR)."""
-        needed = [self.schema.id_field, self.config.phone_field, self.config.opt_out_field]
-        hidden = [name for name in (*needed, self.schema.checkbox_column) if name and name not in columns]
-        if columns and hidden:
+        if hidden := hidden_fields(self._fields, columns):
             raise ProjectProblem(
                 "redcap_hides_field",
                 f"REDCap does not export {', '.join(hidden)} to this token; give its user the export right "

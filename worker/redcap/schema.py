@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -293,6 +294,12 @@ def arms_of(events: Iterable[Row]) -> dict[str, str]:
     """Return the arm of each event, by its unique name."""
     names = ((event, str(event["unique_event_name"])) for event in events)
     return {name: str(event.get("arm_num") or arm_of(name)) for event, name in names}
+
+
+def hidden_fields(names: Iterable[str], columns: AbstractSet[str]) -> list[str]:
+    """Return the fields that an export with rows lacks. A checkbox is exported as one column for each choice."""
+    exported = columns | {column.rpartition("___")[0] for column in columns}
+    return [name for name in names if columns and name not in exported]
 
 
 def ids_look_hashed(records: Iterable[str]) -> bool:

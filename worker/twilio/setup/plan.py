@@ -157,9 +157,7 @@ class SetupPlanner:
             if number := self.account.number(address):
                 numbers.append(number)
             else:
-                self.plan.blockers.append(
-                    f"the account lacks the number that ends in {address[-4:]}: correct senders"
-                )
+                self.plan.blockers.append(f"the account lacks the number …{address[-4:]}: correct senders")
         return numbers
 
     def _find_service(self, numbers: list[Number]) -> MessagingService | None:
