@@ -1,4 +1,4 @@
-"""What docs/explanation/security.md says of a new hash key: what it voids, and how the deployment gets it back."""
+"""What docs/how-to/rotate-secrets.md says of a new hash key: what it voids, and how the deployment gets it back."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import tomllib
@@ -78,6 +79,29 @@ def test_every_environment_variable_of_the_code_is_in_the_reference() -> None:
 def test_every_finding_has_its_heading() -> None:
     headings = re.findall(r"^## (\S+)$", (DOCS / "reference/checks.md").read_text(), re.M)
     assert headings == list(CATALOGUE)
+
+
+def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
+    page = (DOCS / "explanation/data-model.md").read_text()
+    constants = {value for name, value in vars(keys).items() if name.isupper() and name != "PREFIX"}
+    placeholders = {
+        "project": "PROJECT",
+        "event_id": "ID",
+        "account_sid": "ACCOUNT",
+        "name": "NAME",
+        "host": "HOST",
+    }
+    functions = [
+        value for value in vars(keys).values() if inspect.isfunction(value) and value.__name__ != "of_project"
+    ]
+    patterns = {
+        each(**{name: placeholders[name] for name in inspect.signature(each).parameters})
+        for each in functions
+    }
+    assert set(re.findall(r"`(optout:[\w:-]+)`", page)) == constants | patterns
+    assert set(
+        re.findall(r"^\| `(\w+)` \| .* \| .*(?:final|`lookup_records`|`update_records`)", page, re.M)
+    ) == set(State)
 
 
 # --- links and names in prose ---------------------------------------------------------------------------
