@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -211,22 +212,29 @@ class RedcapCheck:
 
     def _read(self, wanted: list[str]) -> ProjectData:
         """Read the configured fields of all records."""
-        data, missing_codes = ProjectData(), missing_data_codes(self._info.project)
+        data = ProjectData()
         for row in self._rows(wanted, data):
-            record, event = self._record_id(row), str(row.get("redcap_event_name") or "")
+            record = self._record_id(row)
             data.columns.update(row)
             data.records.add(record)
-            data.arms.add((record, self._info.arms.get(event, "")))
-            if self._project.phone_event is None or self._is_at(event, self._project.phone_event):
-                text = str(row.get(self._project.phone_field) or "").strip()
-                data.add_phones(record, text, self._project.default_region)
-            value = str(row.get(self._project.opt_out_field) or "").strip()
-            if self._is_at(event, self._project.opt_out_event) and _is_foreign(value, missing_codes):
+            data.arms.add((record, self._info.arms.get(_text(row, "redcap_event_name"), "")))
+            if self._is_at(row, self._project.phone_event):
+                data.add_phones(record, _text(row, self._project.phone_field), self._project.default_region)
+            if self._is_at(row, self._project.opt_out_event) and self._has_foreign_value(row):
                 data.foreign_values[record] = None
         return data
 
-    def _is_at(self, event: str, wanted: str | None) -> bool:
-        return not self._info.is_longitudinal or event == wanted
+    def _is_at(self, row: Row, event: str | None) -> bool:
+        """Return whether a row belongs to an event. Classic projects have no events; None means any event."""
+        return not self._info.is_longitudinal or event in {None, _text(row, "redcap_event_name")}
+
+    def _has_foreign_value(self, row: Row) -> bool:
+        value = _text(row, self._project.opt_out_field)
+        return bool(value) and read_time(value) is None and value not in self._missing_codes
+
+    @cached_property
+    def _missing_codes(self) -> list[str]:
+        return missing_data_codes(self._info.project)
 
     def _record_id(self, row: Row) -> str:
         return str(row.get(self._id_field, ""))
@@ -248,5 +256,5 @@ class RedcapCheck:
             yield from self._client.export(wanted, records=batch)
 
 
-def _is_foreign(value: str, missing_codes: list[str]) -> bool:
-    return bool(value) and read_time(value) is None and value not in missing_codes
+def _text(row: Row, name: str) -> str:
+    return str(row.get(name) or "").strip()

@@ -56,50 +56,41 @@ def cached_schema(redis: RedisClient, project: str) -> ProjectSchema | None:
     return ProjectSchema(**json.loads(stored)) if stored else None
 
 
+@dataclass(repr=False, eq=False)
 class RedcapProject:
     """A configured project. Methods may raise RedcapUnavailable, RedcapRejected or ProjectProblem."""
 
-    def __init__(
-        self,
-        name: str,
-        config: Project,
-        zone: ZoneInfo,
-        *,
-        client: RedcapClient,
-        redis: RedisClient,
-        hasher: PhoneHasher,
-    ) -> None:
-        self.name = name
-        self.config = config
-        self._zone = zone
-        self._client = client
-        self._redis = redis
-        self._hasher = hasher
+    name: str
+    config: Project
+    zone: ZoneInfo
+    client: RedcapClient
+    redis: RedisClient
+    hasher: PhoneHasher
 
     # --- schema -----------------------------------------------------------------------------------
 
     @cached_property
     def schema(self) -> ProjectSchema:
         """Where the opt-out is written. All workers together read it from REDCap at most once an hour."""
-        return cached_schema(self._redis, self.name) or self._load_schema()
+        return cached_schema(self.redis, self.name) or self._load_schema()
 
     def invalidate_schema(self) -> None:
         """Read the schema from REDCap again next time."""
-        self._redis.delete(keys.structure(self.name))
+        self.redis.delete(keys.structure(self.name))
         self.__dict__.pop("schema", None)
 
     def _load_schema(self) -> ProjectSchema:
-        info = ProjectInfo(self._client)
+        info = ProjectInfo(self.client)
         for problem in inspect(self.config, info, blocking_only=True):
             raise problem.as_error()
         schema = info.schema(self.config, self._version())
-        self._redis.set(keys.structure(self.name), json.dumps(asdict(schema)), ex=SCHEMA_CACHE_SECONDS)
+        self.redis.set(keys.structure(self.name), json.dumps(asdict(schema)), ex=SCHEMA_CACHE_SECONDS)
         return schema
 
     def _version(self) -> str:
         """Return REDCap's version, for links in e-mails; "" if the project sends none or REDCap does not say."""
         try:
-            return self._client.version() if self.config.notify else ""
+            return self.client.version() if self.config.notify else ""
         except (RedcapUnavailable, RedcapRejected):
             return ""
 
@@ -119,7 +110,7 @@ class RedcapProject:
         return found
 
     def _read_batch(self, records: Sequence[str]) -> dict[str, RecordState]:
-        rows = self._client.export(self._fields, records=records, events=self._events)
+        rows = self.client.export(self._fields, records=records, events=self._events)
         self._raise_if_columns_hidden({column for row in rows for column in row})
         self._raise_if_ids_hashed(map(self._record_id, rows))
         by_record: dict[str, list[Row]] = defaultdict(list)
@@ -130,7 +121,7 @@ class RedcapProject:
     def read_all(self, changed_since: datetime | None = None) -> Iterator[RecordState]:
         """Stream every record, or those changed since a time; in batches if the server cannot export all at once.
 
-        `changed_since` is compared with the REDCap server's wall clock, whose zone the API does not tell.
+        `changed_since` is compared with the REDCap server's wall clock, whose zone the API does not report.
         """
         states = self._stream(changed_since)
         first = list(islice(states, ENOUGH_IDS))
@@ -152,7 +143,7 @@ class RedcapProject:
     def _stream_once(self, changed_since: datetime | None) -> Iterator[RecordState]:
         since = changed_since.strftime(SECONDS) if changed_since else ""
         columns: set[str] = set()
-        exported = self._client.export_all(self._fields, events=self._events, changed_since=since)
+        exported = self.client.export_all(self._fields, events=self._events, changed_since=since)
         for record, group in groupby(exported, key=self._record_id):
             rows = list(group)  # raises before the record is used if the export ends within it
             columns.update(*rows)
@@ -161,7 +152,7 @@ class RedcapProject:
 
     def _read_all_except(self, read: set[str]) -> Iterator[RecordState]:
         """Read the records that an incomplete export lacks. An export of the ids alone is small."""
-        ids = dict.fromkeys(self._record_id(row) for row in self._client.export_all([self.schema.id_field]))
+        ids = dict.fromkeys(self._record_id(row) for row in self.client.export_all([self.schema.id_field]))
         self._raise_if_ids_hashed(ids)
         for batch in batches((record for record in ids if record not in read), MAX_RECORDS_PER_REQUEST):
             yield from self._read_batch(batch).values()
@@ -175,9 +166,8 @@ class RedcapProject:
     @property
     def _events(self) -> list[str]:
         """The events to export; empty for all, as phones count in all events without phone_event."""
-        events = {self.config.phone_event, self.config.opt_out_event}
-        named = sorted(event for event in events if event is not None)
-        return named if self.schema.longitudinal and self.config.phone_event else []
+        events = sorted(filter(None, {self.config.phone_event, self.config.opt_out_event}))
+        return events if self.schema.longitudinal and self.config.phone_event else []
 
     def _record_id(self, row: Row) -> str:
         return str(row.get(self.schema.id_field, ""))
@@ -214,7 +204,7 @@ class RedcapProject:
     def _phones(self, row: Row) -> Iterator[str]:
         text = row.get(self.config.phone_field)
         if text and self._is_at(row, self.config.phone_event):
-            yield from map(self._hasher, numbers_in(str(text), self.config.default_region))
+            yield from map(self.hasher, numbers_in(str(text), self.config.default_region))
 
     def _is_opt_out_row(self, row: Row) -> bool:
         repeats = row.get("redcap_repeat_instrument") or row.get("redcap_repeat_instance")
@@ -234,7 +224,7 @@ class RedcapProject:
         """Return what the opt-out field should contain: the time of the STOP in the project's zone, or ""."""
         if status.change is Change.START:
             return ""
-        return status.occurred_at.astimezone(self._zone).strftime(self.schema.time_format)
+        return status.occurred_at.astimezone(self.zone).strftime(self.schema.time_format)
 
     def matches(self, state: RecordState, status: Status) -> bool:
         """Return whether a record shows the status, as far as it has fields for it."""
@@ -279,7 +269,7 @@ class RedcapProject:
         if read is None:
             return False  # text of the study's own, which stays
         shown, form = read
-        shown_ms = shown.replace(tzinfo=self._zone).timestamp() * 1000
+        shown_ms = shown.replace(tzinfo=self.zone).timestamp() * 1000
         precision_ms = 60_000 if form == MINUTES else 1000
         return shown_ms < moment_ms - precision_ms
 
@@ -298,7 +288,7 @@ class RedcapProject:
         Batches before a rejected one have been written then; to write them again changes nothing.
         """
         for batch in batches(rows, MAX_RECORDS_PER_REQUEST):
-            self._client.import_rows(batch, self.schema.id_field)
+            self.client.import_rows(batch, self.schema.id_field)
 
     def restore(self, states: Sequence[RecordState]) -> None:
         """Write opt-out fields as they were read before. Raises as `write` does."""

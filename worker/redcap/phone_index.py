@@ -18,7 +18,7 @@ from shared.ledger.locks import held
 from shared.redis_client import RedisClient
 from worker.redcap.gateway import RecordState, RedcapProject
 
-# dateRangeBegin is in the REDCap server's wall clock, whose zone the API does not tell, and changes appear in it
+# dateRangeBegin is in the REDCap server's wall clock, whose zone the API does not report, and changes appear in it
 # late (PHPCap's tests wait a minute and more): read back further than any zone's offset.
 OVERLAP = timedelta(hours=28)
 # Up to this many records a whole export costs REDCap one request, as an incremental one does, and also shows which

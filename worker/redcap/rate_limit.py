@@ -21,7 +21,7 @@ end
 return tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]) + 60000 - now + 1
 """
 
-# A worker asks again at least this often while it waits.
+# A waiting worker checks the window again after this long at the latest.
 LONGEST_SLEEP_SECONDS = 5.0
 
 

@@ -54,7 +54,7 @@ class Answer:
 
     @cached_property
     def rejection(self) -> str | None:
-        """REDCap's own words, or None. Only these are a rejection, after which changes are given up.
+        """REDCap's own words, or None. Only these are a rejection, after which changes are abandoned.
 
         Anything else that is not an answer comes from gateways, firewalls or logins, and is temporary.
         """
@@ -115,11 +115,11 @@ def raise_for_response(answer: Answer) -> None:
 
 def classify(answer: Answer) -> RedcapUnavailable | RedcapRejected:
     """Return the error that an answer stands for. Only for answers that are not a success."""
-    if reasons := row_reasons(answer.rejection or "", answer.sent):
+    rejection = answer.rejection or ""
+    if reasons := row_reasons(rejection, answer.sent):
         return RowsRejected(reasons)
     kind = next(kind for kind in KINDS if kind.matches(answer))
-    message = redact(answer.rejection or "")
-    detail = kind.hint.format(status=answer.status, message=message, defect=answer.defect)
+    detail = kind.hint.format(status=answer.status, message=redact(rejection), defect=answer.defect)
     return kind.error(kind.name, detail)
 
 
@@ -161,8 +161,7 @@ def _error_message(text: str) -> str | None:
     text = text.strip()
     if text.startswith("ERROR:"):
         return text.removeprefix("ERROR:").lstrip()
-    try:
-        answer = json.loads(text) if text.startswith("{") else None
-    except (ValueError, RecursionError):
-        return None
-    return str(answer["error"]) if isinstance(answer, dict) and "error" in answer else None
+    with suppress(ValueError, RecursionError):
+        answer = json.loads(text) if text.startswith("{") else {}
+        return str(answer["error"]) if "error" in answer else None
+    return None

@@ -188,12 +188,14 @@ def _unfit_checkbox(config: Project, info: ProjectInfo) -> Observations:
 
 
 def _missing_events(config: Project, info: ProjectInfo) -> Observations:
+    if not info.is_longitudinal:
+        return
     listed = ", ".join(sorted(info.arms))
-    if info.is_longitudinal and config.opt_out_event is None:
+    if config.opt_out_event is None:
         observed = f"opt_out_event: missing, but the project is longitudinal and has {listed}"
         yield "opt_out_event_missing", observed
     for key, name in _configured_events(config).items():
-        if info.is_longitudinal and name not in info.arms:
+        if name not in info.arms:
             yield "no_such_event", f"{key}: the project has no event {name}, but {listed}"
 
 

@@ -71,14 +71,14 @@ class MessageLog:
         if not self.config.messaging_service_sid:
             return
         service = self.client.messaging.v1.services(self.config.messaging_service_sid)
-        yield from (number.phone_number for number in _list_all(service.phone_numbers) if number.phone_number)
-        yield from (code.short_code for code in _list_all(service.short_codes) if code.short_code)
+        yield from _list_all(service.phone_numbers, "phone_number")
+        yield from _list_all(service.short_codes, "short_code")
         if {"rcs", "whatsapp"} & set(self.config.channels):
             yield from self._channel_senders(service.channel_senders)
 
     def _channel_senders(self, listing: Any) -> Iterator[str]:
         try:
-            yield from (channel.sender for channel in _list_all(listing) if channel.sender)
+            yield from _list_all(listing, "sender")
         except TwilioRejected as error:
             log.warning("channel_senders_not_listed", project=self.project, error=str(error))
 
@@ -99,7 +99,7 @@ class MessageLog:
 
         Twilio's own filter and order are by DateSent, which is null if no webhook was called and nothing was sent.
         The filter omits such messages, and their place in the order is not documented. If they come before all
-        others, an old page of them tells nothing about the others: then the filter is used as well.
+        others, an old page of them says nothing about the others: then the filter is used as well.
         Source: twilio-oai, api_v2010 ListMessage; Twilio docs, Messages resource.
         """
         since, some_sent = since.astimezone(UTC).replace(microsecond=0), False
@@ -113,7 +113,7 @@ class MessageLog:
 
     def _usable_since(self, page: list[Any], since: datetime) -> list[Any]:
         """Return the messages of a page since that time. One without a date or a SID is counted and skipped."""
-        complete = [message for message in page if message.sid and message_time(message)]
+        complete = list(filter(_is_complete, page))
         recent = [message for message in complete if message_time(message) >= since]
         incomplete = len(page) - len(complete)
         self.counts.messages += len(recent) + incomplete
@@ -187,14 +187,20 @@ def message_time(message: Any) -> Any:
     return message.date_sent or message.date_created
 
 
+def _is_complete(message: Any) -> bool:
+    return bool(message.sid and message_time(message))
+
+
 def _is_older(page: list[Any], since: datetime) -> bool:
     """Return whether a page is entirely older than that time. A page without any date is not."""
     times = list(filter(None, map(message_time, page)))
     return bool(times) and max(times) < since
 
 
-def _list_all(listing: Any) -> list[Any]:
-    return list(_retry(partial(listing.list, page_size=PAGE_SIZE)))
+def _list_all(listing: Any, name: str) -> Iterator[str]:
+    """Return one attribute of all resources in a list, where it is set."""
+    resources = _retry(partial(listing.list, page_size=PAGE_SIZE))
+    return filter(None, (getattr(resource, name) for resource in resources))
 
 
 def _retry(request: Callable[[], Any]) -> Any:
