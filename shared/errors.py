@@ -1,30 +1,30 @@
 """Every error of this program, in one drawing.
 
 OptOutError
-├── ConfigError            the configuration is wrong; the message names each key and its mend
-├── Rejected               an HTTP request that is turned away
+├── ConfigError            the configuration is wrong; the message names each key and its fix
+├── Rejected               an HTTP request that is rejected
 │   ├── Forged             not signed by a known account (403)
-│   └── Malformed          signed, but not a message that we can read (400)
-├── Transient              worth another try, later
+│   └── Malformed          signed, but not a readable message (400)
+├── Transient              a later retry may succeed
 │   ├── RedcapUnavailable  no answer, 5xx, HTML instead of JSON, banned
 │   ├── TwilioUnavailable
-│   └── MailDeferred       the mail server refused for now, or did not answer
-└── Permanent              another try would end the same way
-    ├── RedcapRejected      bad token, no such field, validation
-    ├── ProjectProblem     the REDCap project does not fit the configuration; changes are kept until mended
+│   └── MailDeferred       the mail server deferred the mail, or did not answer
+└── Permanent              a retry would fail in the same way
+    ├── RedcapRejected     bad token, no such field, validation
+    ├── ProjectProblem     the REDCap project does not fit the configuration; changes are kept until it is fixed
     ├── TwilioRejected
     └── MailRejected
 
-No message of these may hold a phone number, a message body, a token or a stored value.
+No message of these may contain a phone number, a message body, a token or a stored value.
 """
 
 
 class OptOutError(Exception):
-    """The root: whatever this program raises on purpose."""
+    """The base of all errors that this program raises deliberately."""
 
 
 class ConfigError(OptOutError):
-    """The configuration cannot be used. `problems` holds one "key: what, mend" line each."""
+    """The configuration cannot be used. `problems` holds one "key: problem, fix" line each."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source = source
@@ -49,11 +49,11 @@ class Forged(Rejected):
 
 
 class Malformed(Rejected):
-    """The request is Twilio's (or could be), but lacks what makes it a message."""
+    """The request may be Twilio's, but lacks required parts of a message."""
 
 
 class Failure(OptOutError):
-    """Something outside did not do its part. `code` is a stable word, `detail` is for people."""
+    """An external system failed. `code` is stable, `detail` is for people."""
 
     def __init__(self, code: str, detail: str = "") -> None:
         self.code = code
@@ -62,36 +62,36 @@ class Failure(OptOutError):
 
 
 class Transient(Failure):
-    """Worth another try, later."""
+    """A later retry may succeed."""
 
 
 class Permanent(Failure):
-    """Another try would end the same way until a person mends something."""
+    """A retry would fail in the same way until a person fixes something."""
 
 
 class RedcapUnavailable(Transient):
-    """REDCap gave no answer that can be believed."""
+    """REDCap gave no valid answer."""
 
 
 class TwilioUnavailable(Transient):
-    """Twilio's REST API gave no answer that can be believed."""
+    """Twilio's REST API gave no valid answer."""
 
 
 class MailDeferred(Transient):
-    """The mail server took nothing, for now."""
+    """The mail server accepted nothing for now."""
 
 
 class RedcapRejected(Permanent):
-    """REDCap understood the request and said no."""
+    """REDCap understood the request and rejected it."""
 
 
 class ProjectProblem(Permanent):
-    """A REDCap project that does not fit its configuration; `detail` says what was seen and the mend."""
+    """A REDCap project that does not fit its configuration; `detail` says what was observed and the fix."""
 
 
 class TwilioRejected(Permanent):
-    """Twilio understood the request and said no."""
+    """Twilio understood the request and rejected it."""
 
 
 class MailRejected(Permanent):
-    """The mail server will not take this mail."""
+    """The mail server rejects this mail."""
