@@ -38,9 +38,9 @@ def measure(folder: Path, *, full: bool) -> Section:
         after = _memory(world)
         imports = {name: f"{_import_seconds(world, code) * 1000:.0f}" for name, code in IMPORTS.items()}
     section.say(
-        "Proportional set size (pages that processes share are divided among them) of all processes of a kind, with "
-        f"an index of 10,000 phones, idle and after {stops:,} STOPs; and how long its imports take, beyond those of "
-        "the interpreter itself (median of five)."
+        "Proportional set size (shared pages are divided among the processes) of all processes of a kind, with "
+        f"an index of 10,000 phones, idle and after {stops:,} STOPs. Import time is the time beyond the "
+        "interpreter's own (median of five)."
     )
     rows = [
         [

@@ -42,10 +42,10 @@ def measure(folder: Path, *, full: bool) -> Section:
     section = Section("5. Phone index")
     numbers = [10_000, 100_000, 1_000_000] if full else [10_000, 100_000]
     section.say(
-        "Records as an export gives them, one phone each in the spellings that people type. Parsing is normalising a "
-        "number (libphonenumber) and hashing it; building is putting all into the store, without the export itself. "
-        f"Looking up is one phone at a time, {LOOKUPS:,} random ones, through the client as the worker does it; the "
-        f"refresh puts {CHANGED} changed records, as an incremental export brings them."
+        "Records are in the form of an export, one phone each in common spellings. Parsing normalises a number "
+        "(libphonenumber) and hashes it. Building writes all records into the store, without the export itself. "
+        f"Look-ups are {LOOKUPS:,} random phones, one at a time, through the worker's client. The refresh writes "
+        f"{CHANGED} changed records, as from an incremental export."
     )
     figures = [_figures(folder / str(number), number) for number in numbers]
     section.table(
@@ -75,7 +75,7 @@ def measure(folder: Path, *, full: bool) -> Section:
         "index", f"Refreshing {CHANGED} changed records", "ms",
         {f"in {each.number:,}": each.refresh * 1000 for each in figures},
     )  # fmt: skip
-    section.say("Look-ups and refresh do not grow with the index: both are by key.")
+    section.say("Look-ups and refresh do not grow with the index, because both are by key.")
     return section
 
 

@@ -27,10 +27,10 @@ def measure(folder: Path, *, full: bool) -> Section:
     section = Section("1. Ingress")
     number = 6_000 if full else 2_000
     section.say(
-        f"{number:,} signed webhooks of different participants over {CONNECTIONS} kept connections, one web process "
-        "(granian, 8 threads behind its event loop, all four alike), closed loop, then the next application; "
+        f"{number:,} signed webhooks of different participants over {CONNECTIONS} persistent connections, one web "
+        "process (granian, 8 threads behind its event loop, all four alike), closed loop, then the next application; "
         f"{ROUNDS} rounds. The textbook route uses Celery's defaults and stores nothing. Both it and ours publish to "
-        "the same store, which has every write on the disk before it answers."
+        "the same store, which writes to disk before it answers."
     )
     prepared = [webhook(each) for each in range(number)]
     runs: dict[str, list[tuple[Load, float]]] = {name: [] for name in APPLICATIONS}
@@ -45,7 +45,7 @@ def measure(folder: Path, *, full: bool) -> Section:
     rates = {name: sorted(load.per_second for load, _ in each)[ROUNDS // 2] for name, each in runs.items()}
     section.bars("ingress", "Signed webhooks per second, one web process", "/s", rates)
     section.say(
-        f"Ours takes {rates[OURS] / rates[TEXTBOOK]:.2f} times as many as the textbook route.",
+        f"Ours handles {rates[OURS] / rates[TEXTBOOK]:.2f} times as many as the textbook route.",
         verdict(
             rates[OURS] >= rates[TEXTBOOK], "at least as many as the textbook route, although it does more"
         ),
@@ -99,7 +99,7 @@ def _at_a_steady_rate(section: Section, folder: Path, *, seconds: int) -> None:
     section.say(
         f"**At a steady 200 requests/s** for {seconds} s (open loop: latency counts from when a request was due), "
         "with worker, beat, Flower, store, REDCap simulator, mail server and load generator on the same cores, and "
-        "every STOP looked up, written and mailed meanwhile: "
+        "every STOP looked up, written and mailed at the same time: "
         f"p50 {p50:.1f} ms, p99 {p99:.1f} ms; {load.late} of {number:,} requests began more than 5 ms late.",
         verdict(p99 < 50, "p99 under 50 ms"),
     )

@@ -39,7 +39,7 @@ def measure(folder: Path, *, full: bool) -> Section:
     p50, p95 = percentile(taken, 0.5) * 1000, percentile(taken, 0.95) * 1000
     section.say(
         f"{number} STOPs, one after the other, REDCap simulator without added latency. From sending the request "
-        "until REDCap has written the field, and, as the floor, the export and the import alone, made directly."
+        "until REDCap has written the field. The lower bound is the export and the import alone, called directly."
     )
     section.table(
         ["", "p50 ms", "p95 ms", "largest ms"],
@@ -56,7 +56,7 @@ def measure(folder: Path, *, full: bool) -> Section:
     section.say(
         f"REDCap requests per STOP until it shows: {per_stop:.2f} (export, import; the first STOP of an hour also "
         "reads the project's structure). Afterwards the index is refreshed, at most once in ten seconds, in case "
-        "another record holds the number, too.",
+        "another record also holds the number.",
         verdict(
             p50 < 150 and p95 < 400 and per_stop <= 3,
             "p50 under 150 ms, p95 under 400 ms, at most 3 requests",

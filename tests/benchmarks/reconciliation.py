@@ -32,9 +32,9 @@ def measure(folder: Path, *, full: bool) -> Section:
     section = Section("4. Reconciliation")
     numbers = [1_000, 10_000, 100_000]
     section.say(
-        "`optout reconcile` as a process of its own, against as many messages in Twilio's log as records in REDCap, "
-        "simulators without added latency. One message in ten is a STOP or START that no webhook has told, so that "
-        "it is recovered and, where it is its participant's latest, written."
+        "`optout reconcile` in a separate process, with as many messages in Twilio's log as records in REDCap, "
+        "simulators without added latency. One message in ten is a STOP or START without a webhook. It "
+        "is recovered and, if it is the participant's latest, written."
     )
     runs = [_run(folder / str(number), number) for number in numbers]
     section.table(

@@ -1,4 +1,4 @@
-"""What the benchmarks found, as a page: tables, charts, the machine, and the hand-written notes."""
+"""The benchmarks' results as a page: tables, charts, the machine, and the hand-written notes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _flush_time() -> str:
 def write_page(
     sections: Sequence[Section], facts: Sequence[tuple[str, str]], *, full: bool, seconds: float
 ) -> None:
-    """docs/explanation/benchmarks.md and its charts, all anew."""
+    """Write docs/explanation/benchmarks.md and its charts."""
     CHARTS.mkdir(exist_ok=True)
     for old in CHARTS.glob("*.svg"):
         old.unlink()
@@ -123,15 +123,15 @@ def write_page(
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `{command}` ({datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.1f} minutes); do not edit here, but "
-        "in `tests/benchmarks/`.",
+        f"Written by `{command}` ({datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.1f} minutes). Do not edit this page: "
+        "edit `tests/benchmarks/`.",
         "",
-        "Figures are as measured: the median, with the smallest and largest of several runs in brackets. Everything, "
-        "load generator and simulators too, shares the cores of one machine, so absolute times say as much about "
-        "the machine as about the platform. What counts are the ratios: each alternative was measured in the same "
-        "run, with the same server, store and requests.",
+        "Values are the median, with the smallest and largest of several runs in brackets. All processes share the "
+        "cores of one machine, including load generator and simulators. Absolute times therefore depend on the "
+        "machine; the ratios matter. Each alternative was measured in the same run, with the same server, store and "
+        "requests.",
         "",
-        "| Machine | |",
+        "| Machine | Value |",
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in facts),
         "",
@@ -143,6 +143,6 @@ def write_page(
 
 
 def print_section(section: Section) -> None:
-    """For whoever waits."""
+    """Print a section while the benchmarks run."""
     sys.stdout.write("\n".join([f"## {section.title}", "", *section.lines]) + "\n")
     sys.stdout.flush()

@@ -50,11 +50,11 @@ def measure(folder: Path, *, full: bool) -> Section:
     section = Section("3. Storm")
     stops = 10_000
     section.say(
-        f"{stops:,} STOPs of different participants, as fast as they are taken ({CONNECTIONS} connections), into "
+        f"{stops:,} STOPs of different participants, as fast as they are accepted ({CONNECTIONS} connections), into "
         f"a project of {RECORDS:,} records; REDCap simulator with 150 ms per call and 2 ms per record written, "
         f"which bans an address above {LIMIT} requests a minute. Ours is limited to 300 a minute, its default.",
         f"The alternatives were measured on {SAMPLE} STOPs, in a project of 1,000 records and without a limit, all "
-        "to their favour, and extrapolated in proportion: (a) does lookup, update and mail inside the web request "
+        "in their favour, and extrapolated proportionally: (a) does lookup, update and mail inside the web request "
         "(8 threads), (b) is one Celery chain of lookup, update and mail per event (4 processes).",
     )
     ours, memory = _ours(folder / "ours", stops)
@@ -89,7 +89,7 @@ def measure(folder: Path, *, full: bool) -> Section:
     section.say(
         f"(a) and (b) would be banned {LIMIT / (chained.requests / SAMPLE):.0f} STOPs into the storm. Held at the "
         f"limit, they would take at least {polite:.0f} minutes. From first webhook to last field, ours took "
-        f"{_whole(ours):.0f} s, (b) {whole['(b) chain per event']:.0f} s at its own, forbidden pace.",
+        f"{_whole(ours):.0f} s, (b) {whole['(b) chain per event']:.0f} s at a rate that exceeds the limit.",
         verdict(not ours.banned and ours.requests <= 150, f"no ban, at most 150 requests ({ours.requests})"),
         verdict(
             ours.shown_seconds <= 90, f"shown within 90 s of the last webhook ({ours.shown_seconds:.0f} s)"

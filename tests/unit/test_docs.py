@@ -138,6 +138,12 @@ def test_commands_and_options_that_are_named_exist(name: str) -> None:
             assert option in options, f"optout {command} {option}"
 
 
+def test_tests_that_the_documentation_names_exist() -> None:
+    named = {name for page in WRITTEN for name in re.findall(r"(test_\w+)\.py", (DOCS / page).read_text())}
+    assert named
+    assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
 def test_findings_that_troubleshooting_names_exist() -> None:
     named = re.findall(r"`([a-z]+(?:-[a-z]+)+)`", (DOCS / "how-to/troubleshoot.md").read_text())
     assert named
