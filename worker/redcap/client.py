@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,28 +44,20 @@ _BRIEF_FAILURES = {
 }
 
 
+@dataclass(repr=False, eq=False)
 class RedcapClient:
     """The API of one project. Every method may raise RedcapUnavailable (try later) or RedcapRejected."""
 
-    def __init__(
-        self,
-        url: str,
-        token: str,
-        *,
-        rate_limiter: RateLimiter,
-        circuit_breaker: CircuitBreaker,
-        count: Callable[[str, str], None] = lambda _content, _outcome: None,
-        session: requests.Session | None = None,
-    ) -> None:
-        self._url = url
-        self._token = token
-        self._rate_limiter = rate_limiter
-        self._circuit_breaker = circuit_breaker
-        self._count = count
-        self._session = session or new_session()
+    url: str
+    token: str
+    _: KW_ONLY
+    rate_limiter: RateLimiter
+    circuit_breaker: CircuitBreaker
+    count: Callable[[str, str], None] = lambda _content, _outcome: None
+    session: requests.Session = field(default_factory=lambda: new_session())
 
     def __repr__(self) -> str:
-        return f"RedcapClient({urlsplit(self._url).hostname!r})"
+        return f"RedcapClient({urlsplit(self.url).hostname!r})"
 
     def get_object(self, content: str) -> Row:
         """Return the answer to a structure request that is one object: project."""
@@ -145,15 +138,15 @@ class RedcapClient:
         """Update the metrics and the circuit breaker."""
         if error and error.code == "redcap_circuit_open":
             return  # no request was made
-        self._count(content, error.code if error else "ok")
+        self.count(content, error.code if error else "ok")
         if not isinstance(error, RedcapUnavailable):
-            self._circuit_breaker.record_success()
+            self.circuit_breaker.record_success()
         elif not isinstance(error, ExportTooLarge):
-            self._circuit_breaker.record_failure(banned=error.code == "redcap_banned")
+            self.circuit_breaker.record_failure(banned=error.code == "redcap_banned")
 
     def _post(self, request: dict[str, str], stream: bool, import_ids: AbstractSet[str]) -> requests.Response:
-        self._circuit_breaker.check()
-        self._rate_limiter.acquire()
+        self.circuit_breaker.check()
+        self.rate_limiter.acquire()
         try:
             response = self._send(request, stream)
             if not (stream and response.status_code == 200 and not claims_html(response)):
@@ -168,9 +161,9 @@ class RedcapClient:
         return response
 
     def _send(self, request: dict[str, str], stream: bool) -> requests.Response:
-        return self._session.post(
-            self._url,
-            data={"token": self._token, "format": "json", "returnFormat": "json", **request},
+        return self.session.post(
+            self.url,
+            data={"token": self.token, "format": "json", "returnFormat": "json", **request},
             timeout=(
                 CONNECT_TIMEOUT_SECONDS,
                 WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS,
@@ -184,7 +177,7 @@ class RedcapClient:
 
     def _without_token(self, body: bytes) -> str:
         """Return an answer's text for use in messages: a server that rejects a request may quote it."""
-        return re.sub(re.escape(self._token), "…", decode(body), flags=re.IGNORECASE)
+        return re.sub(re.escape(self.token), "…", decode(body), flags=re.IGNORECASE)
 
     def _json(self, response: requests.Response) -> Any:
         try:

@@ -4,7 +4,7 @@ Whatever is changed is saved as it was before, so that --undo can restore it. Pl
 Advanced Opt-Out and campaign registration are possible in Twilio's Console only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -65,6 +65,10 @@ class Plan:
     blockers: list[str] = field(default_factory=list)
     configuration: dict[str, str] = field(default_factory=dict)  # keys to write into the project's table
     manual_steps: list[str] = field(default_factory=list)  # possible in Twilio's Console only
+
+    def block(self, text: str) -> None:
+        """Record what a person has to resolve first."""
+        self.blockers.append(text)
 
     def add(self, text: str, apply: Callable[[], None]) -> None:
         """Plan a change."""
@@ -153,11 +157,11 @@ class SetupPlanner:
 
     def _own_numbers(self) -> list[Number]:
         numbers = []
-        for address in filter(_is_phone_number, self.project.senders):
+        for address in [sender for sender in self.project.senders if sender.startswith("+")]:
             if number := self.account.number(address):
                 numbers.append(number)
             else:
-                self.plan.blockers.append(f"the account lacks the number …{address[-4:]}: correct senders")
+                self.plan.block(f"the account lacks the number …{address[-4:]}: correct senders")
         return numbers
 
     def _find_service(self, numbers: list[Number]) -> MessagingService | None:
@@ -165,9 +169,8 @@ class SetupPlanner:
             return self._configured_service(self.project.messaging_service_sid)
         sids = sorted(set(filter(None, map(self.account.service_of, numbers)))) or self._created_services()
         if len(sids) > 1:
-            self.plan.blockers.append(
-                f"the numbers are in several Messaging Services ({', '.join(sids)}): name one in "
-                "messaging_service_sid"
+            self.plan.block(
+                f"the numbers are in several services: set messaging_service_sid to {' or '.join(sids)}"
             )
         if len(sids) != 1:
             return None
@@ -177,9 +180,8 @@ class SetupPlanner:
     def _configured_service(self, sid: str) -> MessagingService | None:
         service = self.account.service(sid)
         if service is None:
-            self.plan.blockers.append(
-                f"the account has no Messaging Service {sid}: correct messaging_service_sid, or replace it by "
-                "senders, for which a service is created"
+            self.plan.block(
+                f"the account lacks the service {sid}: correct messaging_service_sid, or use senders"
             )
         return service
 
@@ -193,7 +195,7 @@ class SetupPlanner:
     def _plan_new_service(self, numbers: list[Number]) -> None:
         """Plan a new service. Its SID is known only when it exists, so the rest is planned then."""
         if not numbers:
-            self.plan.blockers.append("senders names no number of this account to create a service for")
+            self.plan.block("senders names no number of this account to create a service for")
         elif self.plan.mode is Mode.WEBHOOK:
             self._forward([number.sms_url for number in numbers])  # adds a blocker if they differ
         if self.plan.blockers:
@@ -224,9 +226,8 @@ class SetupPlanner:
             if number in attached:
                 self.plan.satisfied.append(f"{number.name} is in {service_sid}")
             elif other := self.account.service_of(number):
-                self.plan.blockers.append(
-                    f"{number.name} is in another Messaging Service, {other}: remove it there first, or name that "
-                    "service in messaging_service_sid"
+                self.plan.block(
+                    f"{number.name} is in another Messaging Service: remove it from {other}, or use that"
                 )
             else:
                 sender = ServiceSender(self.account, self.store, number.sid, {"service": service_sid})
@@ -264,10 +265,8 @@ class SetupPlanner:
             return
         for number in numbers:
             if number.application_sid:
-                self.plan.blockers.append(
-                    f"{number.name} has the TwiML application {number.application_sid}, which takes its messages: "
-                    "remove it in the Console, or use --mode events"
-                )
+                application = f"the TwiML application {number.application_sid}, which receives its messages"
+                self.plan.block(f"{number.name} has {application}: remove it, or use --mode events")
             else:
                 forward = self._forward([number.sms_url])
                 self._point_here(NumberWebhook(self.account, self.store, number.sid), forward)
@@ -315,21 +314,9 @@ class SetupPlanner:
             self.plan.manual_steps.append(CAMPAIGN)
 
 
-def _is_phone_number(sender: str) -> bool:
-    return sender.startswith("+")
-
-
-def _forward_blockers(foreign: list[str]) -> list[str]:
-    blockers = []
+def _forward_blockers(foreign: list[str]) -> Iterator[str]:
+    shown = list(map(without_login, foreign))
     if len(foreign) > 1:
-        blockers.append(
-            "the numbers have different addresses, and Twilio can forward a message to one only: "
-            + "; ".join(map(without_login, foreign))
-            + ". Write the right one in forward_url, or use --mode events"
-        )
+        yield f"Twilio can forward to one only of {'; '.join(shown)}: write it in forward_url, or use --mode events"
     if any("@" in url for url in foreign):
-        blockers.append(
-            f"{without_login(foreign[0])} is called with a login, which forward_url cannot hold: "
-            "use --mode events, or write an address without one in forward_url"
-        )
-    return blockers
+        yield f"{shown[0]} is called with a login, which forward_url cannot hold: use --mode events"
