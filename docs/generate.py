@@ -163,26 +163,28 @@ first two endpoints; [monitoring](../how-to/monitor.md) uses the others.
 """
 
 CHECKS_INTRODUCTION = """\
-# What `optout check` finds
+# Checks
 
 <!-- Written by `python -m docs.generate` from worker/checks/findings.py: edit there. -->
 
-`optout check` compares the configuration with the live REDCap, Twilio, Redis and mail server. It writes nothing
-anywhere: at Twilio it only reads, and at REDCap its one import is an import without rows, which shows whether the
-token may import. It asks all of them at once and never gives up because one is down: what does not answer within
-`--patience` seconds is reported as [check-unfinished](#check-unfinished), and everything else is complete.
+`optout check` compares the configuration with the live REDCap, Twilio, Redis and mail server. It changes nothing. At
+Twilio it only reads. At REDCap its only import has no rows; it shows whether the token may import.
 
-- **error**: changes are lost, refused or seen by others until this is mended. Exit code 1.
-- **warning**: it works, and something is not as it should be. Exit code 0.
-- **note**: good to know.
+All services are checked at the same time. If a service does not answer within `--patience` seconds, the command
+reports [check-unfinished](#check-unfinished) for it. The other results are complete.
 
-`--project P` looks at one project only, `--json` answers `{"ok": …, "findings": [{"id", "severity", "subject",
-"seen", "mend", "more"}], "right": […]}`. Findings name record ids, SIDs and a sender's last four digits, never a
-phone number or a secret. Where this machine cannot see its own public address, `--url` says where the web process
-is reached from here.
+| Severity | Meaning | Exit code |
+|---|---|---|
+| error | Changes are lost, rejected or visible to others until this is fixed. | 1 |
+| warning | The system works, but something is wrong. | 0 |
+| note | Information. | 0 |
 
-What no check can see: whether Advanced Opt-Out is on (until the first real STOP), which words it takes as opt-out,
-and whether your participants' carriers deliver. `optout test-message` and a text from your own phone show the rest.
+`--project P` checks one project only. `--json` prints `{"ok": …, "findings": [{"id", "severity", "subject", "seen",
+"mend", "more"}], "right": […]}`. If this machine cannot reach its own public URL, `--url` sets another URL of the web
+process. Findings contain record ids, SIDs and a sender's last four digits, never a phone number or a secret.
+
+Some things cannot be checked: whether Advanced Opt-Out is on (until the first real STOP), which words it accepts, and
+whether the carriers of your participants deliver. `optout test-message` and a text from your own phone test these.
 """
 
 
@@ -230,12 +232,12 @@ def toml(value: Any) -> str:
 
 def checks_page() -> str:
     """docs/reference/checks.md."""
-    rows = ["| id | severity | |", "|---|---|---|"]
+    rows = ["| Id | Severity | Finding |", "|---|---|---|"]
     order = {severity: place for place, severity in enumerate(Severity)}
     for id_, kind in sorted(CATALOGUE.items(), key=lambda item: order[item[1].severity]):
         rows.append(f"| [{id_}](#{id_}) | {kind.severity} | {kind.title} |")
     sections = [
-        f"## {id_}\n\n**{kind.title}** ({kind.severity})\n\n{kind.why}\n\n**Mend:** {kind.mend}.\n"
+        f"## {id_}\n\n**{kind.title}** ({kind.severity})\n\n{kind.why}\n\n**Fix:** {kind.mend}.\n"
         for id_, kind in CATALOGUE.items()
     ]
     return "\n".join([CHECKS_INTRODUCTION, "\n".join(rows), "", *sections])

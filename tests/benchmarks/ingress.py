@@ -97,9 +97,9 @@ def _at_a_steady_rate(section: Section, folder: Path, *, seconds: int) -> None:
         assert load.statuses == {200: number}, load.statuses
     p50, p99 = load.percentile(0.5) * 1000, load.percentile(0.99) * 1000
     section.say(
-        f"**At a steady 200 requests/s** for {seconds} s (open loop: latency counts from when a request was due), "
-        "with worker, beat, Flower, store, REDCap simulator, mail server and load generator on the same cores, and "
-        "every STOP looked up, written and mailed at the same time: "
+        f"**At a steady 200 requests/s** for {seconds} s (open loop: latency counts from when a request was due). "
+        "Worker, beat, Flower, store, REDCap simulator, mail server and load generator run on the same cores. Every "
+        "STOP is looked up, written and mailed at the same time. Result: "
         f"p50 {p50:.1f} ms, p99 {p99:.1f} ms; {load.late} of {number:,} requests began more than 5 ms late.",
         verdict(p99 < 50, "p99 under 50 ms"),
     )
