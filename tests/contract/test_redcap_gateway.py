@@ -1,4 +1,4 @@
-"""Our REDCap client and project gateway against the simulator, over a real socket."""
+"""The REDCap client and project gateway against the simulator, over a real socket."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ TOO_MUCH_AT_ONCE = [
 
 
 class Limiter:
-    """Lets everything through, and remembers what it was told."""
+    """Lets every request through, and records the calls."""
 
     def __init__(self) -> None:
         self.turns = 0
-        self.told: list[str] = []
+        self.recorded: list[str] = []
 
     def acquire(self) -> None:
         self.turns += 1
@@ -59,10 +59,10 @@ class Limiter:
         """Let everything through."""
 
     def record_failure(self, *, banned: bool = False) -> None:
-        self.told.append("banned" if banned else "failed")
+        self.recorded.append("banned" if banned else "failed")
 
     def record_success(self) -> None:
-        self.told.append("succeeded")
+        self.recorded.append("succeeded")
 
 
 class Gateway:
@@ -170,14 +170,14 @@ class TestReading:
         assert iter(rows) is rows
         assert sum(1 for _ in rows) == 2000
 
-    def test_a_stream_that_is_left_early_gives_its_connection_back(self, made: Any) -> None:
+    def test_a_stream_that_is_closed_early_releases_its_connection(self, made: Any) -> None:
         client = made(count=2000).client
         rows = client.export_all(FIELDS)
         next(rows)
         rows.close()
         assert len(client.export(FIELDS, records=["1"])) == 1
 
-    def test_ids_with_commas_quotes_and_accents_are_asked_for_one_by_one(self, made: Any) -> None:
+    def test_ids_with_commas_quotes_and_accents_are_sent_one_by_one(self, made: Any) -> None:
         gateway = made(count=0)
         ids = ["A, B", 'say "hi"', "ü-1", "1 2", "a&b=c"]
         for number, record in enumerate(ids):
@@ -192,13 +192,13 @@ class TestReading:
         assert state.phones == {hashed(fictional_phone(2))}
         assert (state.opt_out_value, state.ticked) == (SHOWN, True)
 
-    def test_a_record_that_is_missing_from_an_answer_is_asked_for_once_more(self, made: Any) -> None:
+    def test_a_record_that_is_missing_from_an_answer_is_requested_once_more(self, made: Any) -> None:
         gateway = made(count=10)
         gateway.simulator.faults.add("missing_rows", kind="export", keep=0.5)
         found = gateway.project.read([str(n) for n in range(1, 11)])
         assert len(found) == 10
 
-    def test_a_whole_export_that_the_server_cannot_prepare_comes_in_portions(
+    def test_an_export_that_the_server_cannot_prepare_is_read_in_batches(
         self, made: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("worker.redcap.gateway.MAX_RECORDS_PER_REQUEST", 20)
@@ -207,7 +207,7 @@ class TestReading:
         gateway.simulator.faults.add("memory_200", kind="export", times=1)
         assert len(list(gateway.project.read_all())) == 50
 
-    def test_a_whole_export_that_breaks_off_is_completed_in_portions(self, made: Any) -> None:
+    def test_an_incomplete_export_is_completed_in_batches(self, made: Any) -> None:
         gateway = made(count=300)
         gateway.simulator.faults.add("truncated", kind="export", times=1)
         records = [state.record_id for state in gateway.project.read_all()]
@@ -232,7 +232,7 @@ class TestReading:
         [state] = gateway.project.read_all()
         assert state.phones == {hashed(f"+1650555010{n}") for n in (1, 2, 3)}
 
-    def test_only_changed_records_come_where_that_is_asked_for(self, made: Any) -> None:
+    def test_only_changed_records_are_returned_on_request(self, made: Any) -> None:
         study = classic_study()
         study.clock = lambda: at("2026-01-01T00:00:00")
         gateway = made(study, count=3)
@@ -242,7 +242,7 @@ class TestReading:
         assert found == ["2"]
 
     @pytest.mark.parametrize("fault", ["byte_order_mark", "windows_1252"])
-    def test_bytes_that_are_no_json_spoil_neither_an_export_nor_its_other_records(
+    def test_bytes_that_are_not_json_break_neither_an_export_nor_its_other_records(
         self, made: Any, fault: str
     ) -> None:
         gateway = made()
@@ -254,20 +254,20 @@ class TestReading:
             assert phones["2"] == {hashed("+14155550111")}
         assert gateway.simulator.count("export") == 2  # at once, not in portions
 
-    def test_characters_that_a_piece_of_the_stream_ends_within_stay_whole(self, scripted: Any) -> None:
+    def test_a_character_at_the_end_of_a_chunk_stays_complete(self, scripted: Any) -> None:
         rows = [{"record_id": str(n), "note": "aä€😀"[n % 4 :] * 7} for n in range(20_000)]
         text = json.dumps(rows, ensure_ascii=False)
         assert list(scripted("\ufeff" + text).export_all(FIELDS)) == rows
 
     @pytest.mark.parametrize("bad", [b"\xa0", b"\x81", b"\xe2\x82", b"\xed\xa0\x80", b"\xff\xfe"])
-    def test_no_bytes_make_an_export_unreadable(self, scripted: Any, bad: bytes) -> None:
+    def test_any_bytes_can_be_read(self, scripted: Any, bad: bytes) -> None:
         body = b'[{"record_id": "1", "mobile": "%s"}, {"record_id": "2", "mobile": ""}]' % bad
         client = scripted(body)
         whole, streamed = client.export(FIELDS), list(client.export_all(FIELDS))
         assert [row["record_id"] for row in streamed] == ["1", "2"]
         assert whole == streamed
 
-    def test_an_export_that_ends_within_a_character_has_broken_off(self, scripted: Any) -> None:
+    def test_an_export_that_ends_within_a_character_is_incomplete(self, scripted: Any) -> None:
         body = '[{"record_id": "1"}, {"record_id": "ü'.encode()[:-1]
         with pytest.raises(ExportTooLarge):
             list(scripted(body).export_all(FIELDS))
@@ -298,7 +298,7 @@ class TestWriting:
         assert [[row["record_id"] for row in rows] for rows in groups] == [["1", "3"], ["2"]]
         assert set(groups[1][0]) == {"record_id", "sms_opt_out_at"}
 
-    def test_a_refused_row_is_named_with_its_reason_and_nothing_is_written(self, made: Any) -> None:
+    def test_a_rejected_row_is_named_with_its_reason_and_nothing_is_written(self, made: Any) -> None:
         gateway = made()
         gateway.study.lock_record("2")
         with pytest.raises(RowsRejected) as caught:
@@ -307,7 +307,7 @@ class TestWriting:
         assert SHOWN not in str(caught.value.reasons)
         assert gateway.study.value("1", "sms_opt_out_at") == ""
 
-    def test_a_refused_row_is_named_also_where_redcap_adds_its_event(self, made: Any) -> None:
+    def test_a_rejected_row_is_named_also_if_redcap_adds_its_event(self, made: Any) -> None:
         sleep = longitudinal_study()
         sleep.errors_name_event = True
         gateway = made(sleep, phone_event="enrolment_arm_1", opt_out_event="enrolment_arm_1")
@@ -327,11 +327,11 @@ class TestWriting:
     @pytest.mark.parametrize(
         "answer", ["", "[]", '["1"]', '{"count": 0}', '{"count": 1}', "1", '"1"', "0", "null", "true", "{}"]
     )
-    def test_any_other_answer_is_none(self, scripted: Any, answer: str) -> None:
+    def test_any_other_answer_is_a_failure(self, scripted: Any, answer: str) -> None:
         with pytest.raises(RedcapUnavailable):
             scripted(answer).import_rows([{"record_id": "1"}, {"record_id": "2"}], "record_id")
 
-    def test_an_answer_without_the_written_ids_is_no_success(self, made: Any) -> None:
+    def test_an_answer_without_the_written_ids_is_not_a_success(self, made: Any) -> None:
         gateway = made()
         gateway.project.schema  # noqa: B018
         gateway.simulator.faults.add("count_zero", kind="import", times=None)
@@ -339,7 +339,7 @@ class TestWriting:
             self.write(gateway, "1")
 
 
-class TestAnswersThatAreNone:
+class TestFailures:
     @pytest.mark.parametrize(
         ("fault", "code"),
         [
@@ -364,7 +364,7 @@ class TestAnswersThatAreNone:
             ("truncated", "redcap_strange_answer"),
         ],
     )
-    def test_each_is_told_apart_and_tried_again_later(self, made: Any, fault: str, code: str) -> None:
+    def test_each_failure_has_its_code_and_is_transient(self, made: Any, fault: str, code: str) -> None:
         gateway = made()
         gateway.simulator.faults.add(fault, times=None)
         with pytest.raises(RedcapUnavailable) as caught:
@@ -372,57 +372,55 @@ class TestAnswersThatAreNone:
         assert caught.value.code == code
 
     @pytest.mark.parametrize("fault", [f"empty_{status}" for status in (302, 404, 501, 520)])
-    def test_an_import_without_a_word_of_redcap_s_is_no_refusal(self, made: Any, fault: str) -> None:
+    def test_an_import_without_redcaps_own_error_is_not_rejected(self, made: Any, fault: str) -> None:
         gateway = made()
         gateway.simulator.faults.add(fault, kind="import", times=None)
         with pytest.raises(RedcapUnavailable):
             gateway.client.import_rows([{"record_id": "1", "sms_opt_out_at": SHOWN}], "record_id")
 
     @pytest.mark.parametrize("fault", ["http_503", "tabs_page", "reset"])
-    def test_what_passes_in_a_moment_is_tried_again_at_once(
-        self, made: Any, naps: list[float], fault: str
-    ) -> None:
+    def test_a_brief_failure_is_retried_immediately(self, made: Any, naps: list[float], fault: str) -> None:
         gateway = made()
         gateway.simulator.faults.add(fault, times=2)
         assert len(gateway.client.export(FIELDS, records=["1"])) == 1
         assert len(naps) == 2
         assert gateway.limiter.turns == 3
-        assert gateway.limiter.told == ["succeeded"]
+        assert gateway.limiter.recorded == ["succeeded"]
 
-    def test_a_ban_is_told_to_the_limiter_and_not_tried_again(self, made: Any) -> None:
+    def test_a_ban_is_recorded_and_not_retried(self, made: Any) -> None:
         gateway = made()
         gateway.simulator.faults.add("ban_page", times=None)
         with pytest.raises(RedcapUnavailable):
             gateway.client.export(FIELDS, records=["1"])
-        assert (gateway.limiter.turns, gateway.limiter.told) == (1, ["banned"])
+        assert (gateway.limiter.turns, gateway.limiter.recorded) == (1, ["banned"])
 
-    def test_a_server_that_is_not_there_is_unreachable(self, made: Any) -> None:
+    def test_a_server_that_does_not_listen_is_unreachable(self, made: Any) -> None:
         gateway = made()
         client = gateway.client_with(REDCAP_TOKEN, "http://127.0.0.1:9/api/")
         with pytest.raises(RedcapUnavailable, match="redcap_unreachable: ConnectionError"):
             client.export(FIELDS)
 
-    def test_a_server_that_is_too_slow_is_given_up(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_slow_server_times_out(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "READ_TIMEOUT_SECONDS", 0.1)
         gateway = made()
         gateway.simulator.faults.add("hang", seconds=1.5, times=1)
         with pytest.raises(RedcapUnavailable, match="redcap_timeout"):
             gateway.client.export(FIELDS, records=["1"])
 
-    def test_an_address_that_redirects_says_so(self, made: Any) -> None:
+    def test_a_redirect_is_reported(self, made: Any) -> None:
         gateway = made()
         client = gateway.client_with(REDCAP_TOKEN, gateway.simulator.url.rstrip("/"))
         with pytest.raises(RedcapUnavailable, match="redcap_redirects: status 301"):
             client.export(FIELDS)
 
-    def test_a_stream_that_is_a_page_is_no_export(self, made: Any) -> None:
+    def test_a_page_is_not_an_export(self, made: Any) -> None:
         gateway = made()
         gateway.simulator.faults.add("login_page", times=None)
         with pytest.raises(RedcapUnavailable):
             list(gateway.client.export_all(FIELDS))
 
     @pytest.mark.parametrize("fault", TOO_MUCH_AT_ONCE)
-    def test_a_stream_that_the_server_could_not_prepare_asks_for_less(self, made: Any, fault: str) -> None:
+    def test_a_stream_that_the_server_could_not_prepare_is_too_large(self, made: Any, fault: str) -> None:
         gateway = made()
         gateway.simulator.faults.add(fault, times=None)
         with pytest.raises(ExportTooLarge):
@@ -443,7 +441,7 @@ class TestAnswersThatAreNone:
     ],
     ids=["null among rows", "brackets", "brackets of an error", "lacking", "list", "null", "version"],
 )  # fmt: skip
-def test_an_answer_of_a_wrong_shape_is_none(scripted: Any, body: str, ask: Any) -> None:
+def test_an_answer_of_a_wrong_shape_is_a_failure(scripted: Any, body: str, ask: Any) -> None:
     with pytest.raises(RedcapUnavailable) as caught:
         ask(scripted(body))
     assert caught.value.code == "redcap_strange_answer"
@@ -456,10 +454,10 @@ EACH_WAY = [
 ]  # fmt: skip
 
 
-class TestRefusals:
+class TestRejections:
     @pytest.mark.parametrize("status", [200, 400, 403])
     @pytest.mark.parametrize("ask", EACH_WAY)
-    def test_a_token_that_is_repeated_goes_no_further(self, scripted: Any, status: int, ask: Any) -> None:
+    def test_a_token_in_an_error_is_removed(self, scripted: Any, status: int, ask: Any) -> None:
         answer = json.dumps({"error": "Blocked: token=t0ken-of-our-own&format=json"})
         client = scripted(answer, status, token="T0KEN-of-our-own")
         with pytest.raises(RedcapRejected, match="token=…&format=json") as caught:
@@ -480,9 +478,7 @@ class TestRefusals:
         ("message", "shown"),
         [("Error in record\rPlease try", "in record Please"), ('"' + "y" * 140_000, "…")],
     )
-    def test_a_refusal_that_is_no_csv_is_one_that_names_no_row(
-        self, scripted: Any, message: str, shown: str
-    ) -> None:
+    def test_a_rejection_that_is_not_csv_names_no_row(self, scripted: Any, message: str, shown: str) -> None:
         with pytest.raises(RedcapRejected, match=shown) as caught:
             scripted(json.dumps({"error": message}), 400).import_rows([{"record_id": "1"}], "record_id")
         assert caught.value.code == "redcap_rejected"
@@ -497,24 +493,24 @@ class TestRefusals:
         assert gateway.limiter.turns == 1
 
     @pytest.mark.parametrize("ask", EACH_WAY)
-    def test_an_error_is_one_whatever_the_status_says(self, made: Any, ask: Any) -> None:
+    def test_an_error_is_a_rejection_with_any_status(self, made: Any, ask: Any) -> None:
         gateway = made()
         gateway.simulator.faults.add("error_200", times=None)
         with pytest.raises(RedcapRejected, match="You do not have the right"):
             ask(gateway.client)
 
-    def test_refused_rows_are_named_whatever_the_status_says(self, scripted: Any) -> None:
+    def test_rejected_rows_are_named_with_any_status(self, scripted: Any) -> None:
         lines = json.dumps({"error": '"1","sms_opt_out_at","x","too much data in the field"'})
         with pytest.raises(RowsRejected) as caught:
             scripted(lines).import_rows([{"record_id": "1"}], "record_id")
         assert set(caught.value.reasons) == {"1"}
 
-    def test_an_unknown_field_is_named_as_such(self, made: Any) -> None:
+    def test_an_unknown_field_has_its_own_code(self, made: Any) -> None:
         with pytest.raises(RedcapRejected) as caught:
             made().client.import_rows([{"record_id": "1", "no_such_field": "x"}], "record_id")
         assert caught.value.code == "redcap_no_such_field"
 
-    def test_a_token_without_import_right_is_refused(self, made: Any) -> None:
+    def test_a_token_without_import_right_is_rejected(self, made: Any) -> None:
         gateway = made()
         gateway.study.rights.api_import = False
         with pytest.raises(RedcapRejected):
@@ -528,9 +524,7 @@ class TestRefusals:
             gateway.client.export(FIELDS)
         assert gateway.counted == [("record", "ok"), ("record", "redcap_server_error")]
 
-    def test_a_host_that_is_left_alone_is_not_called_and_nothing_is_counted(
-        self, made: Any, redis: Any
-    ) -> None:
+    def test_with_an_open_circuit_nothing_is_requested_or_counted(self, made: Any, redis: Any) -> None:
         gateway = made()
         breaker = CircuitBreaker(redis, "redcap.example.edu")
         breaker.record_failure()
@@ -556,21 +550,21 @@ class TestSchema:
             (repeating_phone_study(opt_out_form="contacts"), {}, "opt_out_field_repeats"),
         ],
     )
-    def test_what_does_not_fit_is_a_problem_with_a_mend(
+    def test_a_project_that_does_not_fit_is_a_problem_with_a_fix(
         self, made: Any, project: Project, changes: dict[str, str], code: str
     ) -> None:
         gateway = made(project, count=0, **changes)
         with pytest.raises(ProjectProblem) as caught:
             gateway.project.schema  # noqa: B018
         assert caught.value.code == code
-        assert ";" in caught.value.detail  # what was seen; the mend
+        assert ";" in caught.value.detail  # what was observed; the fix
 
     def test_a_field_that_is_missing_names_its_key(self, made: Any) -> None:
         gateway = made(opt_out_field="no_such_field")
         with pytest.raises(RedcapRejected, match="opt_out_field: the project has no field no_such_field"):
             gateway.project.schema  # noqa: B018
 
-    def test_it_is_asked_once_by_all_workers_until_it_is_forgotten(self, made: Any, redis: Any) -> None:
+    def test_all_workers_read_it_once_until_it_is_invalidated(self, made: Any, redis: Any) -> None:
         gateway = made()
         gateway.project.schema  # noqa: B018
         asked = gateway.simulator.count(content="metadata")

@@ -1,4 +1,4 @@
-"""`optout setup` against the Twilio simulator: plan, consent, idempotence, and putting back."""
+"""`optout setup` against the Twilio simulator: plan, consent, idempotence, and undo."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Desk:
         return Services(config=config, redis=self.redis, publish=RecordingPublisher())
 
     @property
-    def remembered(self) -> set[str]:
-        """What optout setup remembers of the account, by its keys."""
+    def saved(self) -> set[str]:
+        """The keys of what optout setup has saved about the account."""
         return set(self.redis.hgetall(keys.twilio_setup(self.twilio.first_account.sid)))
 
     def setup(self, *arguments: str, answer: str | None = None) -> Result:
@@ -108,7 +108,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 
 
 class TestConsent:
-    def test_the_plan_is_shown_and_without_a_yes_nothing_is_done(self, desk: Desk) -> None:
+    def test_the_plan_is_shown_and_nothing_is_done_without_consent(self, desk: Desk) -> None:
         before = desk.state()
         result = desk.setup(answer="n\n")
         assert f"have {SERVICE_SID} call {OURS}" in result.stdout
@@ -116,7 +116,7 @@ class TestConsent:
         assert desk.state() == before
         assert desk.writes() == []
 
-    def test_a_yes_at_the_prompt_is_enough(self, desk: Desk) -> None:
+    def test_consent_at_the_prompt_applies_the_plan(self, desk: Desk) -> None:
         assert desk.setup(answer="y\n").exit_code == 0
         assert desk.service.inbound_request_url == OURS
 
@@ -127,7 +127,7 @@ class TestConsent:
 
 
 class TestWebhookMode:
-    def test_a_fresh_service_calls_us_with_retries_and_a_fallback(self, desk: Desk) -> None:
+    def test_a_new_service_calls_this_program_with_retries_and_a_fallback(self, desk: Desk) -> None:
         desk.setup()
         service = desk.service
         assert (service.inbound_request_url, service.fallback_url) == (OURS, OURS)
@@ -135,7 +135,7 @@ class TestWebhookMode:
         assert service.use_inbound_webhook_on_number is False
         assert parse_overrides(service.inbound_request_url).rc == 5
 
-    def test_it_is_what_a_text_then_takes(self, desk: Desk) -> None:
+    def test_a_text_then_comes_to_this_program(self, desk: Desk) -> None:
         desk.setup()
         message, _ = desk.twilio.inbound(from_="+16505550100")
         hook = desk.twilio.hook_for(message)
@@ -172,7 +172,7 @@ class TestWebhookMode:
         assert "one only" in result.stdout
         assert desk.state() == before
 
-    def test_the_studys_own_retry_settings_are_left_alone(self, desk: Desk) -> None:
+    def test_the_studys_own_retry_settings_are_kept(self, desk: Desk) -> None:
         desk.setup()
         desk.service.inbound_request_url = f"{PUBLIC_URL}/twilio/inbound#rc=2&rp=5xx&tt=9000"
         assert "nothing to do" in desk.setup().stdout
@@ -188,7 +188,7 @@ class TestWebhookMode:
         desk.service.inbound_request_url = None
         assert "A2P 10DLC" not in desk.setup().stdout
 
-    def test_a_campaign_that_twilio_does_not_show_keeps_nothing_from_being_done(self, desk: Desk) -> None:
+    def test_a_campaign_that_twilio_does_not_show_blocks_nothing(self, desk: Desk) -> None:
         desk.twilio.fail("404", resource="Services/Usa2p", times=None)
         result = desk.setup()
         assert (result.exit_code, desk.service.inbound_request_url) == (0, OURS)
@@ -209,7 +209,7 @@ class TestWebhookMode:
 
 
 class TestEventsMode:
-    def test_a_sink_is_subscribed_and_no_address_is_touched(self, desk: Desk) -> None:
+    def test_a_sink_is_subscribed_and_no_address_is_changed(self, desk: Desk) -> None:
         services, senders, *_ = desk.state()
         desk.setup("--mode", "events")
         assert desk.twilio.event_urls(desk.twilio.first_account.sid) == [f"{PUBLIC_URL}/twilio/events"]
@@ -231,12 +231,12 @@ class TestEventsMode:
         assert subscription.sink_sid == sink.sid
         assert len(desk.twilio.sinks) == 1
 
-    def test_a_sink_whose_configuration_comes_as_a_text_is_ours_all_the_same(self, desk: Desk) -> None:
+    def test_a_sink_whose_configuration_is_json_text_is_recognised(self, desk: Desk) -> None:
         sink = desk.twilio.add_sink()
         sink.configuration = json.dumps(sink.configuration)  # type: ignore[assignment]
         assert "nothing to do" in desk.setup("--mode", "events").stdout
 
-    def test_a_sink_without_a_destination_is_passed_over(self, desk: Desk) -> None:
+    def test_a_sink_without_a_destination_is_ignored(self, desk: Desk) -> None:
         desk.twilio.add_sink().configuration = {}
         assert desk.setup("--mode", "events").exit_code == 0
         assert len(desk.twilio.sinks) == 2
@@ -252,7 +252,7 @@ class TestEventsMode:
         desk.setup("--mode", "events")
         assert desk.service.use_inbound_webhook_on_number is True
 
-    def test_it_is_chosen_where_something_else_handles_the_messages(self, desk: Desk) -> None:
+    def test_it_is_chosen_if_another_program_handles_the_messages(self, desk: Desk) -> None:
         desk.twilio.sender_at(SENDER).sms_url = SURVEY
         assert "mode events: the number has an address of its own" in desk.setup().stdout
         assert desk.twilio.sender_at(SENDER).sms_url == SURVEY
@@ -296,7 +296,7 @@ class TestTheMessagingService:
         desk.setup()
         assert desk.number.service_sid == SERVICE_SID
 
-    def test_a_number_of_another_service_is_not_taken_away_from_it(self, desk: Desk) -> None:
+    def test_a_number_of_another_service_is_not_moved(self, desk: Desk) -> None:
         desk.twilio.add_service(senders=[OWN_NUMBER])
         desk.projects["asthma"]["senders"] = [OWN_NUMBER]
         result = desk.setup()
@@ -313,7 +313,7 @@ class TestTheMessagingService:
 class TestUndo:
     @pytest.mark.parametrize("mode", ["webhook", "events"])
     @pytest.mark.parametrize("url", ["", SURVEY])
-    def test_what_was_there_before_is_there_again(self, desk: Desk, mode: str, url: str) -> None:
+    def test_everything_is_restored(self, desk: Desk, mode: str, url: str) -> None:
         desk.twilio.sender_at(SENDER).sms_url = url
         before = desk.state()
         desk.setup("--mode", mode)
@@ -321,15 +321,15 @@ class TestUndo:
         desk.setup("--undo")
         assert desk.state() == before
 
-    def test_a_foreign_address_of_the_service_comes_back(self, desk: Desk) -> None:
+    def test_another_address_of_the_service_is_restored(self, desk: Desk) -> None:
         desk.service.inbound_request_url, desk.service.use_inbound_webhook_on_number = SURVEY, False
         before = desk.state()
         desk.setup("--mode", "webhook")
-        desk.setup("--mode", "webhook")  # a second run must not take ours for the original
+        desk.setup("--mode", "webhook")  # a second run must not save this program's settings as the original
         desk.setup("--undo")
         assert desk.state() == before
 
-    def test_a_number_outside_a_service_gets_its_address_back(self, desk: Desk) -> None:
+    def test_the_address_of_a_number_outside_a_service_is_restored(self, desk: Desk) -> None:
         desk.with_number_alone(sms_url=SURVEY, sms_method="GET")
         desk.projects["asthma"]["keyword_fallback"] = True
         before = desk.state()
@@ -337,7 +337,7 @@ class TestUndo:
         desk.setup("--undo")
         assert desk.state() == before
 
-    def test_a_created_service_is_emptied_and_left_for_a_person_to_delete(self, desk: Desk) -> None:
+    def test_a_created_service_is_kept_without_senders_for_a_person_to_delete(self, desk: Desk) -> None:
         desk.with_number_alone(sms_url=SURVEY)
         desk.setup("--mode", "webhook")
         made = desk.number.service_sid
@@ -346,7 +346,7 @@ class TestUndo:
         assert desk.number.sms_url == SURVEY
         assert f"{made} was created by optout setup" in result.stdout
 
-    def test_what_somebody_changed_since_is_left_alone(self, desk: Desk) -> None:
+    def test_what_a_person_has_changed_since_is_kept(self, desk: Desk) -> None:
         desk.setup()
         desk.service.inbound_request_url = "https://new.example.edu/"
         result = desk.setup("--undo")
@@ -374,17 +374,19 @@ class TestUndo:
         assert "nothing to do" in desk.setup("--undo").stdout
 
     @pytest.mark.parametrize("mode", ["webhook", "events"])
-    def test_planning_forgets_nothing(self, desk: Desk, mode: str) -> None:
+    def test_planning_deletes_no_saved_settings(self, desk: Desk, mode: str) -> None:
         desk.with_number_alone()
         desk.setup("--mode", mode)
-        before = desk.remembered
+        before = desk.saved
         for held in (desk.twilio.services, desk.twilio.sinks, desk.twilio.subscriptions):
             held.clear()
         assert desk.setup("--undo", answer="n\n").exit_code == 1
-        assert desk.remembered == before
+        assert desk.saved == before
 
     @pytest.mark.parametrize("mode", ["webhook", "events"])
-    def test_what_is_gone_is_forgotten_after_a_yes(self, desk: Desk, mode: str) -> None:
+    def test_saved_settings_of_deleted_resources_are_removed_after_consent(
+        self, desk: Desk, mode: str
+    ) -> None:
         desk.with_number_alone()
         desk.setup("--mode", mode)
         for held in (desk.twilio.services, desk.twilio.sinks, desk.twilio.subscriptions):
@@ -392,7 +394,7 @@ class TestUndo:
         desk.number.service_sid = None
         writes = len(desk.writes())
         assert "which no longer exists" in desk.setup("--undo").stdout
-        assert desk.remembered == set()
+        assert desk.saved == set()
         assert len(desk.writes()) == writes
 
     def test_a_sink_to_an_earlier_address_is_found_by_its_sid(self, desk: Desk) -> None:
@@ -402,9 +404,9 @@ class TestUndo:
         assert len(desk.twilio.sinks) == 2
         desk.setup("--undo")
         assert (desk.twilio.sinks, desk.twilio.subscriptions) == ({}, {})
-        assert desk.remembered == set()
+        assert desk.saved == set()
 
-    def test_a_number_that_was_released_keeps_nothing_else_from_being_put_back(self, desk: Desk) -> None:
+    def test_a_released_number_does_not_block_the_rest(self, desk: Desk) -> None:
         desk.with_number_alone(sms_url=SURVEY)
         desk.projects["asthma"]["keyword_fallback"] = True
         desk.projects["sleep"] = builders.project_table()
@@ -413,17 +415,17 @@ class TestUndo:
         result = desk.setup("--undo")
         assert "which no longer exists" in result.stdout
         assert desk.service.inbound_request_url is None
-        assert desk.remembered == set()
+        assert desk.saved == set()
 
-    def test_a_number_that_was_taken_out_by_hand_is_forgotten(self, desk: Desk) -> None:
+    def test_a_sender_that_a_person_removed_is_forgotten(self, desk: Desk) -> None:
         desk.twilio.add_sender(OWN_NUMBER)
         desk.projects["asthma"]["senders"] = [OWN_NUMBER]
         desk.setup("--mode", "events")
         desk.number.service_sid = None
         assert "which no longer exists" in desk.setup("--undo").stdout
-        assert desk.remembered == set()
+        assert desk.saved == set()
 
-    def test_what_is_deleted_while_the_question_stands_is_gone_all_the_same(self, desk: Desk) -> None:
+    def test_a_resource_that_is_deleted_before_consent_is_no_error(self, desk: Desk) -> None:
         desk.setup("--mode", "events")
         config = desk.services().config
         side = TwilioAccountView(working_client(config.twilio["main"]), config.public_url)
@@ -431,9 +433,9 @@ class TestUndo:
         desk.twilio.subscriptions.clear()
         for step in plan.steps:
             step.apply()
-        assert (desk.twilio.sinks, desk.remembered) == ({}, set())
+        assert (desk.twilio.sinks, desk.saved) == ({}, set())
 
-    def test_no_secret_and_no_participants_number_is_remembered(self, desk: Desk) -> None:
+    def test_no_secret_and_no_participants_number_is_saved(self, desk: Desk) -> None:
         desk.twilio.sender_at(SENDER).sms_url = SURVEY
         desk.setup("--mode", "webhook")
         desk.setup("--mode", "events")
@@ -446,7 +448,7 @@ class TestUndo:
 class TestLogins:
     """Twilio takes user:password@ in an address. Source: Twilio docs, "Webhooks security"."""
 
-    def test_it_is_put_back_whole_and_shown_without(self, desk: Desk) -> None:
+    def test_it_is_restored_and_not_shown(self, desk: Desk) -> None:
         desk.service.inbound_request_url, desk.service.use_inbound_webhook_on_number = WITH_LOGIN, False
         desk.projects["asthma"]["forward_url"] = SURVEY
         shown = [desk.setup("--mode", "webhook").stdout]
@@ -456,7 +458,7 @@ class TestLogins:
         assert all("https://…@redcap.example.edu/surveys/?s=EXAMPLE" in text for text in shown)
         assert not any("hunter" in text for text in shown)
 
-    def test_that_of_a_number_too(self, desk: Desk) -> None:
+    def test_the_login_of_a_number_is_restored_and_not_shown(self, desk: Desk) -> None:
         desk.with_number_alone(sms_url=WITH_LOGIN)
         desk.projects["asthma"] |= {"keyword_fallback": True, "forward_url": SURVEY}
         shown = desk.setup("--mode", "webhook").stdout + desk.setup("--undo").stdout
@@ -465,7 +467,7 @@ class TestLogins:
         assert "hunter" not in shown
 
     @pytest.mark.parametrize("other", ["", "https://other.example.edu/"])
-    def test_an_address_with_one_cannot_become_forward_url(self, desk: Desk, other: str) -> None:
+    def test_an_address_with_a_login_cannot_become_forward_url(self, desk: Desk, other: str) -> None:
         desk.twilio.sender_at(SENDER).sms_url = WITH_LOGIN
         desk.twilio.add_sender(OWN_NUMBER, service=desk.service, sms_url=other)
         before = desk.state()
@@ -486,5 +488,5 @@ class TestLogins:
             ("u:p@host", "…@host"),
         ],
     )
-    def test_however_it_is_written(self, url: str, shown: str) -> None:
+    def test_a_login_in_any_form_is_removed(self, url: str, shown: str) -> None:
         assert without_login(url) == shown

@@ -1,4 +1,4 @@
-"""Politeness to REDCap: the budget is never exceeded, and failing hosts are left alone."""
+"""REDCap's request budget is never exceeded, and a failing host opens its circuit breaker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOST = "redcap.example.edu"
 
 
 class Time:
-    """A clock that `sleep` moves on."""
+    """A clock that `sleep` advances."""
 
     def __init__(self, traveller: time_machine.Traveller) -> None:
         self._traveller = traveller
@@ -45,7 +45,7 @@ def most_in_any_minute(moments: list[float]) -> int:
     return max((sum(start <= other < start + 60 for other in moments) for start in moments), default=0)
 
 
-class TestBudget:
+class TestRateLimiter:
     def test_the_limit_is_reached_and_never_exceeded_in_any_minute(self, time: Time, redis: Any) -> None:
         limiter = RateLimiter(redis, HOST, 20, sleep=time.pass_by)
         moments = []
@@ -60,9 +60,7 @@ class TestBudget:
         limit=st.integers(1, 8),
         gaps=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=30),
     )
-    def test_whatever_the_rhythm_no_minute_holds_more_than_the_limit(
-        self, limit: int, gaps: list[float]
-    ) -> None:
+    def test_no_minute_exceeds_the_limit_at_any_request_pattern(self, limit: int, gaps: list[float]) -> None:
         with time_machine.travel(NOON, tick=False) as traveller:
             clock = Time(traveller)
             limiter = RateLimiter(fake_redis(), HOST, limit, sleep=clock.pass_by)
@@ -87,14 +85,14 @@ class TestBudget:
         workers[0].acquire()
         assert sum(waited) == pytest.approx(60, abs=0.1)
 
-    def test_two_hosts_have_budgets_of_their_own(self, time: Time, redis: Any) -> None:
+    def test_each_host_has_its_own_budget(self, time: Time, redis: Any) -> None:
         def no_waiting(_: float) -> None:
             raise AssertionError("the other host's budget was taken")
 
         RateLimiter(redis, HOST, 1, sleep=no_waiting).acquire()
         RateLimiter(redis, "other.example.edu", 1, sleep=no_waiting).acquire()
 
-    def test_threads_that_come_at_once_do_not_exceed_it(self, redis: Any) -> None:
+    def test_concurrent_threads_do_not_exceed_the_limit(self, redis: Any) -> None:
         taken: list[int] = []
 
         def too_late(_: float) -> None:
@@ -115,20 +113,18 @@ class TestBudget:
         assert len(taken) == 10
 
 
-class TestCircuit:
-    def test_a_failing_host_is_left_alone_longer_with_each_failure(self, time: Time, redis: Any) -> None:
+class TestCircuitBreaker:
+    def test_each_consecutive_failure_opens_the_circuit_for_longer(self, time: Time, redis: Any) -> None:
         breaker = CircuitBreaker(redis, HOST)
-        for rest in (2, 4, 8, 16, 32, 60, 60):
+        for pause in (2, 4, 8, 16, 32, 60, 60):
             breaker.record_failure()
-            time.pass_by(rest - 0.5)
+            time.pass_by(pause - 0.5)
             with pytest.raises(RedcapUnavailable, match="redcap_circuit_open"):
                 breaker.check()
             time.pass_by(0.6)
             breaker.check()
 
-    def test_a_host_that_has_been_away_for_a_day_is_still_left_alone_for_a_minute_at_a_time(
-        self, time: Time, redis: Any
-    ) -> None:
+    def test_after_a_day_of_failures_the_pause_is_still_one_minute(self, time: Time, redis: Any) -> None:
         redis.hset(keys.circuit(HOST), "failures", 1_100)
         breaker = CircuitBreaker(redis, HOST)
         breaker.record_failure()
@@ -138,7 +134,7 @@ class TestCircuit:
         time.pass_by(0.6)
         breaker.check()
 
-    def test_an_answer_ends_the_rest_and_forgets_the_failures(self, time: Time, redis: Any) -> None:
+    def test_a_success_closes_the_circuit_and_resets_the_failures(self, time: Time, redis: Any) -> None:
         breaker = CircuitBreaker(redis, HOST)
         for _ in range(4):
             breaker.record_failure()
@@ -148,7 +144,7 @@ class TestCircuit:
         time.pass_by(BACKOFF_SECONDS[0] + 0.1)
         breaker.check()
 
-    def test_a_ban_is_respected_for_minutes(self, time: Time, redis: Any) -> None:
+    def test_a_ban_opens_the_circuit_for_minutes(self, time: Time, redis: Any) -> None:
         breaker = CircuitBreaker(redis, HOST)
         breaker.record_failure(banned=True)
         time.pass_by(BACKOFF_AFTER_BAN_SECONDS - 1)
@@ -157,7 +153,7 @@ class TestCircuit:
         time.pass_by(1.1)
         breaker.check()
 
-    def test_a_rest_costs_nothing_of_the_budget(self, time: Time, redis: Any) -> None:
+    def test_an_open_circuit_uses_no_budget(self, time: Time, redis: Any) -> None:
         breaker = CircuitBreaker(redis, HOST)
         breaker.record_failure()
         for _ in range(5):
@@ -166,7 +162,7 @@ class TestCircuit:
         breaker.record_success()
         breaker.check()
 
-    def test_a_worker_learns_of_another_worker_s_failures(self, time: Time, redis: Any) -> None:
+    def test_all_workers_share_the_circuit(self, time: Time, redis: Any) -> None:
         CircuitBreaker(redis, HOST).record_failure()
         with pytest.raises(RedcapUnavailable):
             CircuitBreaker(redis, HOST).check()
