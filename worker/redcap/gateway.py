@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from zoneinfo import ZoneInfo
 
 from shared.batches import batches
@@ -195,16 +195,17 @@ class RedcapProject:
         written = next(filter(self._is_opt_out_row, reversed(rows)), {})
         return RecordState(
             record_id=record,
-            phones=frozenset(phone for row in rows for phone in self._phones(row)),
+            phones=frozenset(chain.from_iterable(map(self._phones, rows))),
             opt_out_value=str(written.get(self.config.opt_out_field) or "").strip(),
             ticked=str(written.get(self.schema.checkbox_column)) == "1",
             in_arm=any(map(self._is_in_opt_out_arm, rows)),
         )
 
-    def _phones(self, row: Row) -> Iterator[str]:
+    def _phones(self, row: Row) -> Iterable[str]:
         text = row.get(self.config.phone_field)
-        if text and self._is_at(row, self.config.phone_event):
-            yield from map(self.hasher, numbers_in(str(text), self.config.default_region))
+        if not text or not self._is_at(row, self.config.phone_event):
+            return ()
+        return map(self.hasher, numbers_in(str(text), self.config.default_region))
 
     def _is_opt_out_row(self, row: Row) -> bool:
         repeats = row.get("redcap_repeat_instrument") or row.get("redcap_repeat_instance")
