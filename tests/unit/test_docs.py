@@ -24,6 +24,7 @@ from web.monitoring.metrics import LedgerCollector
 from worker.checks.findings import CATALOGUE
 from worker.cli import main
 from worker.mail.event_mail import mail_facts
+from worker.mail.template_check import template_problems
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -158,6 +159,13 @@ def test_the_page_about_mails_lists_all_variables_of_templates() -> None:
         name for row in re.findall(r"^\| (.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)
     }
     assert listed == facts.keys()
+
+
+def test_the_example_template_works(tmp_path: Path) -> None:
+    page = (DOCS / "how-to/customise-mails.md").read_text()
+    [example] = re.findall(r"```\n(\{% extends.*?)```", page, re.S)
+    (tmp_path / "notice.txt").write_text(example)
+    assert list(template_problems(str(tmp_path))) == []
 
 
 # --- metrics, alerts, dashboard ---------------------------------------------------------------------------
