@@ -1,4 +1,4 @@
-"""Makes the documentation's pictures from the real thing: the demo's terminal, Flower, and an e-mail.
+"""Takes the documentation's pictures of the running program: the demo's terminal, Flower, and e-mails.
 
 python -m tests.pictures     (needs Chromium and chromedriver; writes docs/pictures/)
 """
@@ -19,7 +19,7 @@ from tests.simulators.redcap import enrol, fictional_phone
 from tests.simulators.twilio import SERVICE_SID
 
 PICTURES = ROOT / "docs" / "pictures"
-STORM = 40
+STORM = 41
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         terminal(world)
         storm(world)
         flower(world, browser)
-        mail(world, browser, Path(folder))
+        mails(world, browser, Path(folder))
 
 
 def terminal(world: World) -> None:
@@ -46,14 +46,16 @@ def terminal(world: World) -> None:
 
 
 def storm(world: World) -> None:
-    """STOPs of many participants within a second."""
+    """STOPs of many participants within a second, one of whose records is locked."""
     enrol(world.asthma, STORM, start=100)
+    world.asthma.locked_records.add(str(99 + STORM))
     for number in range(100, 100 + STORM):
         world.twilio.text(
             from_=fictional_phone(number), service=SERVICE_SID, body="STOP", advanced_opt_out=True
         )
-    records = [str(number) for number in range(100, 100 + STORM)]
+    records = [str(number) for number in range(100, 99 + STORM)]
     world.expect("the storm is over", lambda: world.opted_out(world.asthma, *records))
+    world.expect("a mail about the lock", lambda: any("NOT" in each.subject for each in world.smtp.inbox))
 
 
 def flower(world: World, browser: webdriver.Chrome) -> None:
@@ -64,13 +66,16 @@ def flower(world: World, browser: webdriver.Chrome) -> None:
     browser.save_screenshot(str(PICTURES / "flower.png"))
 
 
-def mail(world: World, browser: webdriver.Chrome, folder: Path) -> None:
-    """The e-mail that a coordinator gets."""
-    page = folder / "mail.html"
-    page.write_text(world.smtp.inbox[0].html, encoding="utf-8")
-    browser.set_window_size(700, 640)
-    browser.get(page.as_uri())
-    browser.save_screenshot(str(PICTURES / "mail.png"))
+def mails(world: World, browser: webdriver.Chrome, folder: Path) -> None:
+    """The e-mails about a saved change and about one that REDCap rejected."""
+    [locked] = world.asthma.locked_records
+    for name, word in (("mail", "record 1"), ("mail-unsaved", f"record {locked}")):
+        [html, *_] = [each.html for each in world.smtp.inbox if each.subject.endswith(word)]
+        page = folder / f"{name}.html"
+        page.write_text(html, encoding="utf-8")
+        browser.set_window_size(700, 640)
+        browser.get(page.as_uri())
+        browser.save_screenshot(str(PICTURES / f"{name}.png"))
 
 
 if __name__ == "__main__":
