@@ -79,7 +79,7 @@ opt_out_keywords = ["ALTO"]
 
 
 class StoryError(Exception):
-    """A step that did not end as it should."""
+    """A step of the story that failed."""
 
 
 class Stage(Protocol):
@@ -120,7 +120,7 @@ class World:
         return [event["state"] for event in self.events() if event["event_id"] == message_sid]
 
     def events(self) -> list[dict[str, str]]:
-        """The ledger, as `optout events --json` tells it."""
+        """The ledger, from `optout events --json`."""
         found: list[dict[str, str]] = json.loads(self.platform.run("events", "--json").stdout)
         return found
 
@@ -172,7 +172,7 @@ def other_study(world: World) -> None:
     world.twilio.add_sink()
     world.twilio.text(from_="+16505550111", to=SLEEP_SENDER, body="alto", via="events")
     world.expect("record S-1 shows the opt-out", lambda: world.opted_out(world.sleep, "S-1"))
-    world.expect("its team hears of it", lambda: "[sleep]" in world.smtp.inbox[-1].subject)
+    world.expect("a mail to its team", lambda: "[sleep]" in world.smtp.inbox[-1].subject)
 
 
 def missed(world: World) -> None:
@@ -204,12 +204,12 @@ def forged(world: World) -> None:
 
 STORY = [
     Step("A participant texts STOP", stop),
-    Step("Twilio delivers the same webhook again: nothing changes, nobody is told twice", duplicate),
+    Step("Twilio delivers the same webhook again: nothing changes, no second mail", duplicate),
     Step("STOP from a number that two records hold, spelt differently", shared_number),
     Step("The first participant texts START", start),
     Step("Another study: longitudinal, its own word (ALTO), through Event Streams", other_study),
     Step("A webhook is lost; `optout reconcile` recovers it from Twilio's message log", missed),
-    Step("A forged signature is refused", forged),
+    Step("A forged signature is rejected", forged),
 ]
 
 
@@ -279,7 +279,7 @@ def the_world(folder: Path) -> Iterator[World]:
 
 
 def play(world: World, console: Console) -> bool:
-    """Play the story, and show what is so after each step. Answers whether all went as it should."""
+    """Play the story, and show the state after each step. Returns whether all steps succeeded."""
     for number, step in enumerate(STORY, 1):
         console.rule(f"{number}. {step.title}", align="left")
         try:
@@ -289,8 +289,8 @@ def play(world: World, console: Console) -> bool:
             console.print(world.platform.logs()[-4000:], markup=False)
             return False
         show(world, console)
-        console.print("✓ as it should be", style="green")
-    console.rule("The whole story went as it should", align="left")
+        console.print("✓ as expected", style="green")
+    console.rule("The whole story went as expected", align="left")
     return True
 
 

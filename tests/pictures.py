@@ -41,7 +41,7 @@ def terminal(world: World) -> None:
             console.rule(f"{number}. {step.title}", align="left")
             if number == 3:
                 show(world, console)
-            console.print("✓ as it should be", style="green")
+            console.print("✓ as expected", style="green")
     console.save_svg(str(PICTURES / "demo.svg"), title="make demo")
 
 

@@ -40,7 +40,7 @@ def story_ends(stack: Stack, *, times: int) -> str:
         return told().count("The whole story went") >= times or not stack.containers("simulators")
 
     wait_until(ended, seconds=240, what="the story ends")
-    assert told().count("The whole story went as it should") == times, told()[-6000:]
+    assert told().count("The whole story went as expected") == times, told()[-6000:]
     return told()
 
 
