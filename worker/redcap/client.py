@@ -36,12 +36,7 @@ MAX_RECORDS_PER_REQUEST = 450
 
 _MAX_ERROR_BYTES = 65_536
 # Failures that often pass within seconds.
-_BRIEF_FAILURES = {
-    "redcap_unreachable",
-    "redcap_server_error",
-    "redcap_tabs_page",
-    "redcap_strange_answer",
-}
+_BRIEF_FAILURES = {"redcap_unreachable", "redcap_server_error", "redcap_tabs_page", "redcap_strange_answer"}
 
 
 @dataclass(repr=False, eq=False)
@@ -161,13 +156,11 @@ class RedcapClient:
         return response
 
     def _send(self, request: dict[str, str], stream: bool) -> requests.Response:
+        read_timeout = WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS
         return self.session.post(
             self.url,
             data={"token": self.token, "format": "json", "returnFormat": "json", **request},
-            timeout=(
-                CONNECT_TIMEOUT_SECONDS,
-                WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS,
-            ),
+            timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout),
             # A redirect turns the POST into a GET, which REDCap answers with 501 (REDCapR #166).
             allow_redirects=False,
             stream=stream,

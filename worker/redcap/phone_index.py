@@ -198,13 +198,8 @@ class PhoneIndex:
         self._raise_if_shrunk(count)
         self._forget_older(generation)
         # A later refresh may have ended before: then the next lookup that finds nothing refreshes once more.
-        state = {
-            "refreshed_ms": generation,
-            "built_ms": generation,
-            "records": count,
-            "reading": READING_VERSION,
-        }
-        self._redis.hset(self._state, mapping=state)
+        moments = {"refreshed_ms": generation, "built_ms": generation}
+        self._redis.hset(self._state, mapping=moments | {"records": count, "reading": READING_VERSION})
         return count
 
     def put(self, states: Iterable[RecordState], *, now: datetime) -> int:

@@ -29,12 +29,7 @@ class RateLimiter:
     """The request budget of one REDCap host: never more than `per_minute` requests in any minute."""
 
     def __init__(
-        self,
-        redis: RedisClient,
-        host: str,
-        per_minute: int,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
+        self, redis: RedisClient, host: str, per_minute: int, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.per_minute = per_minute
         self._window = keys.rate(host)

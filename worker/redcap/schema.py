@@ -21,7 +21,7 @@ PROBLEMS = {
     NO_SUCH_FIELD: ("redcap-field-missing", "correct the name in the configuration or add the field"),
     "opt_out_event_missing": ("redcap-event-missing", "name one of these events"),
     "no_such_event": ("redcap-event-missing", "name one of these events"),
-    "events_in_two_arms": ("redcap-events-in-two-arms", "name two events of one arm; each arm can have a table"),
+    "events_in_two_arms": ("redcap-events-in-two-arms", "name two events of one arm, in a table per arm"),
     "opt_out_field_repeats": ("opt-out-field-repeats", "move it to an instrument and event that do not repeat"),
     "opt_out_field_is_no_text": ("opt-out-field-unfit", "name a text field with validation datetime_seconds_ymd"),
     "opt_out_field_holds_no_time": ("opt-out-field-unfit", "set it to datetime_seconds_ymd in the Online Designer"),
@@ -215,10 +215,7 @@ def _repeating_fields(config: Project, info: ProjectInfo) -> Observations:
     for key, name in _configured(config, "opt_out_field", "opt_out_checkbox").items():
         form = info.form(name)
         if form and is_repeating(info.repeating, form, config.opt_out_event):
-            observed = (
-                f"{key}: the instrument {form} of {name}, or its event, repeats and so has many of them"
-            )
-            yield "opt_out_field_repeats", observed
+            yield "opt_out_field_repeats", f"{key}: the instrument {form} of {name}, or its event, repeats"
 
 
 def _needless_events(config: Project, info: ProjectInfo) -> Observations:
