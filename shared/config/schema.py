@@ -68,6 +68,7 @@ HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]
 MailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$")]
 Sender = Annotated[str, StringConstraints(pattern=r"^((rcs|whatsapp):)?\+?[A-Za-z0-9_]{3,64}$")]
 Word = Annotated[str, StringConstraints(pattern=r"^\s*\S+\s*$", max_length=34)]
+Phrase = Annotated[str, StringConstraints(pattern=r"\S", max_length=60)]
 Channel = Annotated[str, StringConstraints(pattern=r"^(sms|rcs|whatsapp)$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smh]$")]
 
@@ -170,9 +171,11 @@ class Project(Table):
     )
     keyword_fallback: bool = Field(
         False,
-        description="Recognize keywords in the message if Twilio sends no OptOutType (no Advanced Opt-Out).",
+        description="Recognize opt-in keywords in the message if Twilio sends no OptOutType (no Advanced Opt-Out).",
     )
-    opt_out_keywords: list[Word] = Field([], description="Opt-out keywords in addition to Twilio's defaults.")
+    opt_out_keywords: list[Phrase] = Field(
+        [], description='Opt-out keywords and phrases in addition to Twilio\'s defaults, such as "no mas".'
+    )
     opt_in_keywords: list[Word] = Field([], description="Opt-in keywords in addition to Twilio's defaults.")
     ignored_keywords: list[Word] = Field(
         [],

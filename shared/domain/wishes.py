@@ -64,7 +64,7 @@ _MAX_SLIP = 4
 
 def classify(text: str) -> Wish:
     """What a text asks for. Pure; never raises, whatever the text holds."""
-    plain = _normalised(text)
+    plain = normalised(text)
     words = plain.split()
     if not words:
         return Wish.SUSPECTED if _STOP_SIGN in text else Wish.ORDINARY
@@ -91,7 +91,7 @@ def _suspicion(plain: str, words: list[str], text: str) -> Wish:
 # --- normalisation -----------------------------------------------------------------------------------
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
     """Lower-case words separated by single spaces: no accents, invisible characters, punctuation or symbols."""
     if len(text) > _HEAD + _TAIL:
         text = f"{text[:_HEAD]} {text[-_TAIL:]}"

@@ -106,7 +106,7 @@ class TestMistakes:
             ({"default_region": "USA"}, "projects.asthma.default_region: must be a two-letter country code"),
             ({"time_zone": "CST6"}, "projects.asthma.time_zone: must be an IANA time zone"),
             ({"channels": ["email"]}, "projects.asthma.channels: does not have the right form. Channels whose"),
-            ({"opt_out_keywords": ["NO MORE"]}, "projects.asthma.opt_out_keywords: does not have the right form"),
+            ({"opt_out_keywords": [" "]}, "projects.asthma.opt_out_keywords: does not have the right form"),
             ({"redcap_requests_per_minute": 0}, "projects.asthma.redcap_requests_per_minute: input should be"),
             ({"keyword_fallback": "sometimes"}, "projects.asthma.keyword_fallback: input should be a valid boolean"),
             ({"forward_url": "redcap"}, "projects.asthma.forward_url: must be an address"),

@@ -19,9 +19,27 @@ def test_each_of_twilio_s_opt_out_words_counts_in_any_case_with_blanks_around(wo
     }
 
 
-@pytest.mark.parametrize("word", ["START", "YES", "UNSTOP"])
+@pytest.mark.parametrize("word", ["START", "UNSTOP"])
 def test_each_of_twilio_s_opt_in_words_counts(word: str) -> None:
     assert {DEFAULT.change(text) for text in (word, word.lower(), f"\t{word} ")} == {Change.START}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "STOP PLEASE",
+        "please stop",
+        "STOP.",
+        "STOP!",
+        "“STOP”",
+        "STOP\u200b",
+        "ＳＴＯＰ",
+        "opt-out",
+        "stop all",
+    ],
+)
+def test_what_can_mean_nothing_else_opts_out(body: str) -> None:
+    assert DEFAULT.change(body) is Change.STOP
 
 
 @pytest.mark.parametrize(
@@ -30,20 +48,34 @@ def test_each_of_twilio_s_opt_in_words_counts(word: str) -> None:
         "",
         " ",
         "HELP",
-        "STOP PLEASE",
-        "please stop",
-        "STOP.",
-        "STOP!",
         "STO P",
         "ST0P",
+        "STOP?",
         "Stopped",
         "no",
+        "yes",
+        "YES",
         "yes please",
+        "start now",
+        "please cancel",
         "🛑",
     ],
 )
-def test_a_body_that_is_not_exactly_one_word_changes_nothing(body: str) -> None:
+def test_any_other_text_changes_nothing(body: str) -> None:
     assert DEFAULT.change(body) is None
+
+
+def test_a_yes_opts_in_only_if_it_is_configured() -> None:
+    assert Keywords(opt_in=("Yes",)).change("yes!") is Change.START
+
+
+def test_ignored_words_alone_change_nothing() -> None:
+    words = Keywords(ignored=("END", "start"))
+    assert [words.change(text) for text in ("End.", "START", "stop")] == [None, None, Change.STOP]
+
+
+def test_a_phrase_may_be_configured() -> None:
+    assert Keywords(opt_out=("no más",)).change("No mas.") is Change.STOP
 
 
 def test_configured_words_count_beside_the_defaults() -> None:

@@ -163,7 +163,10 @@ class TestRecovery:
         dice = random.Random(3)
         truth: dict[int, str] = {}
         for number in range(200):
-            person, body = dice.randint(1, 60), dice.choice(["STOP", "START", "Unsubscribe", "yes", "thanks"])
+            person, body = (
+                dice.randint(1, 60),
+                dice.choice(["STOP", "START", "Unsubscribe", "unstop", "thanks"]),
+            )
             night.missed(body, number, fictional_phone(person))
             if body != "thanks":
                 truth[person] = shown(seconds(number)) if body in {"STOP", "Unsubscribe"} else ""
@@ -211,7 +214,7 @@ class TestRecovery:
         night.run()
         assert night.value() == shown(seconds(0))
 
-    @pytest.mark.parametrize("body", ["HELP", "STOP please", "", "stopp"])
+    @pytest.mark.parametrize("body", ["HELP", "STOP it", "", "stopp", "yes"])
     def test_other_texts_change_nothing(self, night: Night, body: str) -> None:
         night.missed("thanks", 1)
         night.missed(body)
@@ -235,9 +238,9 @@ class TestRecovery:
         assert night.run().changes_recovered == 0
         assert night.value() == shown(seconds(0))
 
-    def test_a_survey_s_yes_that_twilio_told_as_an_ordinary_text_is_no_opt_in(self, night: Night) -> None:
+    def test_an_opt_in_word_that_twilio_told_as_an_ordinary_text_is_no_opt_in(self, night: Night) -> None:
         night.received("STOP", 0)
-        ordinary, missed = night.missed("Yes", 60), night.missed("START", 120)
+        ordinary, missed = night.missed("Unstop", 60), night.missed("START", 120)
         night.study.ledger.note_ordinary(["asthma"], ordinary.sid, now=night.study.clock())
         assert (night.run().changes_recovered, night.value()) == (1, "")
         assert night.study.ledger.load("asthma", ordinary.sid) is None

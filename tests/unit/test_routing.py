@@ -79,12 +79,24 @@ class TestChanges:
         assert changes(some, opt_out_type="START", body="STOP") == ["START"]
         assert changes(some, opt_out_type="HELP", body="STOP") == []
 
-    def test_the_words_count_only_where_the_project_asks_for_it(self) -> None:
+    def test_a_text_that_says_stop_always_counts_and_an_opt_in_only_where_the_project_reads_it(self) -> None:
         asking = router(asthma=project_table(keyword_fallback=True))
-        assert changes(router(), opt_out_type="", body="STOP") == []
-        assert changes(asking, opt_out_type="", body=" stop ") == ["STOP"]
+        for some in (router(), asking):
+            assert changes(some, opt_out_type="", body=" Stop, please. ") == ["STOP"]
+            assert changes(some, opt_out_type="", body="stop it") == []
+        assert changes(router(), opt_out_type="", body="Start") == []
         assert changes(asking, opt_out_type="", body="Start") == ["START"]
-        assert changes(asking, opt_out_type="", body="stop it") == []
+
+    def test_a_text_that_may_ask_to_stop_is_suspected_unless_twilio_judged_it(self) -> None:
+        for body, kind, expected in (
+            ("please stop texting me", "", True),
+            ("wrong number", "", True),
+            ("please stop texting me", "HELP", False),
+            ("see you tomorrow", "", False),
+        ):
+            sent = message(opt_out_type=kind, body=body)
+            assert router().is_suspected_opt_out(sent, ["asthma"]) is expected
+            assert not router().is_suspected_opt_out(sent, [])
 
     def test_each_project_has_words_of_its_own(self) -> None:
         some = router(

@@ -12,6 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisDown
+from structlog.testing import capture_logs
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
@@ -127,13 +128,27 @@ class TestInbound:
         assert ingress.nothing_happened()
 
     def test_an_opt_in_word_that_twilio_does_not_call_one_is_remembered_as_ordinary(self) -> None:
-        ingress = Ingress({"asthma": project_table(), "sleep": project_table(keyword_fallback=True)})
+        yes = {"opt_in_keywords": ["YES"]}
+        ingress = Ingress(
+            {"asthma": project_table(**yes), "sleep": project_table(keyword_fallback=True, **yes)}
+        )
         form = inbound_form(Body=" Yes", OptOutType="")
         assert ingress.inbound(form).status_code == 200
         ledger = Ledger(ingress.redis)
         assert ledger.ordinary("asthma", [form["MessageSid"], "SM1"]) == {form["MessageSid"]}
         assert ledger.ordinary("sleep", [form["MessageSid"]]) == set()
         assert (ingress.stored("asthma"), ingress.stored("sleep")) == ([], [form["MessageSid"]])
+
+    def test_a_text_that_may_ask_to_stop_is_logged_by_its_sid_and_counted_apart(
+        self, ingress: Ingress
+    ) -> None:
+        form = inbound_form(Body="please take me off your list", OptOutType="")
+        with capture_logs() as logs:
+            assert ingress.inbound(form).status_code == 200
+        [line] = [line for line in logs if line["event"] == "possible_opt_out"]
+        assert line["message_sid"] == form["MessageSid"]
+        assert "list" not in str(logs)
+        assert ingress.nothing_happened()
 
     @pytest.mark.parametrize(
         "changes", [{"Body": "START", "OptOutType": "START"}, {"Body": "STOP", "OptOutType": ""}]

@@ -6,6 +6,7 @@ from datetime import datetime
 from shared.config import Config, Project
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
+from shared.domain.wishes import Wish, classify
 from web.twilio.parsing import InboundMessage
 from web.twilio.twiml import EMPTY_RESPONSE, redirect
 
@@ -59,15 +60,26 @@ class Router:
             )
 
     def _change(self, message: InboundMessage, name: str) -> Change | None:
-        """Twilio's OptOutType if it is set (Advanced Opt-Out is on), otherwise the keyword in the message.
+        """Twilio's OptOutType if it is set (Advanced Opt-Out is on), otherwise what the text itself asks for.
 
-        Event Streams may omit OptOutType even with Advanced Opt-Out, so keywords always count there.
+        A text that asks to stop always counts: keeping an opt-out too many contacts nobody. A text that opts in
+        counts only if the project reads keywords, or from Event Streams, which may omit OptOutType.
         """
         if message.opt_out_type:
             return {change.value: change for change in Change}.get(message.opt_out_type)
+        change = self._keywords[name].change(message.body)
+        if change is Change.START and not self._reads_opt_ins(name, message):
+            return None
+        return change
+
+    def _reads_opt_ins(self, name: str, message: InboundMessage) -> bool:
         project: Project = self._projects[name]
-        keywords_count = project.keyword_fallback or message.source is Source.EVENT_STREAM
-        return self._keywords[name].change(message.body) if keywords_count else None
+        return project.keyword_fallback or message.source is Source.EVENT_STREAM
+
+    def is_suspected_opt_out(self, message: InboundMessage, projects: list[str]) -> bool:
+        """Whether a text to a project may be an opt-out, or comes from another person, and Twilio did not say so."""
+        suspected = not message.opt_out_type and classify(message.body) in {Wish.SUSPECTED, Wish.WRONG_NUMBER}
+        return bool(projects) and suspected
 
     def non_opt_in_projects(self, message: InboundMessage, projects: list[str]) -> list[str]:
         """The projects for which a text is an opt-in keyword that Twilio did not treat as an opt-in.

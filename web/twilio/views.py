@@ -95,8 +95,17 @@ def _record(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
     if changes:
         _accept(endpoint, changes, now)
     else:
-        services().request_counter.add(endpoint, "ignored")
+        services().request_counter.add(endpoint, _outcome_without_change(messages))
     return projects
+
+
+def _outcome_without_change(messages: Sequence[InboundMessage]) -> str:
+    """Count texts that may ask to stop apart, and log their SIDs, with which staff can read them at Twilio."""
+    router = services().router
+    suspected = [each for each in messages if router.is_suspected_opt_out(each, router.projects(each))]
+    for message in suspected:
+        log.warning("possible_opt_out", message_sid=message.message_sid)
+    return "possible_opt_out" if suspected else "ignored"
 
 
 def _projects(message: InboundMessage, now: datetime) -> list[str]:

@@ -495,16 +495,18 @@ CATALOGUE: dict[str, Kind] = {
         "com.twilio.messaging.inbound-message.received.",
         "run optout setup --mode events",
     ),
-    "keywords-off": _error(
-        "No STOP of this project could be recognised",
-        "A number without Messaging Service has no Advanced Opt-Out, so that its webhooks say nothing about "
-        "opt-outs; and the project does not read the words of the messages.",
+    "keywords-off": _warning(
+        "No START of this project is recognized",
+        "A number without Messaging Service has no Advanced Opt-Out, so its webhooks do not say how Twilio handled "
+        "a text. A text that says STOP is recognized in any case; a START is not, because the project does not read "
+        "opt-in keywords: participants stay opted out in REDCap.",
         "write keyword_fallback = true in the project, or put the number into a Messaging Service",
     ),
     "advanced-opt-out-unseen": _note(
         "Whether Advanced Opt-Out is on has not been seen yet",
-        "No API shows it. Without it, Twilio's webhook says nothing about opt-outs, and they are recognised only "
-        "with keyword_fallback. The first real STOP proves it, and this note goes; `optout test-message` proves "
+        "No API shows it. Without it, Twilio's webhook does not say how Twilio handled a text: only texts that say "
+        "STOP are recognized, and opt-ins only with keyword_fallback. The first real STOP proves it, and this note "
+        "disappears; `optout test-message` proves "
         "nothing of it, as it says itself what Twilio would say.",
         "Twilio console: Messaging, Services, the service, Opt-Out Management, enable; then text STOP and START "
         "from your own phone",

@@ -28,10 +28,10 @@ from worker.twilio.setup.resources import (
 from worker.twilio.setup.saved_settings import SavedSettings
 
 ADVANCED_OPT_OUT = (
-    "Advanced Opt-Out, without which webhooks say nothing about opt-outs: in the Twilio Console open Messaging, "
-    "Services, the service, Opt-Out Management, and enable it. Check the texts that it sends, and add REVOKE and "
-    "OPTOUT to the opt-out keywords if they are missing. Only Twilio's support can turn it off again. (If it must "
-    "stay off, write keyword_fallback = true in the project.)"
+    "Advanced Opt-Out, without which webhooks do not say how Twilio handled a text: in the Twilio Console open "
+    "Messaging, Services, the service, Opt-Out Management, and enable it. Check the texts that it sends, and add "
+    "REVOKE and OPTOUT to the opt-out keywords if they are missing. Only Twilio's support can turn it off again. (If "
+    "it must stay off, write keyword_fallback = true in the project.)"
 )
 CAMPAIGN = (
     "A2P 10DLC, without which US carriers block ordinary numbers: in the Twilio Console open Messaging, Regulatory "
