@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -29,6 +30,7 @@ from worker.mail.template_check import template_problems
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MONITORING = ROOT / "deploy" / "monitoring"
+LOGS = re.compile(r"(log|structlog\.get_logger\(__name__\))\.(debug|info|warning|error|critical)")
 WRITTEN = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
 
@@ -143,6 +145,22 @@ def test_tests_that_the_documentation_names_exist() -> None:
     named = {name for page in WRITTEN for name in re.findall(r"(test_\w+)\.py", (DOCS / page).read_text())}
     assert named
     assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def test_the_page_about_logs_lists_every_event_of_the_code() -> None:
+    rows = re.findall(
+        r"^\| (`\w+`(?:, `\w+`)*) \| [\w, ]+ \|", (DOCS / "reference/logs.md").read_text(), re.M
+    )
+    listed = {name for row in rows for name in re.findall(r"\w+", row)} - {"event"}
+    logged, strings = set(), set()
+    for path in [path for folder in ("shared", "web", "worker") for path in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant):
+                strings.add(node.value)
+            if isinstance(node, ast.Call) and LOGS.fullmatch(ast.unparse(node.func)) and node.args:
+                logged.add(getattr(node.args[0], "value", None))
+    assert {name for name in logged if name and re.fullmatch(r"[a-z_]+", str(name))} <= listed
+    assert listed <= strings
 
 
 def test_findings_that_troubleshooting_names_exist() -> None:
