@@ -27,11 +27,9 @@ RUN /opt/venv/bin/python -c "import pathlib, sysconfig, tomllib; \
     (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'.format(**project))"
 
 FROM worker-packages AS demo-packages
-COPY requirements/web.txt requirements/dev.txt ./
-# The demo's simulators need one package more than web and worker: its lines are cut from the lock.
-RUN awk '/^[^ ]/ {wanted = /^(aiosmtpd|atpublic|attrs)==/} wanted' dev.txt > demo.txt
+COPY requirements/demo.txt .
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --quiet --compile --only-binary :all: --require-hashes -r web.txt -r demo.txt
+    pip install --quiet --compile --only-binary :all: --require-hashes -r demo.txt
 
 FROM ${PYTHON_IMAGE} AS runtime
 RUN pip uninstall --quiet --yes --root-user-action ignore pip && \
@@ -46,7 +44,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 COPY shared shared
 LABEL org.opencontainers.image.title="Opt-Out Bridge" \
-      org.opencontainers.image.description="Records Twilio opt-outs in REDCap"
+      org.opencontainers.image.description="Records Twilio opt-outs in REDCap" \
+      org.opencontainers.image.licenses="MIT"
 
 FROM runtime AS web
 COPY --from=web-packages /opt/venv /opt/venv

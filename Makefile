@@ -48,6 +48,8 @@ lint: $(VENV)/ready  ## Style, security rules, strict types, manifests, and the 
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/properdocs build --strict --config-file mkdocs.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	@$(BIN)/kubernetes-validate --quiet --strict --kubernetes-version 1.30.0 $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 ##@ Measure it
