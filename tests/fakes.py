@@ -22,7 +22,7 @@ from urllib3 import HTTPResponse
 from shared.config import Config
 from shared.domain.events import Change, OptOutEvent
 from shared.ledger import Accepted, Entry, Ledger, keys
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
 from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study

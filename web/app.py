@@ -5,7 +5,7 @@ from flask import Flask
 from shared.config import Config
 from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
-from shared.messaging.queue import Publisher
+from shared.messaging.publisher import Publisher
 from shared.redis_client import RedisClient
 from web.context import Services, init_app
 from web.monitoring.health import health

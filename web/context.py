@@ -6,7 +6,7 @@ from flask import Flask, current_app
 
 from shared.config import Config
 from shared.ledger import Ledger
-from shared.messaging.queue import Publisher
+from shared.messaging.publisher import Publisher
 from web.monitoring.request_counter import RequestCounter
 from web.twilio.routing import Router
 from web.twilio.signature import SignatureVerifier

@@ -7,7 +7,7 @@ import structlog
 from shared.config import load_config, redis_url
 from shared.errors import ConfigError
 from shared.logs.setup import configure_logging
-from shared.messaging.queue import make_publisher
+from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from web.app import build_services, create_app
 

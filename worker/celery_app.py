@@ -16,7 +16,8 @@ from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_re
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
 from shared.logs.setup import configure_logging
-from shared.messaging.queue import TaskName, make_celery, make_publisher
+from shared.messaging.celery_config import TaskName, make_celery
+from shared.messaging.publisher import make_publisher
 from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import connect
 from worker.mail.template_check import report_templates
@@ -88,7 +89,7 @@ def _read_configuration(**_: Any) -> None:
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Celery would log the exception with its text and continue (celery/utils/dispatch/signal.py).
         name = type(error).__name__
         log.critical("configuration_error", problems=[name])

@@ -14,7 +14,8 @@ from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Kind, Ledger
 from shared.ledger.deduplication import Coalescer
-from shared.messaging.queue import BulkPublisher, TaskName
+from shared.messaging.celery_config import TaskName
+from shared.messaging.publisher import BulkPublisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
 from shared.redis_client import RedisClient
 from worker.mail.smtp import Mailer

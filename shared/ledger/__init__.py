@@ -25,7 +25,7 @@ from shared.domain.events import (
     milliseconds,
 )
 from shared.ledger import keys
-from shared.messaging.queue import NO_MESSAGE, Message
+from shared.messaging.publisher import NO_MESSAGE, Message
 from shared.redis_client import RedisClient
 
 LUA = Path(__file__).parent / "scripts"

@@ -8,7 +8,8 @@ from kombu.exceptions import OperationalError
 
 from shared.domain.events import OptOutEvent
 from shared.ledger import Accepted, Ledger
-from shared.messaging.queue import BulkPublisher, Publisher, RedisPublisher, TaskName, message
+from shared.messaging.celery_config import TaskName
+from shared.messaging.publisher import BulkPublisher, Publisher, RedisPublisher, message
 
 log = structlog.get_logger(__name__)
 

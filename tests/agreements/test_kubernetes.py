@@ -178,7 +178,7 @@ def test_nothing_may_talk_unless_a_policy_says_so() -> None:
 
 def test_the_worker_may_go_out_by_the_ports_that_the_page_for_reviewers_lists() -> None:
     rows = re.findall(
-        r"^\| worker \| .+? \| ([^|]+) \|", (ROOT / "docs/explanation/security.md").read_text(), re.M
+        r"^\| worker \| .+? \| ([^|]+) \|", (ROOT / "docs/explanation/security.md").read_text(), re.MULTILINE
     )
     listed = {int(port) for row in rows for port in re.findall(r"\d+", row)}
     [policy] = [

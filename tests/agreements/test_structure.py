@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from shared.config.schema import Config, Project, Reconcile, Smtp, TwilioAccount
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
-from shared.messaging.queue import QUEUES, TaskName
+from shared.messaging.celery_config import QUEUES, TaskName
 from tests.builders import config
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
@@ -51,6 +52,17 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
+def imported_names(path: Path) -> Iterator[str]:
+    """The modules that a file imports; `from package import module` names the module."""
+    known = {name for name, _ in modules()}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else str(node.module) for name in inside)
+
+
 class TestImports:
     @pytest.mark.parametrize(
         ("package", "forbidden"),
@@ -63,6 +75,37 @@ class TestImports:
             if name.split(".")[0] == package
             for imported in imports(path)
             if imported.split(".")[0] in forbidden
+        ]
+        assert wrong == []
+
+    def test_no_modules_import_each_other_in_a_circle(self) -> None:
+        """Counting also what is imported for type checking or inside functions."""
+        known = {name for name, _ in modules()}
+        graph = {
+            name: {each for each in imported_names(path) if each in known} - {name}
+            for name, path in modules()
+        }
+        TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+    @pytest.mark.parametrize(
+        ("room", "may_import"),
+        [
+            ("shared.domain", {"shared.errors"}),
+            ("shared.config", {"shared.errors", "shared.domain"}),
+            ("worker.redcap", {"shared"}),
+            ("worker.twilio", {"shared"}),
+            ("worker.mail", {"shared", "worker.redcap"}),
+            ("worker.projects", {"shared", "worker.services"}),
+        ],
+    )
+    def test_rooms_are_built_on_each_other_in_one_direction(self, room: str, may_import: set[str]) -> None:
+        wrong = [
+            (name, imported)
+            for name, path in modules()
+            if name.startswith(room)
+            for imported in imports(path)
+            if imported.split(".")[0] in PACKAGES
+            and not any(f"{imported}.".startswith(f"{each}.") for each in {room, *may_import})
         ]
         assert wrong == []
 

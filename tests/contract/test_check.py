@@ -24,7 +24,7 @@ from shared.config import parse_config
 from shared.domain.events import Source, State
 from shared.errors import TwilioRejected
 from shared.ledger import Ledger, Outcome, keys
-from shared.messaging.queue import make_celery
+from shared.messaging.celery_config import make_celery
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT, free_port
@@ -476,7 +476,7 @@ def test_nothing_is_written_to_redcap_or_twilio(world: World) -> None:
     before = len(world.study.log)
     world.run(REDCAP)
     world.run(INBOUND)
-    written = [row for row in world.study.log[before:] if row.kind not in {"export"}]
+    written = [row for row in world.study.log[before:] if row.kind != "export"]
     assert written == []
     assert {entry.method for entry in world.twilio.request_log} == {"GET"}
 

@@ -12,14 +12,8 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from shared.ledger import Ledger
-from shared.messaging.queue import (
-    QUEUES,
-    CeleryPublisher,
-    RedisPublisher,
-    TaskName,
-    make_celery,
-    make_publisher,
-)
+from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.publisher import CeleryPublisher, RedisPublisher, make_publisher
 from shared.messaging.record_events import accept
 from shared.redis_client import connect
 from tests.builders import opt_out_event

@@ -17,7 +17,8 @@ from redis import Redis
 from shared.config import Config, parse_config
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, OptOutError
-from shared.messaging.queue import make_celery, make_publisher
+from shared.messaging.celery_config import make_celery
+from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from tests.builders import SECRETS, config, document, inbound_form, project_table
 from tests.fakes import RecordingPublisher, fake_redis

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests.integration.privacy import Needles, flower_texts, log_texts, redis_texts, scan
 from tests.integration.world import HASH_KEY, STUDIES, World
 from tests.processes import wait_until

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from shared.ledger import keys
-from shared.messaging.queue import CeleryPublisher, TaskName, make_celery
+from shared.messaging.celery_config import TaskName, make_celery
+from shared.messaging.publisher import CeleryPublisher
 from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.twilio import (

@@ -20,7 +20,7 @@ import requests
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
-from shared.messaging.queue import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import QUEUES, TaskName, make_celery
 from tests.processes import BIN, ROOT, Platform, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.smtp import SmtpSimulator

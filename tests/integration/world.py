@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.ledger import Entry, Ledger
-from shared.messaging.queue import CeleryPublisher, TaskName, make_celery
+from shared.messaging.celery_config import TaskName, make_celery
+from shared.messaging.publisher import CeleryPublisher
 from tests.processes import Platform, wait_until
 from tests.simulators.redcap import (
     Project,

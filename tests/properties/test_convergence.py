@@ -33,7 +33,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from shared.domain.events import UNFINISHED, Change, Notice, OptOutEvent, Source, State, Status
 from shared.domain.phone import numbers_in
 from shared.ledger import Entry, keys
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests.builders import REDCAP_TOKEN, SECRETS, config, hashed, project_table, sid
 from tests.fakes import Message, Study
 from tests.properties.interruptions import (

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from redis.exceptions import ConnectionError as RedisDown
 
 from shared.ledger import keys
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests.builders import config, hashed, project_table, sid
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

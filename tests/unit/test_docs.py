@@ -63,7 +63,7 @@ def test_every_key_says_what_it_means() -> None:
 
 
 def test_examples_in_the_reference_are_toml() -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", (DOCS / "reference/configuration.md").read_text(), re.S)
+    blocks = re.findall(r"```toml\n(.*?)```", (DOCS / "reference/configuration.md").read_text(), re.DOTALL)
     assert len(blocks) >= len(generate.EXAMPLES)
     assert all(tomllib.loads(block) for block in blocks)
 
@@ -80,7 +80,7 @@ def test_every_environment_variable_of_the_code_is_in_the_reference() -> None:
 
 
 def test_every_finding_has_its_heading() -> None:
-    headings = re.findall(r"^## (\S+)$", (DOCS / "reference/checks.md").read_text(), re.M)
+    headings = re.findall(r"^## (\S+)$", (DOCS / "reference/checks.md").read_text(), re.MULTILINE)
     assert headings == list(CATALOGUE)
 
 
@@ -103,7 +103,7 @@ def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
     }
     assert set(re.findall(r"`(optout:[\w:-]+)`", page)) == constants | patterns
     assert set(
-        re.findall(r"^\| `(\w+)` \| .* \| .*(?:final|`lookup_records`|`update_records`)", page, re.M)
+        re.findall(r"^\| `(\w+)` \| .* \| .*(?:final|`lookup_records`|`update_records`)", page, re.MULTILINE)
     ) == set(State)
 
 
@@ -112,7 +112,7 @@ def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
 
 def anchors(path: Path) -> set[str]:
     """GitHub's anchors of a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
     return {heading.replace(" ", "-") for heading in plain}
 
@@ -149,7 +149,7 @@ def test_tests_that_the_documentation_names_exist() -> None:
 
 def test_the_page_about_logs_lists_every_event_of_the_code() -> None:
     rows = re.findall(
-        r"^\| (`\w+`(?:, `\w+`)*) \| [\w, ]+ \|", (DOCS / "reference/logs.md").read_text(), re.M
+        r"^\| (`\w+`(?:, `\w+`)*) \| [\w, ]+ \|", (DOCS / "reference/logs.md").read_text(), re.MULTILINE
     )
     listed = {name for row in rows for name in re.findall(r"\w+", row)} - {"event"}
     logged, strings = set(), set()
@@ -174,14 +174,16 @@ def test_the_page_about_mails_lists_all_variables_of_templates() -> None:
     facts = mail_facts(entry(), Notice.SAVED, config.projects["asthma"], ZoneInfo("UTC"), None)
     table = (DOCS / "how-to/customise-mails.md").read_text().split("| Name | Holds |")[1].split("\n\n")[0]
     listed = {
-        name for row in re.findall(r"^\| (.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)
+        name
+        for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
     }
     assert listed == facts.keys()
 
 
 def test_the_example_template_works(tmp_path: Path) -> None:
     page = (DOCS / "how-to/customise-mails.md").read_text()
-    [example] = re.findall(r"```\n(\{% extends.*?)```", page, re.S)
+    [example] = re.findall(r"```\n(\{% extends.*?)```", page, re.DOTALL)
     (tmp_path / "notice.txt").write_text(example)
     assert list(template_problems(str(tmp_path))) == []
 
@@ -208,7 +210,7 @@ def exposed(redis: Any) -> dict[str, set[str]]:
 
 def test_the_monitoring_page_lists_exactly_the_metrics_that_there_are(exposed: dict[str, set[str]]) -> None:
     rows = re.findall(
-        r"^\| `(optout_\w+)` \| ([\w, ]+) \|", (DOCS / "reference/metrics.md").read_text(), re.M
+        r"^\| `(optout_\w+)` \| ([\w, ]+) \|", (DOCS / "reference/metrics.md").read_text(), re.MULTILINE
     )
     assert {name: set(labels.split(", ")) for name, labels in rows} == exposed
 
@@ -274,7 +276,9 @@ def test_an_alert_says_what_it_is_and_where_to_read_on(name: str) -> None:
 
 
 def test_every_alert_of_the_page_exists() -> None:
-    assert set(re.findall(r"^## (OptOut\w+)", (DOCS / "reference/alerts.md").read_text(), re.M)) == set(RULES)
+    assert set(
+        re.findall(r"^## (OptOut\w+)", (DOCS / "reference/alerts.md").read_text(), re.MULTILINE)
+    ) == set(RULES)
 
 
 def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(exposed: dict[str, set[str]]) -> None:

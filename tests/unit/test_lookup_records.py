@@ -10,7 +10,8 @@ import pytest
 
 from shared.domain.events import OptOutEvent, State
 from shared.ledger import Outcome, keys
-from shared.messaging.queue import QUEUES, RedisPublisher, TaskName
+from shared.messaging.celery_config import QUEUES, TaskName
+from shared.messaging.publisher import RedisPublisher
 from shared.messaging.record_events import accept
 from tests.builders import REDCAP_TOKEN, hashed, opt_out_event, sid
 from tests.fakes import Study, study

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from shared.errors import MailDeferred
 from shared.ledger import keys
 from shared.ledger.locks import held
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone, fictional_phone_as_typed

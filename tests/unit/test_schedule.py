@@ -9,7 +9,7 @@ import pytest
 import time_machine
 from celery import Celery
 
-from shared.messaging.queue import QUEUES, TaskName
+from shared.messaging.celery_config import QUEUES, TaskName
 from tests.builders import at, config, project_table
 from worker.runtime.schedule import ZonedCrontab, beat_entries
 

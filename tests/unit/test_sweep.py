@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.ledger import keys
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests.builders import opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone

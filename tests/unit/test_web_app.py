@@ -18,7 +18,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
 from shared.ledger import Ledger, keys
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID

@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
-from shared.messaging.queue import QUEUES
+from shared.messaging.celery_config import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
 COUNTED = {

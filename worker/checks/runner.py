@@ -97,7 +97,7 @@ class _Run(threading.Thread):
                 self._items.append(item)
         except RedisError:
             return  # reported as redis-unreachable by the check of Redis
-        except Exception as error:  # a check must not take the others with it; its text may hold anything
+        except Exception as error:  # noqa: BLE001  one check must not end the others; its text may hold anything
             self._items.append(self._unfinished(f"ended with {type(error).__name__}"))
 
     def results(self) -> list[Finding | Seen]:

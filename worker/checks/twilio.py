@@ -1,6 +1,7 @@
 """Twilio's side: the account, and for each project the way of its incoming messages."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from shared.config import Config, Project
 from shared.config.schema import TwilioAccount
@@ -20,36 +21,54 @@ from worker.twilio.client import REDACTED_DIGITS, rest_client, translate_errors,
 
 
 def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Seen]:
-    """Which tokens open the account, and whether one of them is the one that signs."""
-    subject = f"twilio.{name}"
-    opened: list[int] = []
-    primary, status = "", ""
-    tokens = _tokens(account)
+    """Which tokens open the account, and whether one of them is the primary token, which signs webhooks."""
+    subject, tokens = f"twilio.{name}", _tokens(account)
+    opened: dict[int, Any] = {}
     for place in tokens:
-        try:
-            with translate_errors():
-                found = rest_client(account, token=place).api.v2010.accounts(account.account_sid).fetch()
-        except TwilioUnavailable as error:
-            yield Finding(id="twilio-unreachable", subject=subject, seen=str(error))
+        found = _open_account(subject, account, place)
+        if isinstance(found, Finding):
+            yield found
             return
-        except TwilioRejected as error:
-            if error.code != "twilio_token_rejected":
-                yield Finding(id="twilio-refused", subject=subject, seen=error.detail)
-                return
-        else:
-            opened.append(place)
-            primary, status = str(found.auth_token or ""), str(found.status)
-    refused = [place for place in tokens if place not in opened]
+        if found is not None:
+            opened[place] = found
+    yield from _judge_tokens(subject, account, tokens, opened)
+
+
+def _open_account(subject: str, account: TwilioAccount, place: int) -> Any:
+    """The account's own record as Twilio shows it; None if the token is rejected, a Finding if Twilio cannot tell."""
+    try:
+        with translate_errors():
+            return rest_client(account, token=place).api.v2010.accounts(account.account_sid).fetch()
+    except TwilioUnavailable as error:
+        return Finding(id="twilio-unreachable", subject=subject, seen=str(error))
+    except TwilioRejected as error:
+        if error.code == "twilio_token_rejected":
+            return None
+        return Finding(id="twilio-refused", subject=subject, seen=error.detail)
+
+
+def _judge_tokens(
+    subject: str, account: TwilioAccount, tokens: dict[int, str], opened: dict[int, Any]
+) -> Iterator[Finding | Seen]:
+    rejected = [place for place in tokens if place not in opened]
     if not opened:
         if tokens:
-            yield Finding(id="twilio-token-refused", subject=subject, seen=f"{_which(refused)} refused")
+            yield Finding(id="twilio-token-refused", subject=subject, seen=f"{_which(rejected)} refused")
         return
-    yield Seen(subject, f"{_which(opened)} the account {account.account_sid}".replace(" is ", " opens "))
-    if refused:
-        yield Finding(id="twilio-token-stale", subject=subject, seen=f"{_which(refused)} refused")
-    # The account's own record names its primary token, the one that signs; it stays in memory here.
+    places = list(opened)
+    yield Seen(subject, f"{_which(places)} the account {account.account_sid}".replace(" is ", " opens "))
+    if rejected:
+        yield Finding(id="twilio-token-stale", subject=subject, seen=f"{_which(rejected)} refused")
+    yield from _judge_account(subject, tokens, places, opened[places[-1]])
+
+
+def _judge_account(
+    subject: str, tokens: dict[int, str], places: list[int], found: Any
+) -> Iterator[Finding | Seen]:
+    """The account's record names its primary token, which signs; it stays in memory here."""
+    primary, status = str(found.auth_token or ""), str(found.status)
     if primary and primary not in tokens.values():
-        seen = f"{_which(opened)} a secondary token"
+        seen = f"{_which(places)} a secondary token"
         yield Finding(id="twilio-token-not-signing", subject=subject, seen=seen)
     if status not in {"active", "None"}:
         yield Finding(id="twilio-account-inactive", subject=subject, seen=f"its status is {status}")

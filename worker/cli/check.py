@@ -10,7 +10,7 @@ from rich.text import Text
 
 from shared.config import broker_url
 from shared.errors import ConfigError
-from shared.messaging.queue import make_celery
+from shared.messaging.celery_config import make_celery
 from worker.checks.findings import Finding, Seen, Severity
 from worker.checks.runner import Report, checks_for, run_checks
 from worker.cli.common import chosen_projects, make_services, print_json

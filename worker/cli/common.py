@@ -11,7 +11,7 @@ from rich.table import Table
 
 from shared.config import load_config, redis_url
 from shared.ledger import Entry, keys
-from shared.messaging.queue import make_publisher
+from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from worker.services import Services
 

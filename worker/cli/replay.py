@@ -3,7 +3,7 @@
 import click
 
 from shared.domain.events import State
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services

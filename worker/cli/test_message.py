@@ -34,7 +34,7 @@ from worker.services import Services
     help="How long to wait for each stage.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object with ok, stages and error; implies --yes.")
-def test_message(
+def test_message(  # noqa: PLR0913  one parameter per option
     project: str,
     number: str,
     url: str | None,

@@ -144,7 +144,7 @@ def _render_with_fallback(part: str, facts: dict[str, Any], folder: str | None) 
         return render(part, facts, None)
     try:
         return render(part, facts, folder)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the mail is sent whatever a study's template raises
         log.error(
             "template_failed", project=facts["project"], template=part, error=describe_template_error(error)
         )

@@ -38,7 +38,7 @@ def _first_problem(part: str, folder: str) -> str:
     for facts in _examples():
         try:
             render(part, facts, folder)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a template may raise anything
             return describe_template_error(error)
     return ""
 

@@ -323,5 +323,5 @@ def read_time(value: str) -> tuple[datetime, str] | None:
     """Return a field's value as a time, with its format; None if it is not written as REDCap exports times."""
     for form in (SECONDS, MINUTES):
         with suppress(ValueError):
-            return datetime.strptime(value, form), form
+            return datetime.strptime(value, form), form  # noqa: DTZ007  the field has no time zone
     return None

@@ -8,7 +8,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import crontab, schedule
 
 from shared.config import Config, load_config
-from shared.messaging.queue import QUEUES, TaskName
+from shared.messaging.celery_config import QUEUES, TaskName
 from worker.runtime.watchdog import touch_heartbeat
 
 SWEEP_EVERY_SECONDS = 60.0

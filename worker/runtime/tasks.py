@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from shared.messaging.queue import LONGEST_TASK_SECONDS, TaskName
+from shared.messaging.celery_config import LONGEST_TASK_SECONDS, TaskName
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services

@@ -7,7 +7,7 @@ import structlog
 from shared.domain.events import milliseconds
 from shared.ledger import Due, Kind, keys
 from shared.ledger.locks import held
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import check_projects
 from worker.projects.removed import RESTS_FOR, note_projects, wind_up

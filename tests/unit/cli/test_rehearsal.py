@@ -14,7 +14,7 @@ from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import keys
 from shared.ledger.locks import held
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from tests import builders
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, longitudinal_study

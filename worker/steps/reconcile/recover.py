@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from shared.domain.events import Change, OptOutEvent, Source, Status, milliseconds
 from shared.ledger import Accepted
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
 from worker.services import Services
 

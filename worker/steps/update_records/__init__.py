@@ -18,7 +18,7 @@ from shared.domain.events import Notice, State, Status, latest_of, milliseconds
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import Outcome
 from shared.ledger.locks import held
-from shared.messaging.queue import TaskName
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import note_problem
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
@@ -355,7 +355,7 @@ class _Round:
         written.refused |= {record: reason for record, reason in reasons.items() if reason}
         return written
 
-    def _outcome(
+    def _outcome(  # noqa: PLR0913
         self,
         phone: str,
         status: Status,

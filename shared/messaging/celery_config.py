@@ -1,0 +1,87 @@
+"""Celery's settings, and the names of tasks and queues that web and worker share.
+
+A message contains a project name and a message SID, nothing else: nothing personal in Redis, Flower or logs (promise
+P5).
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+# A message of a dead worker is delivered again after this long: longer than the longest task (reconcile) and than
+# every countdown, which would otherwise be delivered twice. The shortest timeout of all processes that share a broker
+# applies, so both sides use this constant.
+# Source: Celery docs, "Using Redis", visibility timeout.
+VISIBILITY_TIMEOUT_SECONDS = 3600
+LONGEST_TASK_SECONDS = 3000
+
+
+class TaskName(StrEnum):
+    """The tasks. Others rely on these names."""
+
+    LOOKUP = "optout.lookup_records"
+    UPDATE = "optout.update_records"
+    EMAIL = "optout.send_email"
+    RECONCILE = "optout.reconcile"
+    SWEEP = "optout.sweep"
+
+
+# One queue per task: Redis queues are served round robin, so ten thousand lookups of a storm do not delay the update
+# that they request.
+QUEUES = {
+    TaskName.LOOKUP: "optout.lookup",
+    TaskName.UPDATE: "optout.update",
+    TaskName.EMAIL: "optout.email",
+    TaskName.RECONCILE: "optout.reconcile",
+    TaskName.SWEEP: "optout.sweep",
+}
+
+
+def make_celery(url: str) -> Celery:
+    """A Celery application with the broker's settings; it connects on first use."""
+    app = Celery("optout", broker=url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=QUEUES[TaskName.SWEEP],
+        # One exchange each: queues that share exchange and routing key would all receive each message.
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES.values()],
+        task_routes={task.value: {"queue": queue} for task, queue in QUEUES.items()},
+        task_serializer="json",
+        accept_content=["json"],
+        enable_utc=True,
+        timezone="UTC",
+        # No result backend: the ledger records what happened.
+        task_ignore_result=True,
+        # These events feed Flower's list. "sent" is left out: it would also show waiting tasks, but costs more
+        # than the publish itself, one at a time per process (docs/explanation/benchmarks.md). Waiting tasks are
+        # counted in `/metrics` and on Flower's broker page.
+        task_send_sent_event=False,
+        worker_send_task_events=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # Also if Redis returns an error (full, or read-only during a failover): by default such an error on an
+        # acknowledgement ends the worker. Source: Celery docs, broker_channel_error_retry.
+        broker_channel_error_retry=True,
+        broker_transport_options=_transport_options(url),
+        # The web process stores before it publishes, and sweep republishes: answering Twilio is more urgent.
+        task_publish_retry=False,
+        broker_connection_timeout=3,
+    )
+    return app
+
+
+def _transport_options(url: str) -> dict[str, Any]:
+    if not url.startswith(("redis", "sentinel")):
+        # RabbitMQ unavailable: give up within a fraction of a second, because a webhook waits (kombu's default takes
+        # six). Sweep republishes. For the same reason there are no publisher confirms.
+        return {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
+    return {
+        "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
+        # Without socket_timeout a publish on a half-open connection waits indefinitely, and the health check of the
+        # BRPOP connection (kombu 5.7) never runs. Source: kombu's Redis transport docs.
+        "socket_timeout": 10,
+        "socket_connect_timeout": 3,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    }
