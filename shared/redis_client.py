@@ -5,7 +5,10 @@ from typing import Any
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
+
+from shared.errors import ConfigError
 
 # redis-py types every reply as "bytes or str, or something awaitable"; here all of them are decoded text.
 RedisClient = Any
@@ -38,13 +41,23 @@ class OneMoreTry(Retry):
 
 
 def connect(url: str) -> RedisClient:
-    """A client with timeouts, and one more try where a connection is gone; connects on first use."""
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_keepalive=True,
-        health_check_interval=30,
-        retry=OneMoreTry(),
-    )
+    """A client with timeouts, and one more attempt if a connection is lost; connects on first use.
+
+    Raises ConfigError if the address has an option that redis-py does not know.
+    """
+    try:
+        client = Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_keepalive=True,
+            health_check_interval=30,
+            retry=OneMoreTry(),
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # does not connect
+    except (TypeError, ValueError, RedisError):  # its text may repeat the address
+        problem = "OPTOUT_REDIS_URL: has an unknown option or database; correct what follows the host"
+        raise ConfigError("OPTOUT_REDIS_URL", [problem]) from None
+    return client

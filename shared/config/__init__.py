@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from shared.config.messages import describe_errors
 from shared.config.schema import Config, Project
 from shared.config.secrets import Secret
-from shared.config.urls import checked_url
+from shared.config.urls import checked_url, redis_address
 from shared.errors import ConfigError
 
 __all__ = [
@@ -32,7 +32,7 @@ def config_path() -> Path:
 
 def redis_url() -> str:
     """Address of the ledger: `OPTOUT_REDIS_URL`, or the content of the file that `OPTOUT_REDIS_URL_FILE` names."""
-    return checked_url(setting("OPTOUT_REDIS_URL") or DEFAULT_REDIS_URL, "OPTOUT_REDIS_URL")
+    return redis_address(setting("OPTOUT_REDIS_URL") or DEFAULT_REDIS_URL, "OPTOUT_REDIS_URL")
 
 
 def broker_url() -> str:
@@ -51,7 +51,9 @@ def load_config(path: Path | None = None) -> Config:
     """Read and check the configuration file. Raises ConfigError, which lists every problem at once."""
     path = path or config_path()
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # editors on Windows add a byte order mark
     except OSError as error:
         fix = "copy config.example.toml and edit it, or point OPTOUT_CONFIG at your file"
         raise ConfigError(str(path), [f"file: cannot be read ({error.strerror}); {fix}"]) from None

@@ -34,7 +34,7 @@ class Secret:
             value = self._read().strip()
             value.encode()  # bytes that are not UTF-8 arrive from the environment as lone surrogates (PEP 383)
         except UnicodeError:  # its text and repr contain the secret
-            problem = f"{self.reference} is not UTF-8: save it as UTF-8, without a byte order mark"
+            problem = f"{self.reference} is not UTF-8: save it as UTF-8"
             raise ConfigError(self.reference, [problem]) from None
         if not value:
             raise ConfigError(self.reference, [f"{self.reference} is empty: put the secret there"])
@@ -44,7 +44,7 @@ class Secret:
         if self._scheme == "env":
             return os.environ.get(self._name, "")
         try:
-            return Path(self._name).read_text(encoding="utf-8")
+            return Path(self._name).read_text(encoding="utf-8-sig")  # without a byte order mark
         except OSError as error:
             problem = (
                 f"{self.reference} cannot be read ({error.strerror}): create it, or give this user access"

@@ -1,7 +1,7 @@
 """Addresses that may contain a login: of Redis, a broker or a mail server."""
 
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from shared.errors import ConfigError
 
@@ -37,7 +37,24 @@ def _parts(url: str) -> SplitResult | None:
 
 
 def checked_url(url: str, key: str) -> str:
-    """The unchanged address of one server or several. Raises ConfigError as `address_parts` does."""
-    for each in _SEPARATOR.split(url):
-        address_parts(each, key)
-    return url
+    """The address of one server or several. Raises ConfigError as `address_parts` does.
+
+    A `rediss` address verifies the server's certificate unless it says otherwise: kombu accepts any certificate by
+    default. Source: kombu/utils/url.py and kombu/transport/redis.py.
+    """
+    addresses = _SEPARATOR.split(url)
+    return ";".join(_verifying(each, address_parts(each, key)) for each in addresses)
+
+
+def _verifying(url: str, parts: SplitResult) -> str:
+    if parts.scheme != "rediss" or "ssl_cert_reqs" in parse_qs(parts.query):
+        return url
+    return f"{url}{'&' if parts.query else '?'}ssl_cert_reqs=required"
+
+
+def redis_address(url: str, key: str) -> str:
+    """The address of the ledger. Raises ConfigError as `checked_url` does, or if it is not a Redis address."""
+    if address_parts(url, key).scheme not in {"redis", "rediss"}:
+        problem = f"{key}: must be redis://host:port/number, or rediss:// for TLS"
+        raise ConfigError(key, [problem])
+    return checked_url(url, key)

@@ -61,7 +61,7 @@ class Pipe:
         self.handler = cast("Any", object.__new__(handler))
         self.handler.fileno_to_outq = {self._read: "a process"}
         self.handler.on_state_change = self.answers.append
-        self.handler._begun = {}
+        self.handler._started = {}
         self.new_event_loop()
 
     def new_event_loop(self) -> None:

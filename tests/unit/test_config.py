@@ -12,6 +12,7 @@ import pytest
 from shared.config import broker_url, load_config, parse_config, redis_url
 from shared.config.secrets import Secret
 from shared.errors import ConfigError
+from shared.redis_client import connect
 from tests.builders import config, document, project_table
 from tests.processes import ROOT
 
@@ -273,7 +274,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("url", [
         "redis://:a%2Fb%23c@elsewhere:6379/0", "redis://:a;b@elsewhere/0", "unix:///run/redis.sock?db=1",
-        "amqps://u:p@one:5671/v;amqps://u:p@two:5671/v", "sentinel://:p@one:26379;sentinel://:p@two:26379",
+        "amqps://u:p@one:5671/v;amqps://u:p@two:5671/v", "rediss://h:6380/0?ssl_cert_reqs=none", "sentinel://:p@one:26379;sentinel://:p@two:26379",
         "memory://", "redis://[::1]:6379/0",
     ])  # fmt: skip
     def test_an_address_of_one_server_or_several_is_taken_as_it_is(
@@ -281,6 +282,55 @@ class TestEnvironment:
     ) -> None:
         monkeypatch.setenv("OPTOUT_BROKER_URL", url)
         assert broker_url() == url
+
+    @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ("rediss://:p@h:6380/0", "rediss://:p@h:6380/0?ssl_cert_reqs=required"),
+            ("rediss://h/0?ssl_ca_certs=/ca.pem", "rediss://h/0?ssl_ca_certs=/ca.pem&ssl_cert_reqs=required"),
+            ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
+        ],
+    )
+    def test_tls_verifies_the_certificate_unless_the_address_says_otherwise(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, given: str, expected: str
+    ) -> None:
+        monkeypatch.setenv(name, given)
+        assert broker_url() == expected
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "unix:///run/redis.sock",
+            "sentinel://h:26379",
+            "valkey://h:6379",
+            "127.0.0.1:6379",
+            "localhost",
+            "http://h",
+        ],
+    )
+    def test_what_is_no_redis_address_is_rejected_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_REDIS_URL", url)
+        with pytest.raises(ConfigError, match="OPTOUT_REDIS_URL: must be redis://host:port") as caught:
+            redis_url()
+        assert len(caught.value.problems) == 1
+
+    @pytest.mark.parametrize(
+        "url", ["redis://h:6379/0?no_such_option=1", "redis://h:6379/0?socket_timeout=soon"]
+    )
+    def test_an_unknown_option_of_the_redis_address_is_rejected_without_connecting(self, url: str) -> None:
+        with pytest.raises(ConfigError, match="OPTOUT_REDIS_URL: has an unknown option"):
+            connect(url)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_secret_or_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xef\xbb\xbfa-hash-key\n")
+    assert Secret(f"file:{tmp_path / 'key'}").resolve() == "a-hash-key"
+    (tmp_path / "config.toml").write_bytes(b"\xef\xbb\xbfpublic_url = 1")
+    with pytest.raises(ConfigError, match="public_url: "):
+        load_config(tmp_path / "config.toml")
 
 
 def test_the_example_is_toml_that_names_no_secret() -> None:
