@@ -170,7 +170,7 @@ CHECKS_INTRODUCTION = """\
 `optout check` compares the configuration with the live REDCap, Twilio, Redis and mail server. It changes nothing. At
 Twilio it only reads. At REDCap its only import has no rows; it shows whether the token may import.
 
-All services are checked at the same time. If a service does not answer within `--patience` seconds, the command
+All services are checked at the same time. If a service does not answer within `--timeout` seconds, the command
 reports [check-unfinished](#check-unfinished) for it. The other results are complete.
 
 | Severity | Meaning | Exit code |
@@ -179,9 +179,10 @@ reports [check-unfinished](#check-unfinished) for it. The other results are comp
 | warning | The system works, but something is wrong. | 0 |
 | note | Information. | 0 |
 
-`--project P` checks one project only. `--json` prints `{"ok": …, "findings": [{"id", "severity", "subject", "seen",
-"mend", "more"}], "right": […]}`. If this machine cannot reach its own public URL, `--url` sets another URL of the web
-process. Findings contain record ids, SIDs and a sender's last four digits, never a phone number or a secret.
+`--project P` checks one project only. `--json` prints `{"ok": …, "findings": [{"id", "severity", "subject",
+"observed", "fix", "docs"}], "passed": […]}`. If this machine cannot reach its own public URL, `--url` sets another
+URL of the web process. Findings contain record ids, SIDs and a sender's last four digits, never a phone number or a
+secret.
 
 Some things cannot be checked: whether Advanced Opt-Out is on (until the first real STOP), which words it accepts, and
 whether the carriers of your participants deliver. `optout test-message` and a text from your own phone test these.
@@ -237,7 +238,7 @@ def checks_page() -> str:
     for id_, kind in sorted(CATALOGUE.items(), key=lambda item: order[item[1].severity]):
         rows.append(f"| [{id_}](#{id_}) | {kind.severity} | {kind.title} |")
     sections = [
-        f"## {id_}\n\n**{kind.title}** ({kind.severity})\n\n{kind.why}\n\n**Fix:** {kind.mend}.\n"
+        f"## {id_}\n\n**{kind.title}** ({kind.severity})\n\n{kind.why}\n\n**Fix:** {kind.fix}.\n"
         for id_, kind in CATALOGUE.items()
     ]
     return "\n".join([CHECKS_INTRODUCTION, "\n".join(rows), "", *sections])

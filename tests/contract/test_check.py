@@ -51,7 +51,7 @@ from tests.simulators.twilio import (
 from web.app import build_services, create_app
 from worker.checks.configuration import check_configuration
 from worker.checks.end_to_end import TEST_SID_PREFIX
-from worker.checks.findings import CATALOGUE, Finding, Seen, Severity, named
+from worker.checks.findings import CATALOGUE, Finding, Passed, Severity, format_records
 from worker.checks.redcap import check_redcap
 from worker.checks.redis import check_broker, check_redis
 from worker.checks.runner import checks_for, run_checks
@@ -65,7 +65,7 @@ LONG_KEY = "k" * 40
 # Digits that may look like a number: those of SIDs and of this machine's address.
 NO_NUMBER = re.compile(r"[A-Z]{2}[0-9a-f]{32}|127\.0\.0\.1(:\d+)?")
 NOW = datetime.now(UTC)
-Found = list[Finding | Seen]
+Found = list[Finding | Passed]
 
 
 @dataclass
@@ -440,7 +440,7 @@ def test_a_campaign_that_twilio_does_not_show_is_no_finding(world: World) -> Non
     found = world.run(INBOUND)
     assert ids(found) <= {"advanced-opt-out-unseen"}
     told = "Twilio does not tell whether it has an A2P 10DLC campaign"
-    assert told in [item.text for item in found if isinstance(item, Seen)]
+    assert told in [item.text for item in found if isinstance(item, Passed)]
 
 
 @pytest.mark.parametrize("configuration", ODD_SINKS)
@@ -465,7 +465,7 @@ def test_where_all_is_well_nothing_is_found(world: World, check: str) -> None:
 def test_no_finding_holds_a_phone_number_or_a_secret(world: World, id_: str) -> None:
     check, spoil = PRODUCED_BY[id_]
     spoil(world)
-    texts = [item.seen if isinstance(item, Finding) else item.text for item in world.run(check)]
+    texts = [item.observed if isinstance(item, Finding) else item.text for item in world.run(check)]
     secrets = [AUTH_TOKEN, builders.REDCAP_TOKEN, LONG_KEY, "u:p@"]
     for text in texts:
         assert not re.search(r"\d[\d ().-]{5,}\d", NO_NUMBER.sub("", text)), text
@@ -482,7 +482,7 @@ def test_nothing_is_written_to_redcap_or_twilio(world: World) -> None:
 
 
 def seen_texts(found: Found) -> list[str]:
-    return [item.text for item in found if isinstance(item, Seen)]
+    return [item.text for item in found if isinstance(item, Passed)]
 
 
 @pytest.mark.parametrize("name", ["http_500", "empty_404", "login_page"])
@@ -517,14 +517,14 @@ def test_an_event_that_repeats_as_a_whole_is_found_for_field_and_checkbox(world:
     world.as_longitudinal(opt_out_checkbox="sms_opt_out")
     world.study.repeating = (Repeating(event="enrolment_arm_1"),)
     world.study.change_field("sms_opt_out_at")
-    found = [item.seen for item in world.run(REDCAP) if isinstance(item, Finding)]
+    found = [item.observed for item in world.run(REDCAP) if isinstance(item, Finding)]
     assert [text.partition(":")[0] for text in found][:2] == ["opt_out_field", "opt_out_checkbox"]
 
 
 def test_records_in_another_arm_are_named(world: World) -> None:
     _two_arms(world)
     found = [item for item in world.run(REDCAP) if isinstance(item, Finding)]
-    assert [(item.id, item.seen) for item in found] == [
+    assert [(item.id, item.observed) for item in found] == [
         ("redcap-records-in-another-arm", "1 record (2) not in arm 1")
     ]
 
@@ -562,11 +562,11 @@ def _stop_by_webhook(world: World, event_id: str, **more: Any) -> None:
 def test_a_check_of_one_project_still_sees_the_other_projects_of_its_host(world: World) -> None:
     _rate(world)
     (finding,) = (item for item in world.run("configuration") if isinstance(item, Finding))
-    assert finding.seen.endswith("asthma 300, sleep 100; 100 holds for all")
+    assert finding.observed.endswith("asthma 300, sleep 100; 100 holds for all")
 
 
 def test_many_records_are_counted_and_some_are_named() -> None:
-    text = named([str(number) for number in range(25)])
+    text = format_records([str(number) for number in range(25)])
     assert text.startswith("25 records (0, 1, ")
     assert text.endswith("19 and 5 more)")
 
@@ -710,15 +710,15 @@ def test_events_that_have_failed_are_found(world: World) -> None:
 def test_a_check_that_hangs_does_not_hold_up_the_rest() -> None:
     let_go = threading.Event()
 
-    def hangs() -> Iterator[Seen]:
-        yield Seen("asthma", "this far")
+    def hangs() -> Iterator[Passed]:
+        yield Passed("asthma", "this far")
         let_go.wait(30)
 
     report = run_checks(
-        {"asthma: REDCap": hangs, "smtp": lambda: [Seen("smtp", "fine")]}, patience_seconds=0.3
+        {"asthma: REDCap": hangs, "smtp": lambda: [Passed("smtp", "fine")]}, timeout_seconds=0.3
     )
     let_go.set()
-    assert [seen.text for seen in report.right] == ["this far", "fine"]
+    assert [seen.text for seen in report.passed] == ["this far", "fine"]
     assert [(finding.id, finding.subject) for finding in report.findings] == [("check-unfinished", "asthma")]
 
 
@@ -726,7 +726,11 @@ def test_a_mail_password_that_was_not_encoded_is_a_finding_of_its_own(world: Wor
     world.monkeypatch.setenv("OPTOUT_SMTP_URL", "smtp://user:S3cr/et@mail.example.edu:587")
     [finding] = world.run("smtp")
     assert isinstance(finding, Finding)
-    assert (finding.id, "%2F" in finding.seen, "S3cr" in finding.seen) == ("smtp-refused", True, False)
+    assert (finding.id, "%2F" in finding.observed, "S3cr" in finding.observed) == (
+        "smtp-refused",
+        True,
+        False,
+    )
 
 
 @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
@@ -738,7 +742,7 @@ def test_a_login_of_redis_or_broker_that_was_not_encoded_is_a_finding(
     result = CliRunner().invoke(check_command, ["--json"])
     [finding] = json.loads(result.stdout)["findings"]
     assert (finding["id"], result.exit_code) == ("config-unusable", 1)
-    assert name in finding["seen"]
+    assert name in finding["observed"]
     assert "S3cr" not in result.output
 
 
@@ -746,9 +750,9 @@ def test_a_check_that_breaks_does_not_take_the_others_along_nor_show_its_text() 
     def breaks() -> Found:
         raise KeyError("+16505550100")
 
-    report = run_checks({"web": breaks, "smtp": lambda: [Seen("smtp", "fine")]}, patience_seconds=5)
-    assert [finding.seen for finding in report.findings] == ["web: ended with KeyError"]
-    assert len(report.right) == 1
+    report = run_checks({"web": breaks, "smtp": lambda: [Passed("smtp", "fine")]}, timeout_seconds=5)
+    assert [finding.observed for finding in report.findings] == ["web: ended with KeyError"]
+    assert len(report.passed) == 1
 
 
 def test_with_everything_down_the_report_is_complete(world: World) -> None:
@@ -757,7 +761,7 @@ def test_with_everything_down_the_report_is_complete(world: World) -> None:
     world.monkeypatch.setenv("OPTOUT_SMTP_URL", f"smtp://127.0.0.1:{free_port()}")
     world.web_url = f"http://127.0.0.1:{free_port()}"
     checks = checks_for(world.services(), ["asthma"], make_celery("memory://"), world.web_url)
-    report = run_checks(checks, patience_seconds=60)
+    report = run_checks(checks, timeout_seconds=60)
     found = {finding.id for finding in report.findings}
     assert found >= {"redcap-unreachable", "twilio-unreachable", "smtp-unreachable", "web-unreachable"}
     assert not report.is_well
@@ -774,21 +778,21 @@ def test_without_redis_redcap_and_twilio_are_still_checked(world: World) -> None
     world.redis = Away()
     checks = checks_for(world.services(), ["asthma"], make_celery("memory://"), PUBLIC_URL)
     checks = {name: check for name, check in checks.items() if name not in {"web", "worker"}}
-    report = run_checks(checks, patience_seconds=60)
+    report = run_checks(checks, timeout_seconds=60)
     assert [finding.id for finding in report.findings] == ["redis-unreachable"]
-    assert any("3 records" in seen.text for seen in report.right)
+    assert any("3 records" in seen.text for seen in report.passed)
 
 
 def test_errors_come_first_and_only_they_make_the_report_red() -> None:
     finds = [
-        Finding(id="phones-shared", subject="a", seen="1"),
-        Finding(id="phones-none", subject="a", seen="2"),
+        Finding(id="phones-shared", subject="a", observed="1"),
+        Finding(id="phones-none", subject="a", observed="2"),
     ]
-    well = run_checks({"a": lambda: finds}, patience_seconds=5)
+    well = run_checks({"a": lambda: finds}, timeout_seconds=5)
     assert [finding.severity for finding in well.findings] == [Severity.WARNING, Severity.NOTE]
     assert well.is_well
-    error = Finding(id="redcap-banned", subject="a", seen="3")
-    red = run_checks({"a": lambda: [*finds, error]}, patience_seconds=5)
+    error = Finding(id="redcap-banned", subject="a", observed="3")
+    red = run_checks({"a": lambda: [*finds, error]}, timeout_seconds=5)
     assert red.findings[0] is error
     assert not red.is_well
 
@@ -816,13 +820,13 @@ def test_another_machine_s_clock_is_told_by_its_answers(world: World) -> None:
     found = check_redcap("asthma", services.config, redis=world.redis, now=lambda: NOW + timedelta(hours=1))
     (finding,) = (item for item in found if isinstance(item, Finding))
     assert finding.id == "clock-differs"
-    assert "s behind this machine's" in finding.seen
+    assert "s behind this machine's" in finding.observed
 
 
 def test_off_a_terminal_a_finding_is_not_wrapped(world: World) -> None:
     world.monkeypatch.setenv("OPTOUT_CONFIG", str(world.folder / ("long" * 60) / "none.toml"))
     lines = CliRunner().invoke(check_command).stdout.splitlines()
-    assert any(line.strip().startswith("mend: ") for line in lines)
+    assert any(line.strip().startswith("fix: ") for line in lines)
     assert "1 error, 0 warnings, 0 notes" in lines[-1]
 
 

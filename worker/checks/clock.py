@@ -19,7 +19,7 @@ def clock_finding(subject: str, whose: str, there: datetime, here: datetime) -> 
     if abs(ahead) > TOLERATED_SECONDS:
         way = "ahead of" if ahead > 0 else "behind"
         seen = f"{whose} clock is {abs(ahead):.0f} s {way} this machine's"
-        yield Finding(id="clock-differs", subject=subject, seen=seen)
+        yield Finding(id="clock-differs", subject=subject, observed=seen)
 
 
 def server_time(response: requests.Response) -> datetime | None:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from shared.config import Config, Project
 from shared.config.secrets import Secret
 from shared.errors import ConfigError
-from worker.checks.findings import Finding, Seen
+from worker.checks.findings import Finding, Passed
 
 SHORTEST_HASH_KEY = 32
 # REDCap's default limit is 600 per minute and address; a third of it is left to everybody else there.
@@ -16,20 +16,20 @@ SAFE_RATE = 400
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding | Seen]:
+def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding | Passed]:
     """What can be said without asking anybody."""
     yield from _secrets(config, projects)
     yield from _hash_key(config)
     if in_the_clear(config.public_url):
         yield Finding(
-            id="public-url-not-https", subject="configuration", seen=f"public_url is {config.public_url}"
+            id="public-url-not-https", subject="configuration", observed=f"public_url is {config.public_url}"
         )
     for name in projects:
         project = config.projects[name]
         if in_the_clear(project.redcap_url):
-            yield Finding(id="redcap-not-https", subject=name, seen=f"redcap_url is {project.redcap_url}")
+            yield Finding(id="redcap-not-https", subject=name, observed=f"redcap_url is {project.redcap_url}")
         if not project.notify:
-            yield Finding(id="nobody-notified", subject=name, seen="notify is empty")
+            yield Finding(id="nobody-notified", subject=name, observed="notify is empty")
     yield from _rates(config, projects)
 
 
@@ -50,7 +50,7 @@ def _secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
         try:
             secret.resolve()
         except ConfigError as error:
-            yield Finding(id="secret-missing", subject=subject, seen=f"{key}: {error.problems[0]}")
+            yield Finding(id="secret-missing", subject=subject, observed=f"{key}: {error.problems[0]}")
 
 
 def _hash_key(config: Config) -> Iterator[Finding]:
@@ -59,7 +59,7 @@ def _hash_key(config: Config) -> Iterator[Finding]:
     except ConfigError:
         return  # reported as secret-missing
     if length < SHORTEST_HASH_KEY:
-        yield Finding(id="hash-key-short", subject="configuration", seen=f"it has {length} characters")
+        yield Finding(id="hash-key-short", subject="configuration", observed=f"it has {length} characters")
 
 
 def _rates(config: Config, projects: list[str]) -> Iterator[Finding]:
@@ -73,10 +73,10 @@ def _rates(config: Config, projects: list[str]) -> Iterator[Finding]:
         if asked and len(set(rates.values())) > 1:
             listed = ", ".join(f"{name} {rate}" for name, rate in rates.items())
             seen = f"{host}: {listed}; {min(rates.values())} holds for all"
-            yield Finding(id="redcap-rates-differ", subject=asked[0], seen=seen)
+            yield Finding(id="redcap-rates-differ", subject=asked[0], observed=seen)
         if asked and min(rates.values()) > SAFE_RATE:
             seen = f"{host}: {min(rates.values())} requests per minute"
-            yield Finding(id="redcap-rate-near-ban", subject=asked[0], seen=seen)
+            yield Finding(id="redcap-rate-near-ban", subject=asked[0], observed=seen)
 
 
 def accounts_of(config: Config, projects: list[str]) -> list[str]:

@@ -67,7 +67,7 @@ class Rehearsal:
     show: Show
     url: str
     via: Via = Via.WEBHOOK
-    patience_seconds: float = 60.0
+    timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         self._config: Project = self.services.config.projects[self.project]
@@ -253,14 +253,14 @@ class Rehearsal:
     def _await(
         self, change: Change, sid: str, began: float, stage: str, reached: Callable[[Entry], bool], where: str
     ) -> Entry:
-        deadline = time.monotonic() + self.patience_seconds
+        deadline = time.monotonic() + self.timeout_seconds
         while time.monotonic() < deadline:
             entry = self.services.ledger.load(self.project, sid)
             if entry is not None and reached(entry):
                 self.show(change, _since(began), stage)
                 return entry
             time.sleep(_POLL_SECONDS)
-        raise BrokenRehearsal(f"the {change} was not {stage} within {self.patience_seconds:g} s: {where}")
+        raise BrokenRehearsal(f"the {change} was not {stage} within {self.timeout_seconds:g} s: {where}")
 
     def _see_record(self, change: Change, began: float) -> None:
         """Read the records back: believe REDCap, not the ledger."""
@@ -300,10 +300,10 @@ class Rehearsal:
                 f"the START still waits in {name}: it will be written when that is mended; afterwards remove the "
                 "test's traces with optout forget"
             )
-        with held(self.services.redis, f"update:{name}", wait_seconds=self.patience_seconds) as mine:
+        with held(self.services.redis, f"update:{name}", wait_seconds=self.timeout_seconds) as mine:
             if not mine:  # a running update reads status and records, and would write over what is put back
                 raise BrokenRehearsal(
-                    f"a worker was still updating {name} after {self.patience_seconds:g} s, so that nothing was put "
+                    f"a worker was still updating {name} after {self.timeout_seconds:g} s, so that nothing was put "
                     "back: what its records showed before, write by hand, then remove the test's traces with "
                     "optout forget"
                 )

@@ -1,4 +1,4 @@
-"""Findings as data: what can be wrong, how bad it is, and the mend. No finding holds a number or a secret."""
+"""Findings as data: what can be wrong, its severity, and the fix. No finding contains a number or a secret."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Kind:
     severity: Severity
     title: str
     why: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,12 @@ class Finding:
 
     id: str
     subject: str
-    seen: str
-    mend: str = ""
+    observed: str
+    fix: str = ""
 
     @property
     def kind(self) -> Kind:
-        """What the catalogue says about its id."""
+        """The catalogue's entry."""
         return CATALOGUE[self.id]
 
     @property
@@ -44,46 +44,46 @@ class Finding:
         return self.kind.severity
 
     def as_json(self) -> dict[str, Any]:
-        """As `optout check --json` shows it."""
+        """The object in `optout check --json`."""
         return {
             "id": self.id,
             "severity": self.severity.value,
             "subject": self.subject,
-            "seen": self.seen,
-            "mend": self.mend or self.kind.mend,
-            "more": f"docs/reference/checks.md#{self.id}",
+            "observed": self.observed,
+            "fix": self.fix or self.kind.fix,
+            "docs": f"docs/reference/checks.md#{self.id}",
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Something that was looked at and is right."""
+class Passed:
+    """Something that was checked and is correct."""
 
     subject: str
     text: str
 
 
-# Record ids are named up to this many; the rest is counted.
-MOST_NAMED = 20
+# At most this many record ids are named; the rest are counted.
+MAX_NAMED = 20
 
 
-def named(records: Sequence[str]) -> str:
-    """How many records, and which."""
-    more = f" and {len(records) - MOST_NAMED} more" if len(records) > MOST_NAMED else ""
+def format_records(records: Sequence[str]) -> str:
+    """The number of records, and their ids."""
+    more = f" and {len(records) - MAX_NAMED} more" if len(records) > MAX_NAMED else ""
     plural = "s" if len(records) != 1 else ""
-    return f"{len(records)} record{plural} ({', '.join(records[:MOST_NAMED])}{more})"
+    return f"{len(records)} record{plural} ({', '.join(records[:MAX_NAMED])}{more})"
 
 
-def _error(title: str, why: str, mend: str) -> Kind:
-    return Kind(Severity.ERROR, title, why, mend)
+def _error(title: str, why: str, fix: str) -> Kind:
+    return Kind(Severity.ERROR, title, why, fix)
 
 
-def _warning(title: str, why: str, mend: str) -> Kind:
-    return Kind(Severity.WARNING, title, why, mend)
+def _warning(title: str, why: str, fix: str) -> Kind:
+    return Kind(Severity.WARNING, title, why, fix)
 
 
-def _note(title: str, why: str, mend: str) -> Kind:
-    return Kind(Severity.NOTE, title, why, mend)
+def _note(title: str, why: str, fix: str) -> Kind:
+    return Kind(Severity.NOTE, title, why, fix)
 
 
 CATALOGUE: dict[str, Kind] = {
@@ -93,7 +93,7 @@ CATALOGUE: dict[str, Kind] = {
         "Every process reads this file at its start and refuses to run with one that it only half understands. "
         "What is seen names the key; there is one finding per problem, and nothing else can be checked until "
         "all of them are mended.",
-        "mend that key in the configuration file, or that environment variable; docs/reference/configuration.md "
+        "correct that key in the configuration file, or that environment variable; docs/reference/configuration.md "
         "explains every one",
     ),
     "secret-missing": _error(
@@ -101,7 +101,7 @@ CATALOGUE: dict[str, Kind] = {
         "The configuration holds references, `env:NAME` or `file:/path`; the secret itself was not found there. "
         "In a container, look whether the variable or file reaches this process: each process gets only the "
         "secrets that it needs, and `optout check` needs all of them.",
-        "put the secret there, or mend the reference",
+        "store the secret there, or correct the reference",
     ),
     "hash-key-short": _error(
         "The hash key is shorter than 32 characters",
@@ -144,13 +144,13 @@ CATALOGUE: dict[str, Kind] = {
         "A project's own e-mail template cannot be used",
         "The project names a folder of templates, and one of them does not work. The built-in text is sent in "
         "its place, so that no mail is lost.",
-        "mend the template; docs/how-to/customise-mails.md lists what templates may use",
+        "correct the template; docs/how-to/customise-mails.md lists what templates may use",
     ),
     # --- redis ------------------------------------------------------------------------------------
     "redis-unreachable": _error(
         "Redis does not answer",
         "Nothing can be stored: the web process answers 503 to Twilio, and no task runs.",
-        "start Redis, or mend OPTOUT_REDIS_URL",
+        "start Redis, or correct OPTOUT_REDIS_URL",
     ),
     "redis-not-append-only": _error(
         "Redis does not keep an append-only file",
@@ -190,7 +190,7 @@ CATALOGUE: dict[str, Kind] = {
         "The broker does not answer",
         "OPTOUT_BROKER_URL names another server than Redis for the task queues, and it was not reached. Changes "
         "are stored, but nothing works on them until the broker is back.",
-        "start the broker, or mend OPTOUT_BROKER_URL",
+        "start the broker, or correct OPTOUT_BROKER_URL",
     ),
     "clock-differs": _warning(
         "Two clocks differ",
@@ -202,12 +202,12 @@ CATALOGUE: dict[str, Kind] = {
     "smtp-unreachable": _error(
         "The mail server does not answer",
         "E-mails wait and are tried again for a week; the opt-outs themselves are not held up.",
-        "mend the address that smtp.url refers to, or let this host through the firewall",
+        "correct the address that smtp.url refers to, or let this host through the firewall",
     ),
     "smtp-refused": _error(
         "The mail server refuses this program",
         "Connecting worked, logging in or the security handshake did not; or the address cannot be read.",
-        "mend user, password (percent-encoded) or ?starttls=true in what smtp.url refers to",
+        "correct user, password (percent-encoded) or ?starttls=true in what smtp.url refers to",
     ),
     "smtp-in-the-clear": _warning(
         "The mail password crosses the network in the clear",
@@ -236,7 +236,7 @@ CATALOGUE: dict[str, Kind] = {
         "The web process says that it is not ready",
         "GET /readyz names what keeps it, or a project, from working. What was stored waits and is written when "
         "that is mended.",
-        "mend what it names",
+        "correct what it names",
     ),
     "no-worker": _warning(
         "No worker answers",
@@ -246,14 +246,14 @@ CATALOGUE: dict[str, Kind] = {
     "events-wait": _warning(
         "Events have been waiting for long",
         "An event normally ends within a second. What waits for longer than ten minutes waits for REDCap, for a "
-        "worker, or for somebody to mend the project.",
-        "mend this project's other findings; optout events --state pending lists them",
+        "worker, or for someone to fix the project.",
+        "fix this project's other findings; optout events --state pending lists them",
     ),
     "events-failed": _warning(
         "Events have failed",
         "These changes are not in REDCap: it refused them, or was away for a day. The study team was told by "
         "e-mail, if the project has notify.",
-        "see optout events --state failed for the reasons; after the mend, optout replay --failed",
+        "see optout events --state failed for the reasons; after the fix, optout replay --failed",
     ),
     "reconcile-late": _warning(
         "The nightly comparison with Twilio has not succeeded for long",
@@ -298,13 +298,13 @@ CATALOGUE: dict[str, Kind] = {
         "The token belongs to another project",
         "redcap_project_id names a project, and the token opens another: opt-outs would be looked for, and "
         "written, in the wrong study.",
-        "use the token of the right project, or mend redcap_project_id",
+        "use the token of the right project, or correct redcap_project_id",
     ),
     "redcap-field-missing": _error(
         "A configured field does not exist",
         "Field names are case-sensitive variable names, not labels. A field that exists only in draft mode does "
         "not exist for the API yet.",
-        "mend the name in the configuration, or add the field in the Online Designer",
+        "correct the name in the configuration, or add the field in the Online Designer",
     ),
     "redcap-event-missing": _error(
         "An event is missing or does not exist",
@@ -373,7 +373,7 @@ CATALOGUE: dict[str, Kind] = {
     "phones-none": _warning(
         "No record holds a phone number",
         "The project is empty, or phone_field or phone_event is not where the numbers are.",
-        "enter a test record, or mend phone_field and phone_event",
+        "enter a test record, or correct phone_field and phone_event",
     ),
     "phones-unreadable": _warning(
         "Phone fields hold text that is no phone number",
@@ -444,7 +444,7 @@ CATALOGUE: dict[str, Kind] = {
     "number-unknown": _error(
         "A configured number is not in this account",
         "Replies to it belong to another account, or the number is written wrongly.",
-        "mend senders, or the account in twilio; numbers are written in full, with + and country code",
+        "correct senders, or the account in twilio; numbers are written in full, with + and country code",
     ),
     "number-in-service": _warning(
         "A configured number belongs to a Messaging Service that is not configured",
@@ -487,7 +487,7 @@ CATALOGUE: dict[str, Kind] = {
     "sink-failed": _error(
         "The Event Streams sink has failed",
         "Twilio gives a sink up that fails for four hours, and delivers nothing to it any more.",
-        "mend what public_url lacks, then run optout setup, which replaces the sink",
+        "correct what public_url lacks, then run optout setup, which replaces the sink",
     ),
     "sink-not-subscribed": _error(
         "The Event Streams sink gets no incoming messages",
@@ -495,7 +495,7 @@ CATALOGUE: dict[str, Kind] = {
         "com.twilio.messaging.inbound-message.received.",
         "run optout setup --mode events",
     ),
-    "keywords-off": _warning(
+    "keywords-off": _error(
         "No START of this project is recognized",
         "A number without Messaging Service has no Advanced Opt-Out, so its webhooks do not say how Twilio handled "
         "a text. A text that says STOP is recognized in any case; a START is not, because the project does not read "
@@ -531,7 +531,7 @@ CATALOGUE: dict[str, Kind] = {
     # --- the check itself -------------------------------------------------------------------------
     "check-unfinished": _error(
         "A part of the check did not end",
-        "It took longer than --patience, or ended with an error that should not happen. All other parts are "
+        "It took longer than --timeout, or ended with an error that should not happen. All other parts are "
         "complete.",
         "ask again; if it stays, report it with the name of the error",
     ),

@@ -6,14 +6,14 @@ from urllib.parse import parse_qs, urlsplit
 from shared.config import Config
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from worker.checks.configuration import in_the_clear
-from worker.checks.findings import Finding, Seen
+from worker.checks.findings import Finding, Passed
 from worker.mail.smtp import Mailer
 from worker.mail.template_check import template_problems
 
 SUBJECT = "smtp"
 
 
-def check_mail(config: Config) -> Iterator[Finding | Seen]:
+def check_mail(config: Config) -> Iterator[Finding | Passed]:
     """Connect and log in, without sending anything."""
     if config.smtp is None:
         return
@@ -22,18 +22,18 @@ def check_mail(config: Config) -> Iterator[Finding | Seen]:
         mailer = Mailer(url, config.smtp.sender, helo=config.helo)
     except ConfigError as error:
         if not error.source.startswith(("env:", "file:")):  # a missing secret is reported as such
-            yield Finding(id="smtp-refused", subject=SUBJECT, seen=error.problems[0])
+            yield Finding(id="smtp-refused", subject=SUBJECT, observed=error.problems[0])
         return
     if _shows_password(url):
-        yield Finding(id="smtp-in-the-clear", subject=SUBJECT, seen="a password, and no TLS")
+        yield Finding(id="smtp-in-the-clear", subject=SUBJECT, observed="a password, and no TLS")
     try:
         mailer.check()
     except (MailDeferred, MailRejected) as error:
         answered = error.code not in {"smtp_unreachable", "smtp_deferred"}
         found = "smtp-refused" if answered else "smtp-unreachable"
-        yield Finding(id=found, subject=SUBJECT, seen=f"{mailer.address}: {error}")
+        yield Finding(id=found, subject=SUBJECT, observed=f"{mailer.address}: {error}")
     else:
-        yield Seen(SUBJECT, f"{mailer.address} lets us in")
+        yield Passed(SUBJECT, f"{mailer.address} lets us in")
 
 
 def _shows_password(url: str) -> bool:
@@ -48,4 +48,4 @@ def check_templates(config: Config, projects: list[str]) -> Iterator[Finding]:
     for name in projects:
         folder = config.projects[name].templates
         for problem in template_problems(folder) if folder else ():
-            yield Finding(id="templates-broken", subject=name, seen=problem)
+            yield Finding(id="templates-broken", subject=name, observed=problem)

@@ -21,7 +21,7 @@ from shared.domain.phone import numbers_in
 from shared.errors import ConfigError, RedcapRejected, RedcapUnavailable
 from shared.redis_client import RedisClient
 from worker.checks.clock import ClockWatch
-from worker.checks.findings import Finding, Seen, named
+from worker.checks.findings import Finding, Passed, format_records
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST, RedcapClient, Row, new_session
 from worker.redcap.rate_limit import RateLimiter
@@ -69,7 +69,7 @@ class IgnoredCircuitBreaker(CircuitBreaker):
 
 def check_redcap(
     name: str, config: Config, *, redis: RedisClient, now: Callable[[], Any]
-) -> Iterator[Finding | Seen]:
+) -> Iterator[Finding | Passed]:
     """Check everything about one project, as far as REDCap answers."""
     project = config.projects[name]
     session, clock = new_session(), ClockWatch(now)
@@ -135,13 +135,13 @@ class RedcapCheck:
         self._client = client
         self._info = ProjectInfo(client)
 
-    def finding(self, id_: str, seen: str) -> Finding:
-        return Finding(id=id_, subject=self._name, seen=seen)
+    def finding(self, id_: str, observed: str) -> Finding:
+        return Finding(id=id_, subject=self._name, observed=observed)
 
-    def run(self) -> Iterator[Finding | Seen]:
+    def run(self) -> Iterator[Finding | Passed]:
         """Raises RedcapUnavailable or RedcapRejected if REDCap does not answer a request that the rest needs."""
         version, project_id = self._client.version(), self._info.project.get("project_id")
-        yield Seen(self._name, f"REDCap {version} answers; the token opens project {project_id}")
+        yield Passed(self._name, f"REDCap {version} answers; the token opens project {project_id}")
         yield from self._import_right()
         yield from self._group()
         for problem in inspect(self._project, self._info):
@@ -171,11 +171,11 @@ class RedcapCheck:
 
     # --- data -------------------------------------------------------------------------------------
 
-    def _data(self) -> Iterator[Finding | Seen]:
+    def _data(self) -> Iterator[Finding | Passed]:
         names = [self._id_field, *configured_fields(self._project).values()]
         wanted = [name for name in names if name in self._info.fields]
         data = self._read(wanted)
-        yield Seen(
+        yield Passed(
             self._name, f"{len(data.records)} records, {len(data.records_by_phone)} different phone numbers"
         )
         yield from self._readability(data, wanted)
@@ -188,7 +188,7 @@ class RedcapCheck:
 
     def _listed(self, id_: str, text: str, records: list[str]) -> Iterator[Finding]:
         if records:
-            yield self.finding(id_, named(records) + text)
+            yield self.finding(id_, format_records(records) + text)
 
     def _readability(self, data: ProjectData, wanted: list[str]) -> Iterator[Finding]:
         count, phone_field = len(data.records), self._project.phone_field

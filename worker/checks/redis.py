@@ -9,26 +9,26 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.redis_client import RedisClient
 from worker.checks.clock import clock_finding
-from worker.checks.findings import Finding, Seen
+from worker.checks.findings import Finding, Passed
 
 SUBJECT = "redis"
 
 
-def check_redis(redis: RedisClient, now: Callable[[], datetime]) -> Iterator[Finding | Seen]:
+def check_redis(redis: RedisClient, now: Callable[[], datetime]) -> Iterator[Finding | Passed]:
     """Durability as promise P1 needs it, and the clock."""
     try:
         info = redis.info("all")
         seconds, microseconds = redis.time()
     except RedisError as error:
-        yield Finding(id="redis-unreachable", subject=SUBJECT, seen=type(error).__name__)
+        yield Finding(id="redis-unreachable", subject=SUBJECT, observed=type(error).__name__)
         return
-    yield Seen(SUBJECT, f"{_server(info)} answers")
+    yield Passed(SUBJECT, f"{_server(info)} answers")
     yield from clock_finding(
         SUBJECT, "Redis'", datetime.fromtimestamp(seconds + microseconds / 1e6, UTC), now()
     )
     yield from _durability(redis, info)
     if str(info.get("cluster_enabled", 0)) == "1":
-        yield Finding(id="redis-is-cluster", subject=SUBJECT, seen="cluster_enabled is 1")
+        yield Finding(id="redis-is-cluster", subject=SUBJECT, observed="cluster_enabled is 1")
 
 
 def _server(info: dict[str, Any]) -> str:
@@ -40,22 +40,22 @@ def _server(info: dict[str, Any]) -> str:
 def _durability(redis: RedisClient, info: dict[str, Any]) -> Iterator[Finding]:
     settings = _settings(redis)
     if settings is None:
-        yield Finding(id="redis-settings-hidden", subject=SUBJECT, seen="CONFIG GET is not allowed")
+        yield Finding(id="redis-settings-hidden", subject=SUBJECT, observed="CONFIG GET is not allowed")
         settings = {
             "appendonly": "yes" if info.get("aof_enabled") else "no",
             "maxmemory-policy": str(info.get("maxmemory_policy", "noeviction")),
         }
     if settings.get("appendonly") != "yes":
-        yield Finding(id="redis-not-append-only", subject=SUBJECT, seen="appendonly is no")
+        yield Finding(id="redis-not-append-only", subject=SUBJECT, observed="appendonly is no")
     elif settings.get("appendfsync", "always") != "always":
         seen = f"appendfsync is {settings['appendfsync']}"
-        yield Finding(id="redis-fsync-late", subject=SUBJECT, seen=seen)
+        yield Finding(id="redis-fsync-late", subject=SUBJECT, observed=seen)
     if settings.get("maxmemory-policy") != "noeviction":
         seen = f"maxmemory-policy is {settings.get('maxmemory-policy')}"
-        yield Finding(id="redis-may-evict", subject=SUBJECT, seen=seen)
+        yield Finding(id="redis-may-evict", subject=SUBJECT, observed=seen)
     if info.get("aof_last_write_status", "ok") != "ok":
         seen = f"aof_last_write_status is {info['aof_last_write_status']}"
-        yield Finding(id="redis-writes-fail", subject=SUBJECT, seen=seen)
+        yield Finding(id="redis-writes-fail", subject=SUBJECT, observed=seen)
 
 
 def _settings(redis: RedisClient) -> dict[str, str] | None:
@@ -71,12 +71,12 @@ def _settings(redis: RedisClient) -> dict[str, str] | None:
     return settings or None
 
 
-def check_broker(url: str) -> Iterator[Finding | Seen]:
+def check_broker(url: str) -> Iterator[Finding | Passed]:
     """Connect to a broker that is not the ledger's Redis. Its address may hold a password, and is not shown."""
     try:
         with Connection(url, connect_timeout=5) as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
     except Exception as error:  # noqa: BLE001  each transport raises its own
-        yield Finding(id="broker-unreachable", subject="broker", seen=type(error).__name__)
+        yield Finding(id="broker-unreachable", subject="broker", observed=type(error).__name__)
     else:
-        yield Seen("broker", "answers")
+        yield Passed("broker", "answers")

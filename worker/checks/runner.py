@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from shared.config import broker_url, redis_url
 from worker.checks.configuration import accounts_of, check_configuration
-from worker.checks.findings import Finding, Seen, Severity
+from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.mail import check_mail, check_templates
 from worker.checks.redcap import check_redcap
 from worker.checks.redis import check_broker, check_redis
@@ -20,17 +20,17 @@ from worker.checks.twilio import check_account, check_inbound
 from worker.checks.web import check_backlog, check_web, check_workers
 from worker.services import Services
 
-Check = Callable[[], Iterable[Finding | Seen]]
+Check = Callable[[], Iterable[Finding | Passed]]
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
 
 @dataclass(slots=True)
 class Report:
-    """What was found, worst first, and what was looked at and is right."""
+    """What was found, worst first, and what was looked at and is passed."""
 
     findings: list[Finding] = field(default_factory=list)
-    right: list[Seen] = field(default_factory=list)
+    passed: list[Passed] = field(default_factory=list)
 
     @property
     def is_well(self) -> bool:
@@ -42,7 +42,7 @@ class Report:
         return {
             "ok": self.is_well,
             "findings": [finding.as_json() for finding in self.findings],
-            "right": [{"subject": seen.subject, "seen": seen.text} for seen in self.right],
+            "passed": [{"subject": seen.subject, "observed": seen.text} for seen in self.passed],
         }
 
 
@@ -68,18 +68,18 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
     return checks
 
 
-def run_checks(checks: dict[str, Check], *, patience_seconds: float) -> Report:
+def run_checks(checks: dict[str, Check], *, timeout_seconds: float) -> Report:
     """Run all checks together; what one has found before it hangs or breaks is kept."""
     runs = [_Run(name, check) for name, check in checks.items()]
     for run in runs:
         run.start()
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + timeout_seconds
     for run in runs:
         run.join(max(0.0, deadline - time.monotonic()))
     results = [item for run in runs for item in run.results()]
     findings = [item for item in dict.fromkeys(results) if isinstance(item, Finding)]
     findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.subject))
-    return Report(findings, [item for item in results if isinstance(item, Seen)])
+    return Report(findings, [item for item in results if isinstance(item, Passed)])
 
 
 class _Run(threading.Thread):
@@ -89,7 +89,7 @@ class _Run(threading.Thread):
         super().__init__(name=f"check {name}", daemon=True)
         self._about = name
         self._check = check
-        self._items: list[Finding | Seen] = []
+        self._items: list[Finding | Passed] = []
 
     def run(self) -> None:
         try:
@@ -100,12 +100,12 @@ class _Run(threading.Thread):
         except Exception as error:  # noqa: BLE001  one check must not end the others; its text may hold anything
             self._items.append(self._unfinished(f"ended with {type(error).__name__}"))
 
-    def results(self) -> list[Finding | Seen]:
+    def results(self) -> list[Finding | Passed]:
         """What it has found so far."""
         found = list(self._items)
         return [*found, self._unfinished("did not end in time")] if self.is_alive() else found
 
     def _unfinished(self, how: str) -> Finding:
         return Finding(
-            id="check-unfinished", subject=self._about.partition(":")[0], seen=f"{self._about}: {how}"
+            id="check-unfinished", subject=self._about.partition(":")[0], observed=f"{self._about}: {how}"
         )

@@ -10,7 +10,7 @@ from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Entry, Ledger
 from shared.redis_client import RedisClient
 from worker.checks.end_to_end import TEST_SID_PREFIX
-from worker.checks.findings import Finding, Seen
+from worker.checks.findings import Finding, Passed
 from worker.twilio.account import (
     MessagingService,
     Number,
@@ -20,7 +20,7 @@ from worker.twilio.account import (
 from worker.twilio.client import REDACTED_DIGITS, rest_client, translate_errors, working_client
 
 
-def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Seen]:
+def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Passed]:
     """Which tokens open the account, and whether one of them is the primary token, which signs webhooks."""
     subject, tokens = f"twilio.{name}", _tokens(account)
     opened: dict[int, Any] = {}
@@ -40,38 +40,38 @@ def _open_account(subject: str, account: TwilioAccount, place: int) -> Any:
         with translate_errors():
             return rest_client(account, token=place).api.v2010.accounts(account.account_sid).fetch()
     except TwilioUnavailable as error:
-        return Finding(id="twilio-unreachable", subject=subject, seen=str(error))
+        return Finding(id="twilio-unreachable", subject=subject, observed=str(error))
     except TwilioRejected as error:
         if error.code == "twilio_token_rejected":
             return None
-        return Finding(id="twilio-refused", subject=subject, seen=error.detail)
+        return Finding(id="twilio-refused", subject=subject, observed=error.detail)
 
 
 def _judge_tokens(
     subject: str, account: TwilioAccount, tokens: dict[int, str], opened: dict[int, Any]
-) -> Iterator[Finding | Seen]:
+) -> Iterator[Finding | Passed]:
     rejected = [place for place in tokens if place not in opened]
     if not opened:
         if tokens:
-            yield Finding(id="twilio-token-refused", subject=subject, seen=f"{_which(rejected)} refused")
+            yield Finding(id="twilio-token-refused", subject=subject, observed=f"{_which(rejected)} refused")
         return
     places = list(opened)
-    yield Seen(subject, f"{_which(places)} the account {account.account_sid}".replace(" is ", " opens "))
+    yield Passed(subject, f"{_which(places)} the account {account.account_sid}".replace(" is ", " opens "))
     if rejected:
-        yield Finding(id="twilio-token-stale", subject=subject, seen=f"{_which(rejected)} refused")
+        yield Finding(id="twilio-token-stale", subject=subject, observed=f"{_which(rejected)} refused")
     yield from _judge_account(subject, tokens, places, opened[places[-1]])
 
 
 def _judge_account(
     subject: str, tokens: dict[int, str], places: list[int], found: Any
-) -> Iterator[Finding | Seen]:
+) -> Iterator[Finding | Passed]:
     """The account's record names its primary token, which signs; it stays in memory here."""
     primary, status = str(found.auth_token or ""), str(found.status)
     if primary and primary not in tokens.values():
-        seen = f"{_which(places)} a secondary token"
-        yield Finding(id="twilio-token-not-signing", subject=subject, seen=seen)
+        observed = f"{_which(places)} a secondary token"
+        yield Finding(id="twilio-token-not-signing", subject=subject, observed=observed)
     if status not in {"active", "None"}:
-        yield Finding(id="twilio-account-inactive", subject=subject, seen=f"its status is {status}")
+        yield Finding(id="twilio-account-inactive", subject=subject, observed=f"its status is {status}")
 
 
 def _tokens(account: TwilioAccount) -> dict[int, str]:
@@ -90,17 +90,17 @@ def _which(places: list[int]) -> str:
     return f"{listed} {'is' if len(places) == 1 else 'are'}"
 
 
-def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Finding | Seen]:
+def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Finding | Passed]:
     """How this project's incoming messages come here, if they do."""
     project = config.projects[name]
     try:
         side = TwilioAccountView(working_client(config.twilio[project.twilio]), config.public_url)
         yield from _Way(name, project, side, redis).all()
     except TwilioUnavailable as error:
-        yield Finding(id="twilio-unreachable", subject=name, seen=str(error))
+        yield Finding(id="twilio-unreachable", subject=name, observed=str(error))
     except TwilioRejected as error:
         if error.code != "twilio_token_rejected":  # the account's own check has said so
-            yield Finding(id="twilio-refused", subject=name, seen=error.detail)
+            yield Finding(id="twilio-refused", subject=name, observed=error.detail)
     except ConfigError:
         return  # reported as secret-missing
 
@@ -119,10 +119,10 @@ class _Way:
         self._redis = redis
         self._streams = False
 
-    def _finding(self, id_: str, seen: str) -> Finding:
-        return Finding(id=id_, subject=self._name, seen=seen)
+    def _finding(self, id_: str, observed: str) -> Finding:
+        return Finding(id=id_, subject=self._name, observed=observed)
 
-    def all(self) -> Iterator[Finding | Seen]:
+    def all(self) -> Iterator[Finding | Passed]:
         yield from self._sinks()
         numbers: list[Number] = []
         if self._project.messaging_service_sid:
@@ -138,11 +138,11 @@ class _Way:
 
     # --- Event Streams ----------------------------------------------------------------------------
 
-    def _sinks(self) -> Iterator[Finding | Seen]:
+    def _sinks(self) -> Iterator[Finding | Passed]:
         sinks = self._side.sinks()
         self._streams = any(sink.works for sink in sinks)
         if self._streams:
-            yield Seen(self._name, "an Event Streams sink brings incoming messages")
+            yield Passed(self._name, "an Event Streams sink brings incoming messages")
             return
         for sink in sinks:
             if sink.status == "failed":
@@ -152,9 +152,9 @@ class _Way:
 
     # --- the Messaging Service --------------------------------------------------------------------
 
-    def _service(self, service: MessagingService, numbers: list[Number]) -> Iterator[Finding | Seen]:
+    def _service(self, service: MessagingService, numbers: list[Number]) -> Iterator[Finding | Passed]:
         others = self._side.other_senders(service.sid)
-        yield Seen(self._name, f"senders of Messaging Service {service.sid}: {len(numbers) + others}")
+        yield Passed(self._name, f"senders of Messaging Service {service.sid}: {len(numbers) + others}")
         if not numbers and not others:
             yield self._finding("service-without-senders", f"{service.sid} has none")
         if service.drops:
@@ -167,12 +167,14 @@ class _Way:
         if any(number.address.startswith("+1") for number in numbers):
             yield from self._campaign(service)
 
-    def _service_address(self, service: MessagingService, numbers: list[Number]) -> Iterator[Finding | Seen]:
+    def _service_address(
+        self, service: MessagingService, numbers: list[Number]
+    ) -> Iterator[Finding | Passed]:
         if not self._side.is_ours(service.inbound_url):
             if not self._streams:
                 yield self._finding("inbound-elsewhere", f"{service.sid} sends them to another address")
             return
-        yield Seen(self._name, f"{service.sid} calls {self._side.inbound_url}")
+        yield Passed(self._name, f"{service.sid} calls {self._side.inbound_url}")
         yield from self._address(
             service.sid, service.inbound_url, service.inbound_method, service.fallback_url
         )
@@ -194,7 +196,7 @@ class _Way:
             yield self._finding("webhook-without-fallback", f"{whose} has none")
 
     def _advanced_opt_out(self) -> Iterator[Finding]:
-        """Seen from the first real STOP: without it, no webhook event of Twilio's could be in the ledger.
+        """Passed from the first real STOP: without it, no webhook event of Twilio's could be in the ledger.
 
         Those of `optout test-message` say nothing of it: they bring the OptOutType with them. The figures count
         them, too, so the events themselves are looked at.
@@ -206,18 +208,18 @@ class _Way:
             seen = "the ledger holds no STOP or START of Twilio's that came by webhook"
             yield self._finding("advanced-opt-out-unseen", seen)
 
-    def _campaign(self, service: MessagingService) -> Iterator[Finding | Seen]:
+    def _campaign(self, service: MessagingService) -> Iterator[Finding | Passed]:
         status = self._side.campaign_status(service.sid)
         if status == "VERIFIED":
-            yield Seen(self._name, "its A2P 10DLC campaign is verified")
+            yield Passed(self._name, "its A2P 10DLC campaign is verified")
         elif status is None:
-            yield Seen(self._name, "Twilio does not tell whether it has an A2P 10DLC campaign")
+            yield Passed(self._name, "Twilio does not tell whether it has an A2P 10DLC campaign")
         else:
             yield self._finding("campaign-unverified", f"{service.sid}: {status or 'no campaign'}")
 
     # --- numbers outside the service --------------------------------------------------------------
 
-    def _own_numbers(self, in_service: set[str]) -> Iterator[Finding | Seen]:
+    def _own_numbers(self, in_service: set[str]) -> Iterator[Finding | Passed]:
         for address in self._project.senders:
             if address in in_service or not address.startswith("+"):
                 continue  # short codes and channel senders have no record of their own here
@@ -236,7 +238,7 @@ class _Way:
         if not self._streams and not self._project.keyword_fallback:
             yield self._finding("keywords-off", "keyword_fallback is false")
 
-    def _number(self, number: Number) -> Iterator[Finding | Seen]:
+    def _number(self, number: Number) -> Iterator[Finding | Passed]:
         if self._streams:
             return
         if number.application_sid:
@@ -245,7 +247,7 @@ class _Way:
             where = "another address" if number.sms_url else "no address"
             yield self._finding("inbound-elsewhere", f"{number.name} sends them to {where}")
         else:
-            yield Seen(self._name, f"{number.name} calls {self._side.inbound_url}")
+            yield Passed(self._name, f"{number.name} calls {self._side.inbound_url}")
             yield from self._address(number.name, number.sms_url, number.sms_method, number.sms_fallback_url)
 
     # --- redaction --------------------------------------------------------------------------------

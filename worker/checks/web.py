@@ -10,7 +10,7 @@ from celery import Celery
 from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
 from worker.checks.clock import clock_finding, server_time
-from worker.checks.findings import Finding, Seen
+from worker.checks.findings import Finding, Passed
 
 SUBJECT = "web"
 TIMEOUT_SECONDS = 10.0
@@ -18,28 +18,28 @@ LONGEST_WAIT_SECONDS = 600
 RECONCILE_OVERDUE_SECONDS = 26 * 3600
 
 
-def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Seen]:
+def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passed]:
     """Ask /healthz and /readyz at an address."""
     url = url.rstrip("/")
     try:
         answer = requests.get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
         ready = requests.get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
     except requests.exceptions.SSLError:
-        yield Finding(id="web-certificate", subject=SUBJECT, seen=f"{url}: no trusted certificate")
+        yield Finding(id="web-certificate", subject=SUBJECT, observed=f"{url}: no trusted certificate")
         return
     except requests.RequestException as error:
-        yield Finding(id="web-unreachable", subject=SUBJECT, seen=f"{url}: {type(error).__name__}")
+        yield Finding(id="web-unreachable", subject=SUBJECT, observed=f"{url}: {type(error).__name__}")
         return
     if _json(answer) != {"status": "ok"}:
         seen = f"{url}/healthz answers status {answer.status_code}, but not as this program does"
-        yield Finding(id="web-is-another", subject=SUBJECT, seen=seen)
+        yield Finding(id="web-is-another", subject=SUBJECT, observed=seen)
         return
-    yield Seen(SUBJECT, f"{url} is this program")
+    yield Passed(SUBJECT, f"{url} is this program")
     there = server_time(answer)
     if there is not None:
         yield from clock_finding(SUBJECT, "the web machine's", there, now())
     if ready.status_code != 200:
-        yield Finding(id="web-not-ready", subject=SUBJECT, seen=_what_is_not_ready(_json(ready)))
+        yield Finding(id="web-not-ready", subject=SUBJECT, observed=_what_is_not_ready(_json(ready)))
 
 
 def _json(answer: requests.Response) -> Any:
@@ -58,38 +58,38 @@ def _what_is_not_ready(report: Any) -> str:
     return "; ".join(f"{name}: {problem.get('detail')}" for name, problem in projects.items())
 
 
-def check_workers(app: Celery) -> Iterator[Finding | Seen]:
+def check_workers(app: Celery) -> Iterator[Finding | Passed]:
     """Ask all workers to say a word."""
     try:
         answers = app.control.ping(timeout=2.0)
     except Exception as error:  # noqa: BLE001  each transport raises its own; the broker has its own check
         yield Finding(
-            id="no-worker", subject="worker", seen=f"they could not be asked: {type(error).__name__}"
+            id="no-worker", subject="worker", observed=f"they could not be asked: {type(error).__name__}"
         )
         return
     if answers:
-        yield Seen("worker", f"{len(answers)} worker{'s' if len(answers) > 1 else ''} at work")
+        yield Passed("worker", f"{len(answers)} worker{'s' if len(answers) > 1 else ''} at work")
     else:
-        yield Finding(id="no-worker", subject="worker", seen="nobody answered within 2 s")
+        yield Finding(id="no-worker", subject="worker", observed="nobody answered within 2 s")
 
 
-def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Finding | Seen]:
+def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Finding | Passed]:
     """What waits and what failed, and when the project was last compared with Twilio."""
     redis, now_ms = ledger.redis, milliseconds(now)
     waiting = redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
     age = (now_ms - waiting[0][1]) / 1000 if waiting else 0
     if age > LONGEST_WAIT_SECONDS:
         seen = f"{redis.zcard(keys.unfinished(project))} events, the oldest since {_span(age)}"
-        yield Finding(id="events-wait", subject=project, seen=seen)
+        yield Finding(id="events-wait", subject=project, observed=seen)
     failed = sum(entry.state is State.FAILED for entry in ledger.entries(project))
     if failed:
-        yield Finding(id="events-failed", subject=project, seen=f"{failed} events ended as failed")
+        yield Finding(id="events-failed", subject=project, observed=f"{failed} events ended as failed")
     stored = redis.hget(keys.reconciled(project), "success_ms")
     if stored is None:
-        yield Finding(id="reconcile-never", subject=project, seen="no run has succeeded")
+        yield Finding(id="reconcile-never", subject=project, observed="no run has succeeded")
     elif now_ms - int(stored) > RECONCILE_OVERDUE_SECONDS * 1000:
         age = (now_ms - int(stored)) / 1000
-        yield Finding(id="reconcile-late", subject=project, seen=f"the last success was {_span(age)} ago")
+        yield Finding(id="reconcile-late", subject=project, observed=f"the last success was {_span(age)} ago")
 
 
 def _span(seconds: float) -> str:

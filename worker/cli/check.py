@@ -11,7 +11,7 @@ from rich.text import Text
 from shared.config import broker_url
 from shared.errors import ConfigError
 from shared.messaging.celery_config import make_celery
-from worker.checks.findings import Finding, Seen, Severity
+from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.runner import Report, checks_for, run_checks
 from worker.cli.common import chosen_projects, make_services, print_json
 
@@ -26,17 +26,17 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
     help="Where the web process is reached from here, if this machine cannot see its own public_url.",
 )
 @click.option(
-    "--patience", type=click.IntRange(min=1), default=120, show_default=True, metavar="SECONDS",
-    help="After this long, show what there is.",
+    "--timeout", type=click.IntRange(min=1), default=120, show_default=True, metavar="SECONDS",
+    help="Report what was found after this long.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and right.")
-def check(project: str | None, url: str | None, patience: int, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and passed.")
+def check(project: str | None, url: str | None, timeout: int, as_json: bool) -> None:
     """Check the configuration against the live REDCap and Twilio. Nothing is written anywhere.
 
     Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. Every finding is
     explained in docs/reference/checks.md.
     """
-    report = _report(project, url, patience)
+    report = _report(project, url, timeout)
     if as_json:
         print_json(report.as_json())
     else:
@@ -45,20 +45,20 @@ def check(project: str | None, url: str | None, patience: int, as_json: bool) ->
         sys.exit(1)
 
 
-def _report(project: str | None, url: str | None, patience: int) -> Report:
+def _report(project: str | None, url: str | None, timeout: int) -> Report:
     try:
         services = make_services()
     except ConfigError as error:
         return Report(
-            [Finding(id="config-unusable", subject="configuration", seen=line) for line in error.problems]
+            [Finding(id="config-unusable", subject="configuration", observed=line) for line in error.problems]
         )
     projects = chosen_projects(services, project)
     checks = checks_for(services, projects, make_celery(broker_url()), url or services.config.public_url)
-    return run_checks(checks, patience_seconds=patience)
+    return run_checks(checks, timeout_seconds=timeout)
 
 
 def _show(report: Report) -> None:
-    rows = [(Text("ok", "green"), _right(seen)) for seen in report.right]
+    rows = [(Text("ok", "green"), _right(seen)) for seen in report.passed]
     rows += [(Text(each.severity.value, _STYLES[each.severity]), _lines(each)) for each in report.findings]
     total = f"{_total(report)}; docs/reference/checks.md explains each"
     if not sys.stdout.isatty():  # nothing is wrapped, so that a line can be searched for
@@ -74,7 +74,7 @@ def _show(report: Report) -> None:
     console.print(total, style="bold")
 
 
-def _right(seen: Seen) -> Text:
+def _right(seen: Passed) -> Text:
     return Text.assemble((f"{seen.subject}: ", "bold"), seen.text)
 
 
@@ -83,8 +83,8 @@ def _lines(finding: Finding) -> Text:
         (f"{finding.subject}: ", "bold"),
         finding.kind.title,
         (f" [{finding.id}]\n", "dim"),
-        f"seen: {finding.seen}\n",
-        f"mend: {finding.mend or finding.kind.mend}",
+        f"observed: {finding.observed}\n",
+        f"fix: {finding.fix or finding.kind.fix}",
     )
 
 

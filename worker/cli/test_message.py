@@ -30,7 +30,7 @@ from worker.services import Services
 @click.option("--force", is_flag=True, help="Also with a number that is opted out; the fields are put back.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
 @click.option(
-    "--patience", type=click.FloatRange(min=0.1), default=60.0, show_default=True, metavar="SECONDS",
+    "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, metavar="SECONDS",
     help="How long to wait for each stage.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object with ok, stages and error; implies --yes.")
@@ -41,7 +41,7 @@ def test_message(  # noqa: PLR0913  one parameter per option
     via: str,
     force: bool,
     yes: bool,
-    patience: float,
+    timeout: float,
     as_json: bool,
 ) -> None:
     """Send a signed STOP, then a START, of a test number through the public address, and follow them.
@@ -65,7 +65,7 @@ def test_message(  # noqa: PLR0913  one parameter per option
         show=show,
         url=url or services.config.public_url,
         via=Via(via),
-        patience_seconds=patience,
+        timeout_seconds=timeout,
     )
     error = _run(rehearsal, services, force=force, ask=not (yes or as_json))
     if as_json:

@@ -50,7 +50,7 @@ class Bench:
             assert milliseconds >= 0
             self.stages.append((change, stage))
 
-        settings = {"number": TEST_NUMBER, "url": self.url, "patience_seconds": 0.3, **more}
+        settings = {"number": TEST_NUMBER, "url": self.url, "timeout_seconds": 0.3, **more}
         return Rehearsal(project="asthma", services=self.study.services, show=show, **settings)
 
     def run(self, *, force: bool = False, **more: Any) -> None:
