@@ -58,7 +58,7 @@ _NOT_THE_NAME = re.compile(
 )
 _MAX_FILLED = 9
 # More than these bound the time per text; ordinary texts of 300 characters trigger about half as many.
-_MAX_RULES = 40
+_MAX_RULES = 32
 _MAX_SLIP = 4
 
 

@@ -276,7 +276,7 @@ opt_out_field = "sms_opt_out_at"
 notify = ["coordinator@example.edu"]
 """
     COMMANDS = (
-        ("check", "--patience", "5"), ("check", "--json", "--patience", "5"), ("events",), ("events", "--json"),
+        ("check", "--timeout", "5"), ("check", "--json", "--timeout", "5"), ("events",), ("events", "--json"),
         ("status", "+16505550100"), ("top", "--once"), ("replay", "--failed"), ("setup", "--project", "asthma"),
         ("reconcile", "--dry-run"), ("reconcile", "--json"), ("test-message", "--project", "asthma", "--json"),
         ("forget", "+16505550100", "--yes"), ("--help",), ("--version",),
@@ -311,12 +311,12 @@ notify = ["coordinator@example.edu"]
             done = platform.run(*command, check=False)
             outputs[" ".join(command)] = done.stdout + done.stderr
         assert all(outputs.values())
-        assert "smtp" in outputs["check --patience 5"]
+        assert "smtp" in outputs["check --timeout 5"]
         assert found(outputs) == []
 
     def test_no_command_shows_the_password_of_a_store_that_is_away(self, platform: Locked) -> None:
         away = f"redis://:{REDIS_PASSWORD_QUOTED}@127.0.0.1:1/0"
-        for command in (("events",), ("check", "--patience", "5"), ("reconcile",)):
+        for command in (("events",), ("check", "--timeout", "5"), ("reconcile",)):
             done = platform.run(*command, check=False, OPTOUT_REDIS_URL=away)
             assert done.returncode in {1, 2}
             assert found({" ".join(command): done.stdout + done.stderr}) == []
