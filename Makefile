@@ -80,11 +80,11 @@ logs:  ## Follow the logs (S=worker: of one service)
 	@$(COMPOSE) logs --follow --tail 100 $(S)
 
 .PHONY: ps
-ps:  ## What runs, and how it is
+ps:  ## Show container status
 	@$(COMPOSE) ps --all
 
 .PHONY: scale
-scale:  ## Run more of them: make scale WORKERS=4 WEB=2
+scale:  ## Run more workers or web processes: make scale WORKERS=4 WEB=2
 	@deploy/scale $(or $(WORKERS),1) $(or $(WEB),1)
 
 .PHONY: upgrade
@@ -126,6 +126,6 @@ $(VENV)/ready: requirements/dev.txt pyproject.toml
 	@touch $@
 
 .PHONY: help
-help:  ## Show this
+help:  ## Show these targets
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-zA-Z_-]+:.*##/ {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

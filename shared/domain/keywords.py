@@ -14,22 +14,27 @@ class Keywords:
     def __init__(
         self, *, opt_out: tuple[str, ...] = (), opt_in: tuple[str, ...] = (), ignored: tuple[str, ...] = ()
     ) -> None:
-        self._opt_out, self._opt_in, self._ignored = (
-            frozenset(map(normalised, words)) for words in (opt_out, opt_in, ignored)
-        )
+        self._opt_out, self._ignored = (frozenset(map(normalised, words)) for words in (opt_out, ignored))
+        self._opt_in = frozenset(map(_exact, opt_in))
 
     def change(self, body: str) -> Change | None:
         """The change that a message asks for, or None. A configured word wins over a default of the other kind.
 
-        Opting in takes one word alone. Opting out also takes what can mean nothing else, such as "Stop, please."
+        Opting in takes the word alone, without any punctuation ("Start?" is a question). Opting out also takes what
+        can mean nothing else, such as "Stop, please."
         """
         text = normalised(body)
         if text in self._opt_out:
             return Change.STOP
-        if text in self._opt_in:
+        if _exact(body) in self._opt_in:
             return Change.START
         if not text or self._ignored.issuperset(text.split()):
             return None
         if classify(body) is Wish.STOP_EXACT:
             return Change.STOP
-        return Change.START if text in OPT_IN_DEFAULTS else None
+        return Change.START if _exact(body) in OPT_IN_DEFAULTS else None
+
+
+def _exact(word: str) -> str:
+    """The form in which opt-in words are compared: trimmed and case-folded."""
+    return word.strip().casefold()

@@ -66,7 +66,12 @@ def test_any_other_text_changes_nothing(body: str) -> None:
 
 
 def test_a_yes_opts_in_only_if_it_is_configured() -> None:
-    assert Keywords(opt_in=("Yes",)).change("yes!") is Change.START
+    assert Keywords(opt_in=("Yes",)).change(" yes ") is Change.START
+
+
+@pytest.mark.parametrize("body", ["START?", "start!", "S T A R T", "restart", "start texting"])
+def test_only_the_word_alone_opts_in(body: str) -> None:
+    assert DEFAULT.change(body) is None
 
 
 def test_ignored_words_alone_change_nothing() -> None:
