@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 T ?=
-# Test processes; tests that share a platform stay in one (tests/conftest.py).
+# Test processes; the tests of a file stay in one, as they may share a platform.
 JOBS ?= 2
-PARALLEL = --numprocesses $(JOBS) --dist loadgroup
+PARALLEL = --numprocesses $(JOBS) --dist loadfile
 
 ##@ Try it
 .PHONY: demo

@@ -1,9 +1,8 @@
-"""Fixtures for all tests, how many cases Hypothesis tries, and how the tests are spread over processes."""
+"""Fixtures for all tests, and how many cases Hypothesis tries."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,18 +25,6 @@ _common = settings(
 settings.register_profile("quick", _common, max_examples=60, derandomize=True)
 settings.register_profile("thorough", _common, max_examples=4000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
-
-# One platform per process is enough: these folders' tests stay together. The others' files are spread one by one.
-_ONE_PLATFORM = frozenset({"integration", "faults", "compose"})
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each test for `pytest --dist loadgroup`: tests of a group share a process."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder in _ONE_PLATFORM else str(item.path.relative_to(Path(__file__).parent))
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -281,7 +281,12 @@ def established(platform: Platform) -> list[str]:
 
 
 def test_the_log_of_a_flood_names_reasons_and_nothing_that_was_sent(served: Platform, tmp_path: Path) -> None:
+    before = len(served["web"].text())
     closed_loop(served.web_url, [webhook(1).replace(b"Body=STOP", b"Body=a-secret-text")], connections=1)
     # Rejections are counted for a second before they are logged.
-    wait_until(lambda: "wrong_signature" in served["web"].text(), seconds=10, what="the log names the reason")
+    wait_until(
+        lambda: "wrong_signature" in served["web"].text()[before:],
+        seconds=10,
+        what="the log names the reason",
+    )
     assert "a-secret-text" not in served["web"].text()
