@@ -20,7 +20,7 @@ run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded 
 
 ##@ Test it
 .PHONY: test
-test: $(VENV)/ready  ## Unit, contract, integration and hostile tests: about four minutes (T=path or -k… narrows)
+test: $(VENV)/ready  ## Unit, contract, integration and hostile tests: four to six minutes (T=path or -k… narrows)
 	@$(BIN)/python -m pytest $(PARALLEL) $(if $(filter tests/%,$(T)),,--ignore=tests/faults --ignore=tests/properties) $(T)
 
 .PHONY: test-slow

@@ -61,7 +61,7 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "keyword_fallback": True,
         "opt_out_keywords": ["ALTO"],
         "opt_in_keywords": ["ALTA"],
-        "ignored_keywords": ["YES"],
+        "ignored_keywords": ["END"],
         "channels": ["sms", "rcs"],
         "redcap_requests_per_minute": 300,
         "forward_url": "https://redcap.example.edu/surveys/?s=EXAMPLE",

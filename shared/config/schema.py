@@ -179,8 +179,8 @@ class Project(Table):
     opt_in_keywords: list[Word] = Field([], description="Opt-in keywords in addition to Twilio's defaults.")
     ignored_keywords: list[Word] = Field(
         [],
-        description="Twilio's default keywords that do not count: those removed in the Console's Advanced "
-        "Opt-Out, and YES for a toll-free number.",
+        description="Twilio's default keywords that do not count, because they were removed in the Console's "
+        "Advanced Opt-Out.",
     )
     channels: list[Channel] = Field(
         ["sms", "rcs"], description="Channels whose changes count: sms (with MMS), rcs, whatsapp."
