@@ -91,8 +91,14 @@ class Status:
 
 
 def latest_of(statuses: Iterable[Status]) -> Status:
-    """The one that counts for a record, of all the phones that it holds. Raises ValueError where there is none."""
-    return max(statuses, key=lambda status: (status.occurred_ms, status.event_id))
+    """The status that counts for a record, of all the phones that it holds: a STOP before any START, then the latest.
+
+    A record is opted out while any of its phones is: one number cannot end the opt-out of another. Raises ValueError
+    if there is none.
+    """
+    return max(
+        statuses, key=lambda status: (status.change is Change.STOP, status.occurred_ms, status.event_id)
+    )
 
 
 def milliseconds(moment: datetime) -> int:

@@ -536,7 +536,11 @@ class Convergence(RuleBasedStateMachine):
         for record in set(self.study.project.records) - self.edited:
             phones = self._hashes(record)
             stored = self.study.ledger.statuses("asthma", phones).values()
-            latest = max(map(Status.decode, stored), key=lambda status: status.occurred_ms, default=None)
+            latest = max(
+                map(Status.decode, stored),
+                key=lambda status: (status.change is Change.STOP, status.occurred_ms),
+                default=None,
+            )
             entry = self.study.ledger.load("asthma", latest.event_id) if latest else None
             if latest is None or entry is None or entry.state in {State.FAILED, State.NO_MATCHING_RECORD}:
                 continue
@@ -545,9 +549,13 @@ class Convergence(RuleBasedStateMachine):
             assert bool(value) == (ticked == "1") == (latest.change is Change.STOP), shown
 
     def _latest(self, record: str) -> Text | None:
-        """The latest change of all numbers of a record, by Twilio's clock."""
+        """The change that counts, by Twilio's clock: of each number's latest, a STOP before any START."""
         mine = set(self._hashes(record))
-        return next((text for text in reversed(self.texts) if hashed(text.phone) in mine), None)
+        latest = {text.phone: text for text in self.texts if hashed(text.phone) in mine}
+        in_order = [text for text in self.texts if latest.get(text.phone) is text]
+        return max(
+            enumerate(in_order), key=lambda at: (at[1].change is Change.STOP, at[0]), default=(0, None)
+        )[1]
 
     def _check_redcap(self) -> None:
         """Promise P2."""

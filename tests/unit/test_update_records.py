@@ -300,15 +300,18 @@ class TestShapesOfProjects:
         asthma.work()
         assert (asthma.value("1"), asthma.state(event)) == (SHOWN, "updated")
 
-    def test_two_numbers_in_one_field_are_two_phones_and_the_latest_change_counts(self) -> None:
+    def test_one_number_of_a_record_cannot_end_the_opt_out_of_another(self) -> None:
         asthma = enrolled(1, classic_study(phone_validation=""))
         asthma.project.set_value("1", "mobile", "650-555-0111 or 650-555-0112")
         stop = asthma.text("+16505550111", when=NOON)
         asthma.work()
         start = asthma.text("+16505550112", "START", when=NOON + timedelta(hours=1))
         asthma.work()
-        assert asthma.value("1") == ""
-        assert (asthma.state(stop), asthma.state(start)) == ("updated", "updated")
+        assert asthma.value("1") == SHOWN
+        assert (asthma.state(stop), asthma.state(start)) == ("updated", "superseded")
+        own = asthma.text("+16505550111", "START", when=NOON + timedelta(hours=2))
+        asthma.work()
+        assert (asthma.value("1"), asthma.state(own)) == ("", "updated")
 
     def test_an_older_change_of_the_other_number_of_a_record_is_superseded_and_tells_nobody(self) -> None:
         asthma = enrolled(1, classic_study(phone_validation=""))

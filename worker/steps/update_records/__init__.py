@@ -379,7 +379,7 @@ class _Round:
         elif saved or intents.get(phone) == status.event_id:
             state, notice = State.UPDATED, Notice.SAVED
         elif not own:
-            state, reason = State.SUPERSEDED, "a later change of another number of the same record"
+            state, reason = State.SUPERSEDED, "another number of the same record decides"
         return Outcome(
             event_id=status.event_id,
             phone_hash=phone,
