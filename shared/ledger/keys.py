@@ -9,6 +9,7 @@ METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that 
 PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from being written
 # hash: project -> "" while it is configured, else the ms since when it is missing
 PROJECTS = f"{PREFIX}:projects"
+INVALID_MESSAGES = f"{PREFIX}:invalid-messages"  # list: queue entries that are not task messages; expires
 VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap
 
 

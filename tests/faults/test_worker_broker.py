@@ -143,6 +143,7 @@ def test_celery_itself_stumbles_there() -> None:
 
 def test_the_worker_uses_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis.Channel, "QoS", redis.QoS)
+    monkeypatch.setattr(redis.Channel, "_get_client", None)
     monkeypatch.setattr(asynpool.AsynPool, "ResultHandler", asynpool.ResultHandler)
     apply_celery_patches()
     assert (redis.Channel.QoS, asynpool.AsynPool.ResultHandler) == (

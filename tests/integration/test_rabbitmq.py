@@ -15,7 +15,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName, make_celery
+from shared.messaging.celery_config import QUEUES, TaskName, make_celery
 from shared.messaging.publisher import CeleryPublisher
 from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
@@ -174,6 +174,28 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def test_a_stop_goes_its_way_through_rabbitmq(stage: Stage) -> None:
     assert stage.text(1) == 200
     stage.expect_opted_out(range(1, 2), seconds=30)
+
+
+def test_an_invalid_message_is_set_aside(stage: Stage) -> None:
+    entries = {
+        "no_task": {},
+        "unknown_task": {"task": "qzxjv.task", "id": "1"},
+        "invalid_body": {"task": TaskName.LOOKUP, "id": "1"},
+    }
+    with make_celery(stage.rabbitmq.url) as app, app.connection_for_write() as connection:
+        producer = connection.Producer()
+        for headers in entries.values():
+            producer.publish(
+                b"qzxjv", routing_key=QUEUES[TaskName.LOOKUP], headers=headers, content_type="application/json",
+                content_encoding="utf-8",
+            )  # fmt: skip
+    redis: Any = stage.platform.redis
+    wait_until(lambda: redis.llen(keys.INVALID_MESSAGES) == len(entries), what="all are set aside")
+    assert redis.lrange(keys.INVALID_MESSAGES, 0, -1) == ["qzxjv"] * len(entries)
+    assert "qzxjv" not in stage.platform["worker"].text()
+    assert stage.text(2) == 200
+    stage.expect_opted_out(range(2, 3), seconds=30)
+    redis.delete(keys.INVALID_MESSAGES)
 
 
 def test_redis_holds_the_ledger_and_no_queue(stage: Stage) -> None:

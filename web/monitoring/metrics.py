@@ -15,6 +15,7 @@ COUNTED = {
     "webhooks": ("Requests from Twilio by endpoint and outcome", ["endpoint", "outcome"]),
     "redcap_requests": ("Requests to REDCap's API", ["project", "content", "outcome"]),
     "mails": ("E-mails by kind and outcome", ["project", "notice", "outcome"]),
+    "invalid_messages": ("Queue entries that are not task messages and were set aside", ["queue"]),
     "swept": ("Tasks that sweep republished", ["kind"]),
 }
 

@@ -7,6 +7,8 @@ from typing import Any
 from celery.concurrency import asynpool
 from kombu.transport import redis
 
+from worker.runtime.invalid_messages import CheckingRedis
+
 
 class ReconnectSafeQoS(redis.QoS):
     """Acknowledges and restores messages only while their channel is open.
@@ -80,6 +82,7 @@ class ReconnectSafeResultHandler(asynpool.ResultHandler):
 
 
 def apply_celery_patches() -> None:
-    """Apply both patches in this process."""
+    """Apply all patches in this process."""
     redis.Channel.QoS = ReconnectSafeQoS
+    redis.Channel._get_client = lambda _channel: CheckingRedis  # type: ignore[attr-defined]  # not in its stubs
     asynpool.AsynPool.ResultHandler = ReconnectSafeResultHandler
