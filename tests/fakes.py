@@ -21,6 +21,7 @@ from urllib3 import HTTPResponse
 
 from shared.config import Config
 from shared.domain.events import Change, OptOutEvent
+from shared.errors import MailDeferred
 from shared.ledger import Accepted, Entry, Ledger, keys
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
@@ -77,12 +78,20 @@ class FakeMailer:
         self.sent: list[EmailMessage] = []
         self.errors: deque[Exception] = deque()
         self.refuses: list[str] = []
+        self.defers: list[str] = []
+        self.sent_to: list[tuple[str, ...]] = []  # the accepted recipients of each mail
 
-    def send(self, message: EmailMessage) -> Recipients:
+    def send(self, message: EmailMessage, *, to: Sequence[str] = ()) -> Recipients:
         if self.errors:
             raise self.errors.popleft()
+        missed = [*self.refuses, *self.defers]
+        accepted = tuple(address for address in to if address not in missed)
+        deferred = tuple(address for address in to if address in self.defers)
+        if deferred and not accepted:
+            raise MailDeferred("smtp_deferred", "code 451 at RCPT")
         self.sent.append(message)
-        return Recipients(rejected=tuple(self.refuses))
+        self.sent_to.append(accepted)
+        return Recipients(tuple(self.refuses), deferred, "code 451 at RCPT" if deferred else "")
 
     @property
     def subjects(self) -> list[str]:
@@ -219,7 +228,7 @@ class Study:
     def find_mail_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it back."""
         monkeypatch.setenv("OPTOUT_SMTP_URL", builders.SECRETS["OPTOUT_SMTP_URL"])
-        monkeypatch.setattr("worker.services.Mailer", lambda _url, _sender, helo: self.mailer)
+        monkeypatch.setattr("worker.services.Mailer", lambda *_, **__: self.mailer)
 
     # --- what is then -----------------------------------------------------------------------------
 

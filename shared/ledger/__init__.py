@@ -6,7 +6,7 @@ The scripts use keys that they derive from their arguments, so Redis must not be
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property, partial
@@ -25,6 +25,7 @@ from shared.domain.events import (
     milliseconds,
 )
 from shared.ledger import keys
+from shared.ledger.deliveries import Delivery
 from shared.messaging.publisher import NO_MESSAGE, Message
 from shared.redis_client import RedisClient
 
@@ -75,11 +76,15 @@ class Entry:
     notice: Notice | None
     mail: str
     finished_at: datetime | None
+    mail_since: datetime | None = None  # when the mail became due, or somebody asked to send it again
+    delivery: Delivery = field(default_factory=Delivery)
 
     @classmethod
     def decode(cls, stored: dict[str, str]) -> "Entry":
         """Read the hash that the scripts keep."""
         finished = stored.get("finished_ms")
+        since = stored.get("notice_ms", finished)
+        notice = Notice(stored["notice"]) if stored.get("notice") else None
         return cls(
             project=stored["project"],
             event_id=stored["event_id"],
@@ -91,9 +96,11 @@ class Entry:
             received_at=from_milliseconds(int(stored["received_ms"])),
             phone_hash=stored["phone"],
             records=tuple(json.loads(stored.get("records") or "[]")),
-            notice=Notice(stored["notice"]) if stored.get("notice") else None,
+            notice=notice,
             mail=stored.get("mail", ""),
             finished_at=from_milliseconds(int(finished)) if finished else None,
+            mail_since=from_milliseconds(int(since)) if since else None,
+            delivery=Delivery.decode(stored, notice),
         )
 
 
@@ -337,13 +344,14 @@ class Ledger:
             client=pipe,
         )
 
-    def gathered(self, project: str, limit: int) -> list[str]:
+    def gathered(self, project: str, limit: int, *, skip: int = 0) -> list[str]:
         """Ids of events that wait for the digest, longest waiting first."""
-        return list(self.redis.zrange(keys.gathered(project), 0, limit - 1))
+        return list(self.redis.zrange(keys.gathered(project), skip, skip + limit - 1))
 
-    def digested(self, project: str, event_ids: Sequence[str], *, digest_seconds: int) -> None:
-        """Take events that a digest has told from those that wait for one."""
-        self._ungather(project, event_ids, digest_seconds * 1000, self.redis)
+    def digested(self, project: str, event_ids: Sequence[str], *, digest_seconds: int | None) -> None:
+        """Remove events from those that wait for a digest. None leaves the time of the next digest as it is."""
+        gather_ms = "" if digest_seconds is None else digest_seconds * 1000
+        self._ungather(project, event_ids, gather_ms, self.redis)
 
     def _ungather(self, project: str, event_ids: Sequence[str], gather_ms: int | str, client: Any) -> None:
         self._scripts["digested"](
@@ -359,6 +367,16 @@ class Ledger:
     def take_mails(self, project: str, limit: int) -> list[str]:
         """Ids of events whose e-mail is due."""
         return self.redis.lpop(keys.outbox(project), limit) or []
+
+    def note_delivery(self, entries: Iterable[Entry], delivery: Delivery) -> None:
+        """Store which recipients of the mail about these events are done."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            for entry in entries:
+                if entry.notice is not None:
+                    event = keys.event(entry.project, entry.event_id)
+                    args = delivery.encode(entry.notice)
+                    self._scripts["note_delivery"](keys=[event], args=args, client=pipe)
+            pipe.execute()
 
     def notified(self, entry: Entry, notice: Notice, outcome: str) -> None:
         """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not."""

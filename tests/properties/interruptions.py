@@ -6,7 +6,7 @@ more, not even what its `finally` blocks ask for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.message import EmailMessage
 from typing import Any
 
@@ -131,7 +131,7 @@ class InterruptedMailer(FakeMailer):
         self.trouble: list[str] = []
         self.unheard: list[EmailMessage] = []
 
-    def send(self, message: EmailMessage) -> Recipients:
+    def send(self, message: EmailMessage, *, to: Sequence[str] = ()) -> Recipients:
         taken = len(self.sent)
         self._interruption.effect()
         trouble = self.trouble.pop() if self.trouble else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from email.message import EmailMessage
 from typing import Any
@@ -119,12 +120,12 @@ def test_a_change_that_comes_while_the_digest_is_sent_waits_for_the_next() -> No
     stops(asthma, 1)
     send = asthma.mailer.send
 
-    def send_while_another_comes(message: EmailMessage) -> Recipients:
+    def send_while_another_comes(message: EmailMessage, *, to: Sequence[str] = ()) -> Recipients:
         if not asthma.mailer.sent:
-            send(message)
+            send(message, to=to)
             stops(asthma, 2)
             return Recipients()
-        return send(message)
+        return send(message, to=to)
 
     asthma.mailer.send = send_while_another_comes  # type: ignore[method-assign]
     asthma.clock.ahead += timedelta(minutes=11)

@@ -2,7 +2,7 @@
 
 import smtplib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from email.utils import getaddresses
@@ -20,9 +20,12 @@ SENT = "sent"
 def outcome_of(missed: Recipients, message: EmailMessage) -> str:
     """The outcome of an accepted mail, in words for ledger and log, which contain no addresses."""
     number = len(missed.rejected) + len(missed.deferred)
-    if not number:
-        return SENT
-    return f"partly rejected: {number} of {len(getaddresses([message['To']]))} addresses"
+    return partly_rejected(number, len(getaddresses([message["To"]]))) if number else SENT
+
+
+def partly_rejected(number: int, of: int) -> str:
+    """The outcome of a mail that some recipients never receive."""
+    return f"partly rejected: {number} of {of} addresses"
 
 
 class Mailer:
@@ -58,18 +61,21 @@ class Mailer:
         """Created once: reading the system's certificates takes longer than sending a mail."""
         return ssl.create_default_context()
 
-    def send(self, message: EmailMessage) -> Recipients:
-        """Send one message. Returns the recipients that the server did not accept while it accepted others.
+    def send(self, message: EmailMessage, *, to: Sequence[str] = ()) -> Recipients:
+        """Send one message, to all its recipients or only to some of them (`to`).
+
+        Returns the recipients that the server did not accept while it accepted others.
 
         Raises MailDeferred if it can be sent later, MailRejected if it never can.
         """
+        addresses = list(dict.fromkeys(to or [address for _, address in getaddresses([message["To"]])]))
         with _translated_errors():
             server = self._connect()
             try:
-                refused = server.send_message(message)
+                refused = server.send_message(message, to_addrs=addresses)
             finally:
                 _quit(server)
-        return judge_recipients(refused, len(getaddresses([message["To"]])) - len(refused))
+        return judge_recipients(refused, len(addresses) - len(refused))
 
     def check(self) -> None:
         """Connect and log in, without sending. Raises as `send` does."""

@@ -8,7 +8,7 @@ Sources: RFC 5321 section 4.2 (reply codes), RFC 3463 (enhanced status codes).
 import re
 import smtplib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from shared.errors import MailDeferred, MailRejected
@@ -87,10 +87,11 @@ def failure_of(error: smtplib.SMTPResponseException) -> MailDeferred | MailRejec
 
 @dataclass(frozen=True, slots=True)
 class Recipients:
-    """Recipients that the server did not accept: for good, or for now."""
+    """Recipients that the server did not accept: for good, or for now (`reason` is the reply to one of these)."""
 
     rejected: tuple[str, ...] = ()
     deferred: tuple[str, ...] = ()
+    reason: str = field(default="", compare=False)
 
 
 def judge_recipients(refused: Mapping[str, tuple[int, bytes]], accepted: int) -> Recipients:
@@ -99,7 +100,9 @@ def judge_recipients(refused: Mapping[str, tuple[int, bytes]], accepted: int) ->
     A 550 without enhanced status code is a verdict on the recipient only if another recipient was accepted.
     """
     rejected = tuple(address for address, reply in refused.items() if _is_rejected(reply, accepted))
-    return Recipients(rejected, tuple(address for address in refused if address not in rejected))
+    deferred = tuple(address for address in refused if address not in rejected)
+    reason = str(Reply.parse("RCPT", *refused[deferred[0]])) if deferred else ""
+    return Recipients(rejected, deferred, reason)
 
 
 def _is_rejected(reply: tuple[int, bytes], accepted: int) -> bool:

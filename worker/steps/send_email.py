@@ -1,8 +1,8 @@
-"""Tell the study team about an event, or about all that were gathered, once."""
+"""Send the study team the e-mail about an event, or about all that wait for a digest, once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from email.message import EmailMessage
 
 import structlog
@@ -11,70 +11,68 @@ from shared.config import Project
 from shared.domain.events import Notice
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import Entry
+from shared.ledger.deliveries import Delivery
 from shared.ledger.locks import held
 from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
-from worker.mail.smtp import SENT, outcome_of
+from worker.mail.smtp import SENT, Mailer, partly_rejected
+from worker.mail.verdicts import Recipients
 from worker.redcap.gateway import cached_schema
 from worker.redcap.schema import ProjectSchema
 from worker.services import MAILS_PER_MESSAGE, Services
 
-# A mail server that is away for longer than this is nobody's temporary trouble.
+# A mail that the server has deferred for longer than this is abandoned.
 GIVE_UP_AFTER = timedelta(days=7)
-# What is beyond this goes into a further mail.
+# More events than this go into a further mail.
 MOST_PER_DIGEST = 500
 
 log = structlog.get_logger(__name__)
 
 
 def send_email(project: str, event_id: str, services: Services) -> None:
-    """Send the e-mail that is due for an event, if one is; without an event, the project's digest.
+    """Send the e-mail that is due for an event, if any; without an event, the project's digest.
 
-    Where a crash, or a standstill for longer than the lock holds, falls between our asking the server and our note
-    of its yes, the mail is sent once more; never not at all.
+    If a crash, or a pause for longer than the lock lasts, falls between the server's acceptance and its record in
+    the ledger, the mail is sent once more; never zero times.
     """
     if services.project_config(project) is None:
-        return  # it rests: see worker/projects/removed.py
+        return  # paused: see worker/projects/removed.py
     if not event_id:
         _send_digest(project, services)
         return
     _send_due(project, event_id, services)
-    for along in services.ledger.take_mails(project, MAILS_PER_MESSAGE - 1):
-        _send_due(project, along, services)
+    for batched in services.ledger.take_mails(project, MAILS_PER_MESSAGE - 1):
+        _send_due(project, batched, services)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Mail:
-    """A mail that is due, about one event or many of one project."""
+    """A mail that is due, about one event or several of one project, to the recipients that are not done."""
 
     entries: Sequence[Entry]
-    kind: str  # in the figures: a notice, or "digest"
-    event: str  # in the log, when it is done with
-    about: Mapping[str, object]  # the same
+    kind: str  # in metrics: a notice, or "digest"
+    event: str  # in the log, when it is done
+    about: Mapping[str, object]  # in the log
     compose: Callable[[Project, str], EmailMessage]
+    delivery: Delivery
 
     @property
     def project(self) -> str:
         return self.entries[0].project
 
-    @property
-    def since(self) -> datetime:
-        """When it became due."""
-        return self.entries[0].finished_at or self.entries[0].received_at
-
 
 def _send_due(project: str, event_id: str, services: Services) -> None:
-    """Two at a time are kept apart by a lock.
+    """Send the mail about one event, unless another worker is sending it.
 
-    The entry is the last thing that is read before its mail goes out: who stood still for longer than the lock
-    holds, while another sent the mail, sees so here.
+    The event is read last: a worker that was paused for longer than its lock lasts sees here that another one has
+    sent the mail.
     """
     schema = cached_schema(services.redis, project)
     with held(services.redis, f"email:{project}:{event_id}") as mine:
         entry = services.ledger.load(project, event_id) if mine else None
         if entry is None or entry.notice is None:
             return
-        if not _is_done(_mail_about(entry, entry.notice, schema, services), services):
+        if _waiting(_mail_about(entry, entry.notice, schema, services), services):
             services.retry_soon("email", project, event_id)
 
 
@@ -84,25 +82,38 @@ def _mail_about(entry: Entry, notice: Notice, schema: ProjectSchema | None, serv
         return compose(entry, notice, config, zone=zone, sender=sender, schema=schema)
 
     about = {"event_id": entry.event_id, "notice": notice}
-    return _Mail(entries=[entry], kind=notice, event="mail_done", about=about, compose=composed)
+    return _Mail(
+        entries=[entry], kind=notice, event="mail_done", about=about, compose=composed,
+        delivery=entry.delivery,
+    )  # fmt: skip
 
 
 def _send_digest(project: str, services: Services) -> None:
-    """Send what was gathered, in one mail or, where it is very much, in several."""
+    """Send what waits for the digest, in one mail or, if it is very much, in several."""
     seconds = services.config.projects[project].digest_seconds
-    schema = cached_schema(services.redis, project)
     with held(services.redis, f"digest:{project}") as mine:
-        while mine and (ids := services.ledger.gathered(project, MOST_PER_DIGEST)):
-            entries = [
-                entry
-                for entry in services.ledger.entries_of(project, ids)
-                # What could not be saved since is told by itself, at once.
-                if entry.notice not in {None, Notice.UNSAVED}
-            ]
-            if entries and not _is_done(_digest_about(entries, schema, services), services):
-                services.retry_soon("digest", project)
-                return
-            services.ledger.digested(project, ids, digest_seconds=seconds)
+        waiting: set[str] = set()
+        while mine and (ids := services.ledger.gathered(project, MOST_PER_DIGEST, skip=len(waiting))):
+            waiting |= _waiting_of(ids, project, services)
+            done = [event_id for event_id in ids if event_id not in waiting]
+            services.ledger.digested(project, done, digest_seconds=None if waiting else seconds)
+        if waiting:
+            services.retry_soon("digest", project)
+
+
+def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str]:
+    """Send digests about events. Returns the ids of those that must be sent again.
+
+    Events of which the same recipients are done go into one mail.
+    """
+    schema = cached_schema(services.redis, project)
+    by_delivery: dict[Delivery, list[Entry]] = {}
+    for entry in services.ledger.entries_of(project, ids):
+        # A change that has become unsaved is mailed by itself, immediately.
+        if entry.notice not in {None, Notice.UNSAVED}:
+            by_delivery.setdefault(entry.delivery, []).append(entry)
+    mails = [_digest_about(entries, schema, services) for entries in by_delivery.values()]
+    return {event_id for mail in mails for event_id in _waiting(mail, services)}
 
 
 def _digest_about(entries: Sequence[Entry], schema: ProjectSchema | None, services: Services) -> _Mail:
@@ -111,40 +122,88 @@ def _digest_about(entries: Sequence[Entry], schema: ProjectSchema | None, servic
         return compose_digest(entries, config, zone=zone, sender=sender, schema=schema)
 
     about = {"changes": len(entries)}
-    return _Mail(entries=entries, kind="digest", event="digest_done", about=about, compose=composed)
+    return _Mail(
+        entries=entries, kind="digest", event="digest_done", about=about, compose=composed,
+        delivery=entries[0].delivery,
+    )  # fmt: skip
 
 
-def _is_done(mail: _Mail, services: Services) -> bool:
-    """Send a mail, and note its outcome. False where it was put off.
+def _waiting(mail: _Mail, services: Services) -> Collection[str]:
+    """Send a mail and record its outcome. Returns the ids of the events whose mail was deferred.
 
-    A secret that is missing, or an address that is none, is mended sooner or later, like a server that is away.
+    A missing secret or an invalid address is fixed sooner or later, like a server that is unavailable.
     """
     try:
         outcome = _sent(mail, services)
     except (MailDeferred, ConfigError) as error:
-        reason = " ".join(str(error).split())
-        if services.now() - mail.since <= GIVE_UP_AFTER:
-            log.warning("mail_put_off", project=mail.project, **mail.about, error=reason)
-            return False
-        outcome = f"given up: {reason}"
+        return _deferred(mail, " ".join(str(error).split()), services)
     except MailRejected as error:
         outcome = f"refused: {error}"
-    _note(mail, outcome, services)
-    return True
+    _note(mail, mail.entries, outcome, services)
+    return ()
+
+
+def _deferred(mail: _Mail, reason: str, services: Services) -> Collection[str]:
+    """Abandon the mail about events that have waited for too long. Returns the ids of the others."""
+    latest = services.now() - GIVE_UP_AFTER
+    late = [entry for entry in mail.entries if (entry.mail_since or entry.received_at) < latest]
+    if late:
+        _note(mail, late, f"{'partly ' if mail.delivery.accepted else ''}given up: {reason}", services)
+    waiting = [entry.event_id for entry in mail.entries if entry not in late]
+    if waiting:
+        log.warning("mail_put_off", project=mail.project, **mail.about, error=reason)
+    return waiting
 
 
 def _sent(mail: _Mail, services: Services) -> str:
-    """The outcome. Raises ConfigError where there is no mail server to ask, and as the mailer does."""
+    """Send a mail to the recipients that are not done. Returns the outcome.
+
+    Raises ConfigError if the mail server's address is missing or invalid, and as the mailer does.
+    """
     config = services.config.projects[mail.project]
     mailer = services.mailer if config.notify else None
     if mailer is None:
         return "nobody to tell"
-    message = mail.compose(config, mailer.sender)
-    return outcome_of(mailer.send(message), message)
+    notify = list(dict.fromkeys(config.notify))
+    to = [each for each in notify if not mail.delivery.is_done(_address_hash(each, services))]
+    missed = _offer(mail, config, mailer, to) if to else Recipients()
+    _note_recipients(mail, to, missed, services)
+    if missed.deferred:
+        problem = f"{len(missed.deferred)} of {len(notify)} addresses: {missed.reason}"
+        raise MailDeferred("smtp_recipients_deferred", problem)
+    rejected = len(mail.delivery.rejected)
+    return partly_rejected(rejected, len(notify)) if rejected else SENT
 
 
-def _note(mail: _Mail, outcome: str, services: Services) -> None:
-    for entry in mail.entries:
+def _address_hash(address: str, services: Services) -> str:
+    """What the ledger keeps instead of an address."""
+    return services.hasher(f"mail:{address.casefold()}")
+
+
+def _offer(mail: _Mail, config: Project, mailer: Mailer, to: Sequence[str]) -> Recipients:
+    """Send a mail. Raises as the mailer does, unless a rejection concerns only the last recipients of several."""
+    try:
+        return mailer.send(mail.compose(config, mailer.sender), to=to)
+    except MailRejected:
+        if not mail.delivery.accepted:
+            raise
+        return Recipients(rejected=tuple(to))
+
+
+def _note_recipients(mail: _Mail, to: Sequence[str], missed: Recipients, services: Services) -> None:
+    """Remember which recipients are done, if some are not or were rejected."""
+    if not missed.rejected and not missed.deferred:
+        return
+    accepted = set(to).difference(missed.rejected, missed.deferred)
+    mail.delivery = Delivery(
+        mail.delivery.accepted | {_address_hash(address, services) for address in accepted},
+        mail.delivery.rejected | {_address_hash(address, services) for address in missed.rejected},
+    )
+    services.ledger.note_delivery(mail.entries, mail.delivery)
+
+
+def _note(mail: _Mail, entries: Sequence[Entry], outcome: str, services: Services) -> None:
+    for entry in entries:
         if entry.notice is not None:
             services.ledger.notified(entry, entry.notice, outcome)
     services.ledger.count("mails", mail.project, mail.kind, outcome.partition(":")[0])

@@ -4,6 +4,8 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local noticed = redis.call('HGET', KEYS[1], 'noticed') or ''
 redis.call('HSET', KEYS[1], 'noticed', noticed .. ARGV[3] .. ' ', 'mail', ARGV[4])
+-- Recipients that are done are remembered while others may be tried again.
+if ARGV[4] == 'sent' then redis.call('HDEL', KEYS[1], 'mail_accepted', 'mail_rejected') end
 if redis.call('HGET', KEYS[1], 'notice') ~= ARGV[3] then return 0 end
 local due = 'email|' .. ARGV[1] .. '|' .. ARGV[2]
 redis.call('HDEL', KEYS[1], 'notice')

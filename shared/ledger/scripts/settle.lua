@@ -32,7 +32,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[10])
 -- Each kind of notice is given once per event: a later correction by the nightly run is no second change.
 -- Whole words are compared: "saved" is also the end of "unsaved".
 if notice == '' or string.find(' ' .. (before[3] or ''), ' ' .. notice .. ' ', 1, true) then return '' end
-redis.call('HSET', KEYS[1], 'notice', notice)
+redis.call('HSET', KEYS[1], 'notice', notice, 'notice_ms', ARGV[8])
 redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[8], ARGV[8], id)
 if tonumber(ARGV[12]) > 0 then
