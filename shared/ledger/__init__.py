@@ -386,6 +386,21 @@ class Ledger:
             args=[project, event_id, notice, outcome, self._retention_seconds],
         )
 
+    def renotify(self, project: str, event_id: str, *, digest: bool, now: datetime) -> Kind | None:
+        """Make an event's undelivered mail due again, alone or in a digest. None if there is nothing to send."""
+        now_ms = milliseconds(now)
+        kind = self._scripts["renotify"](
+            keys=[
+                keys.event(project, event_id),
+                keys.DUE,
+                keys.mailing(project),
+                keys.ATTEMPTS,
+                keys.gathered(project),
+            ],
+            args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS, "1" if digest else ""],
+        )
+        return kind or None
+
     def reopen(self, project: str, event_id: str, *, now: datetime) -> bool:
         """Set an ended event back to its start. False where there is none, or nothing to look up."""
         now_ms = milliseconds(now)

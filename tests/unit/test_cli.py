@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from redis.exceptions import ConnectionError as RedisDown
 
+from shared.domain.events import OptOutEvent
+from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import config, hashed, project_table, sid
@@ -192,6 +194,122 @@ class TestReplay:
         asthma.published.error = ConnectionRefusedError()
         assert run("replay", event.event_id).exit_code == 0
         assert f"lookup|asthma|{event.event_id}" in asthma.redis.zrange(keys.DUE, 0, -1)
+
+
+class TestReplayOfMails:
+    def refused(self, asthma: Study, number: int = 1) -> OptOutEvent:
+        asthma.mailer.errors.append(MailRejected("smtp_rejected", "code 554 5.6.0 at DATA"))
+        event = asthma.text(fictional_phone(number))
+        asthma.work()
+        assert asthma.entry(event).mail == "refused: smtp_rejected: code 554 5.6.0 at DATA"
+        return event
+
+    def test_a_rejected_mail_is_sent_again_and_nothing_is_written(self, asthma: Study, run: Run) -> None:
+        event = self.refused(asthma)
+        imports = asthma.imports()
+        assert run("replay", "--mails").stdout == "1 mail replayed\n"
+        assert asthma.entry(event).notice == "saved"
+        asthma.work()
+        assert (asthma.entry(event).mail, len(asthma.mailer.sent)) == ("sent", 1)
+        assert asthma.imports() == imports
+        assert asthma.redis.zcard(keys.mailing("asthma")) == 0
+        assert run("replay", "--mails").stdout == "0 mails replayed\n"
+
+    def test_an_abandoned_mail_is_sent_again_and_has_another_week(self, asthma: Study, run: Run) -> None:
+        asthma.mailer.errors.extend(MailDeferred("smtp_unreachable") for _ in range(3))
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        asthma.sweep_later(days=7, minutes=1)
+        assert asthma.entry(event).mail == "given up: smtp_unreachable"
+        run("replay", "--mails")
+        asthma.work()
+        assert (asthma.entry(event).notice, asthma.mailer.sent) == ("saved", [])
+        asthma.sweep_later(days=6)
+        assert asthma.entry(event).mail == "sent"
+
+    def test_a_deferred_mail_is_sent_now(self, asthma: Study, run: Run) -> None:
+        asthma.mailer.errors.append(MailDeferred("smtp_deferred", "code 451"))
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        assert run("replay", "--mails").stdout == "1 mail replayed\n"
+        asthma.work()
+        assert (asthma.entry(event).mail, len(asthma.mailer.sent)) == ("sent", 1)
+
+    def test_a_recipient_that_was_accepted_does_not_receive_it_again(self, asthma: Study, run: Run) -> None:
+        asthma.config = config({"asthma": project_table(notify=["a@example.edu", "b@example.edu"])})
+        asthma.services = asthma.new_services()
+        asthma.mailer.refuses = ["b@example.edu"]
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        assert asthma.entry(event).mail == "partly rejected: 1 of 2 addresses"
+        asthma.mailer.refuses = []
+        assert run("replay", "--mails").stdout == "1 mail replayed\n"
+        asthma.work()
+        assert asthma.mailer.sent_to == [("a@example.edu",), ("b@example.edu",)]
+        assert asthma.entry(event).mail == "sent"
+
+    def test_the_mail_of_one_event(self, asthma: Study, run: Run) -> None:
+        one, other = self.refused(asthma, 1), self.refused(asthma, 2)
+        assert run("replay", "--mails", one.event_id).stdout == "1 mail replayed\n"
+        asthma.work()
+        assert asthma.entry(one).mail == "sent"
+        assert asthma.entry(other).mail.startswith("refused")
+
+    def test_a_sent_or_unknown_mail_is_an_error_if_it_was_named(self, asthma: Study, run: Run) -> None:
+        event = asthma.text(fictional_phone(1))
+        asthma.work()
+        for event_id in (event.event_id, sid()):
+            result = run("replay", "--mails", event_id)
+            assert (result.exit_code, result.stdout) == (1, "0 mails replayed\n")
+            assert "no undelivered mail" in result.stderr
+        assert (len(asthma.mailer.sent), run("replay", "--mails").exit_code) == (1, 0)
+
+    def test_many_mails_share_messages(self, asthma: Study, run: Run) -> None:
+        events = [self.refused(asthma, number) for number in (1, 2, 3)]
+        assert run("replay", "--mails").stdout == "3 mails replayed\n"
+        assert len(asthma.published.of(TaskName.EMAIL)) == 1
+        asthma.work()
+        assert {asthma.entry(event).mail for event in events} == {"sent"}
+        assert len(asthma.mailer.sent) == 3
+
+    def test_abandoned_changes_of_a_digest_go_into_one_digest(self, asthma: Study, run: Run) -> None:
+        self.gather(asthma)
+        asthma.mailer.errors.append(MailRejected("smtp_rejected", "code 554 5.6.0 at DATA"))
+        asthma.sweep_later(minutes=11)
+        assert run("replay", "--mails").stdout == "2 mails replayed\n"
+        asthma.work()
+        assert asthma.mailer.subjects == ["[asthma] 2 opt-outs (STOP)"]
+        assert (asthma.redis.zcard(keys.gathered("asthma")), asthma.redis.zcard(keys.DUE)) == (0, 0)
+
+    def test_a_deferred_digest_is_sent_now_and_one_whose_time_has_not_come_waits(
+        self, asthma: Study, run: Run
+    ) -> None:
+        self.gather(asthma)
+        assert run("replay", "--mails").stdout == "0 mails replayed\n"
+        asthma.mailer.errors.append(MailDeferred("smtp_deferred", "code 451"))
+        asthma.sweep_later(minutes=11)
+        assert run("replay", "--mails").stdout == "2 mails replayed\n"
+        asthma.work()
+        assert asthma.mailer.subjects == ["[asthma] 2 opt-outs (STOP)"]
+
+    def gather(self, asthma: Study) -> None:
+        asthma.config = config({"asthma": project_table(notify_digest="10m")})
+        asthma.services = asthma.new_services()
+        for number in (1, 2):
+            asthma.text(fictional_phone(number))
+        asthma.work()
+
+    def test_a_replayed_mail_outlives_the_retention_until_it_is_sent(self, asthma: Study, run: Run) -> None:
+        event = self.refused(asthma)
+        stored = keys.event("asthma", event.event_id)
+        assert asthma.redis.ttl(stored) > 0
+        run("replay", "--mails")
+        assert asthma.redis.ttl(stored) == -1
+        asthma.work()
+        assert asthma.redis.ttl(stored) > 0
+
+    def test_mails_and_failed_events_are_replayed_by_two_commands(self, run: Run) -> None:
+        assert run("replay", "--mails", "--failed").exit_code == 2
 
 
 class TestErrors:
