@@ -64,7 +64,9 @@ class Services:
     def mailer(self) -> Mailer | None:
         """Sends mail, or None where no [smtp] is configured."""
         smtp = self.config.smtp
-        return Mailer(smtp.url.resolve(), smtp.sender, helo=self.config.helo) if smtp else None
+        if smtp is None:
+            return None
+        return Mailer(smtp.url.resolve(), smtp.sender, helo=self.config.helo, redis=self.redis)
 
     @cached_property
     def _session(self) -> requests.Session:

@@ -117,6 +117,16 @@ def queued(name: str) -> str:
     return f"{PREFIX}:queued:{name}"
 
 
+def mail_login(host: str) -> str:
+    """String: how the last login to a mail server ended; expires when the next one is allowed."""
+    return f"{PREFIX}:mail-login:{host}"
+
+
+def mail_login_refusals(host: str) -> str:
+    """String: consecutive refused logins to a mail server; expires."""
+    return f"{PREFIX}:mail-login-refusals:{host}"
+
+
 def rate(host: str) -> str:
     """Sorted set: the last minute's requests to a REDCap host."""
     return f"{PREFIX}:rate:{host}"

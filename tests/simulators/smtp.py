@@ -115,6 +115,7 @@ class SmtpSimulator:
     faults: list[Fault] = field(default_factory=list)
     greetings: list[str] = field(default_factory=list)
     connections: int = 0
+    logins: int = 0
     _replies: list[_Reply] = field(default_factory=list)
     url: str = ""
     port: int = 0
@@ -195,6 +196,7 @@ class SmtpSimulator:
     def _authenticate(
         self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, login: Any
     ) -> AuthResult:
+        self.logins += 1
         if demanded := self.next_reply("AUTH"):
             return AuthResult(success=False, handled=False, message=demanded)
         right = (

@@ -5,6 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from shared.config import Config
 from shared.errors import ConfigError, MailDeferred, MailRejected
+from shared.redis_client import RedisClient
 from worker.checks.configuration import in_the_clear
 from worker.checks.findings import Finding, Passed
 from worker.mail.smtp import Mailer
@@ -13,13 +14,13 @@ from worker.mail.template_check import template_problems
 SUBJECT = "smtp"
 
 
-def check_mail(config: Config) -> Iterator[Finding | Passed]:
+def check_mail(config: Config, redis: RedisClient) -> Iterator[Finding | Passed]:
     """Connect and log in, without sending anything."""
     if config.smtp is None:
         return
     try:
         url = config.smtp.url.resolve()
-        mailer = Mailer(url, config.smtp.sender, helo=config.helo)
+        mailer = Mailer(url, config.smtp.sender, helo=config.helo, redis=redis)
     except ConfigError as error:
         if not error.source.startswith(("env:", "file:")):  # a missing secret is reported as such
             yield Finding(id="smtp-refused", subject=SUBJECT, observed=error.problems[0])

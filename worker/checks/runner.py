@@ -52,7 +52,7 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
     checks: dict[str, Check] = {
         "configuration": partial(check_configuration, config, projects),
         "redis": partial(check_redis, redis, services.now),
-        "smtp": partial(check_mail, config),
+        "smtp": partial(check_mail, config, redis),
         "templates": partial(check_templates, config, projects),
         "web": partial(check_web, web_url, services.now),
         "worker": partial(check_workers, app),

@@ -1,9 +1,10 @@
 """E-mail over SMTP."""
 
+import binascii
 import smtplib
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from email.message import EmailMessage
 from email.utils import getaddresses
 from functools import cached_property
@@ -11,6 +12,8 @@ from urllib.parse import parse_qs, unquote
 
 from shared.config.urls import address_parts
 from shared.errors import ConfigError, MailDeferred
+from shared.redis_client import RedisClient
+from worker.mail.login_pacing import LoginPacing
 from worker.mail.verdicts import Recipients, failure_of, failure_of_all, judge_recipients
 
 TIMEOUT_SECONDS = 30.0
@@ -31,11 +34,14 @@ def partly_rejected(number: int, of: int) -> str:
 class Mailer:
     """Sends through one mail server, given as `smtp://user:password@host:587?starttls=true` or `smtps://…`.
 
-    `helo` is the name in EHLO; None uses this host's name. Raises ConfigError if the address is invalid; the error
+    `helo` is the name in EHLO; None uses this host's name. With `redis` all processes together pause after a
+    refused login. Raises ConfigError if the address is invalid; the error
     does not repeat it, as it contains a password.
     """
 
-    def __init__(self, url: str, sender: str, *, helo: str | None = None) -> None:
+    def __init__(
+        self, url: str, sender: str, *, helo: str | None = None, redis: RedisClient | None = None
+    ) -> None:
         parts = address_parts(url, "smtp.url")
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
             problem = "smtp.url: must be smtp://host:port or smtps://host:port; correct what it refers to"
@@ -47,6 +53,7 @@ class Mailer:
         self._host = parts.hostname
         self._port = parts.port or (465 if self._tls else 587 if self._starttls else 25)
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
+        self._pacing = LoginPacing(redis, self.address) if redis is not None else None
 
     def __repr__(self) -> str:
         return f"Mailer({self.address})"
@@ -89,11 +96,26 @@ class Mailer:
                 server.starttls(context=self._tls_context)
             server.ehlo_or_helo_if_needed()
             if self._user:
-                server.login(self._user, self._password)
+                with self._pacing.login() if self._pacing else nullcontext(), _translated_errors():
+                    self._login(server)
         except BaseException:
             server.close()
             raise
         return server
+
+    def _login(self, server: smtplib.SMTP) -> None:
+        """Log in by one mechanism: smtplib's login tries several, and a server counts each as a failure."""
+        offered = server.esmtp_features.get("auth", "").upper().split()
+        preferred = ("PLAIN", "LOGIN", "CRAM-MD5") if self._encrypted else ("CRAM-MD5", "PLAIN", "LOGIN")
+        mechanism = next((each for each in preferred if each in offered), None)
+        if mechanism is None:
+            raise smtplib.SMTPNotSupportedError
+        server.user, server.password = self._user, self._password
+        server.auth(mechanism, getattr(server, f"auth_{mechanism.lower().replace('-', '_')}"))
+
+    @property
+    def _encrypted(self) -> bool:
+        return self._tls or self._starttls
 
     def _open(self) -> smtplib.SMTP:
         if self._tls:
@@ -130,5 +152,5 @@ def _translated_errors() -> Iterator[None]:
         # Its text and repr contain the password: smtplib's AUTH accepts ASCII only (CPython issue 73936).
         problem = "smtplib accepts ASCII characters only; correct host, user and password of smtp.url"
         raise MailDeferred("smtp_not_ascii", problem) from None
-    except (smtplib.SMTPException, OSError) as error:
+    except (smtplib.SMTPException, OSError, binascii.Error) as error:
         raise MailDeferred("smtp_unreachable", type(error).__name__) from None
