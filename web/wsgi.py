@@ -1,20 +1,25 @@
 """The WSGI entry point: reads the environment, and reports clearly what is missing."""
 
 import sys
+from contextlib import suppress
 
 import structlog
+from redis.exceptions import RedisError
 
 from shared.config import load_config, redis_url
 from shared.errors import ConfigError
 from shared.logs.setup import configure_logging
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
+from shared.redis_rights import missing_rights, report_missing_rights
 from web.app import build_services, create_app
 
 configure_logging()
 try:
     redis = connect(redis_url())
     app = create_app(build_services(load_config(), redis, make_publisher(redis)))
+    with suppress(RedisError):
+        report_missing_rights({"OPTOUT_REDIS_URL": missing_rights(redis)})
 except ConfigError as error:
     structlog.get_logger(__name__).critical("configuration_error", problems=error.problems)
     sys.exit(str(error))

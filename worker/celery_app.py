@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready, worker_shutting_down
+from redis.exceptions import RedisError
 
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
@@ -19,7 +20,8 @@ from shared.logs.setup import configure_logging
 from shared.messaging.celery_config import TaskName, make_celery
 from shared.messaging.publisher import make_publisher
 from shared.messaging.record_events import publish_or_leave
-from shared.redis_client import connect
+from shared.redis_client import RedisClient, connect
+from shared.redis_rights import missing_by_address, report_missing_rights
 from worker.mail.template_check import report_templates
 from worker.projects.problems import check_again_soon
 from worker.runtime.celery_patches import apply_celery_patches
@@ -87,6 +89,7 @@ def _read_configuration(**_: Any) -> None:
     try:
         services().hasher  # noqa: B018  resolves the hash key
         report_templates(services().config)
+        _require_redis_rights(services().redis)
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None
@@ -95,6 +98,16 @@ def _read_configuration(**_: Any) -> None:
         name = type(error).__name__
         log.critical("configuration_error", problems=[name])
         raise SystemExit(f"the worker cannot start: {name}") from None
+
+
+def _require_redis_rights(redis: RedisClient) -> None:
+    """Raises SystemExit if a Redis user lacks a right. If Redis is unavailable, the worker waits for it."""
+    try:
+        problems = report_missing_rights(missing_by_address(redis))
+    except RedisError:
+        return
+    if problems:
+        raise SystemExit("\n".join(problems))
 
 
 @worker_init.connect

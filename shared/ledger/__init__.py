@@ -192,7 +192,8 @@ class Ledger:
             keys.DUE,
             keys.COUNTS,
             keys.intents(project),
-            message.queue,
+            # Without a message: any key of the ledger. Redis checks the rights on each key of a script.
+            message.queue or keys.arrived(project),
             keys.arrived(project),
             keys.queued(f"lookup:{project}"),
             keys.ATTEMPTS,

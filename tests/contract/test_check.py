@@ -16,15 +16,17 @@ import pytest
 import requests
 from click.testing import CliRunner
 from flask import Flask
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from werkzeug.serving import make_server
 
-from shared.config import parse_config
+from shared.config import parse_config, redis_url
 from shared.domain.events import Source, State
 from shared.errors import TwilioRejected
 from shared.ledger import Ledger, Outcome, keys
 from shared.messaging.celery_config import make_celery
+from shared.redis_client import connect
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT, free_port
@@ -53,7 +55,7 @@ from worker.checks.configuration import check_configuration
 from worker.checks.end_to_end import TEST_SID_PREFIX
 from worker.checks.findings import CATALOGUE, Finding, Passed, Severity, format_records
 from worker.checks.redcap import check_redcap
-from worker.checks.redis import check_broker, check_redis
+from worker.checks.redis import check_broker, check_redis, check_rights
 from worker.checks.runner import checks_for, run_checks
 from worker.checks.web import check_backlog, check_web, check_workers
 from worker.cli.check import check as check_command
@@ -398,7 +400,8 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
 # Produced by tests of their own further down: they need a server, or a Redis with settings.
 PRODUCED_ELSEWHERE = {
     "config-unusable", "redis-unreachable", "redis-not-append-only", "redis-fsync-late", "redis-may-evict",
-    "redis-writes-fail", "redis-settings-hidden", "redis-is-cluster", "broker-unreachable", "clock-differs",
+    "redis-writes-fail", "redis-settings-hidden", "redis-right-missing", "redis-info-hidden",
+    "redis-is-cluster", "broker-unreachable", "clock-differs",
     "web-unreachable", "web-certificate", "web-is-another", "web-not-ready", "no-worker", "events-wait",
     "events-failed", "reconcile-late", "reconcile-never", "check-unfinished",
 }  # fmt: skip
@@ -622,6 +625,61 @@ class Settings:
 )
 def test_settings_of_redis_that_lose_data_are_found(redis: Any, expected: set[str]) -> None:
     assert ids(list(check_redis(redis, lambda: NOW))) == expected
+
+
+def _as_user(valkey_port: int, rules: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of a Redis user with these rights."""
+    with Redis(port=valkey_port) as admin:
+        admin.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">S3cret", *rules.split())
+    monkeypatch.setenv("OPTOUT_REDIS_URL", f"redis://limited:S3cret@127.0.0.1:{valkey_port}/0")
+    return connect(redis_url())
+
+
+@pytest.mark.parametrize(
+    ("rules", "missing"),
+    [
+        ("~* &* +@all -hget", "+hget"),
+        ("~* &* +@all -evalsha -script", "+evalsha +script|exists +script|load"),
+        ("~* &* +@all -brpop", "+brpop"),
+        ("~* &* +@all -multi", "+multi"),
+        ("~* &* +@all -time", "+time"),
+        ("~* &* +@all -psubscribe", "+psubscribe"),
+        (
+            "~* +@all resetchannels",
+            "&/0.celery.pidbox &/0.celeryev/* &/0.celeryev/worker.* &/0.celeryev/worker.heartbeat",
+        ),
+        ("~optout:* &* +@all", "~*.pidbox* ~_kombu.binding* ~celeryev.* ~optout.* ~unacked*"),
+        ("~optout.* ~_kombu.binding* ~unacked* ~*.pidbox* ~celeryev.* &* +@all", "~optout:*"),
+    ],
+)
+def test_a_missing_right_of_the_redis_user_is_named(
+    valkey_port: int, rules: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _as_user(valkey_port, rules, monkeypatch) as redis:
+        (finding,) = check_rights()
+        assert "redis-unreachable" not in ids(list(check_redis(redis, lambda: datetime.now(UTC))))
+    assert isinstance(finding, Finding)
+    assert (finding.id, finding.subject) == ("redis-right-missing", "redis")
+    assert finding.observed == f"the user in OPTOUT_REDIS_URL lacks {missing}"
+    assert "S3cret" not in str(finding.as_json())
+
+
+def test_a_redis_user_without_dangerous_commands_lacks_only_what_the_check_itself_reads(
+    valkey_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _as_user(valkey_port, "~* &* +@all -@dangerous", monkeypatch) as redis:
+        assert ids(list(check_rights())) == set()
+        found = list(check_redis(redis, lambda: datetime.now(UTC)))
+    assert ids(found) == {"redis-info-hidden", "redis-settings-hidden"}
+    assert "+info" in str(found)
+
+
+def test_a_test_of_the_rights_changes_nothing(valkey_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _as_user(valkey_port, "~* &* +@all", monkeypatch) as redis:
+        redis.flushall()
+        (passed,) = check_rights()
+        assert isinstance(passed, Passed)
+        assert redis.dbsize() == 0
 
 
 def test_a_redis_that_is_away_is_found() -> None:

@@ -152,6 +152,19 @@ CATALOGUE: dict[str, Kind] = {
         "Nothing can be stored: the web process answers 503 to Twilio, and no task runs.",
         "start Redis, or correct OPTOUT_REDIS_URL",
     ),
+    "redis-right-missing": _error(
+        "A Redis user lacks a right",
+        "The user in that address may not run a command, or use a key or channel, that this program needs. Without a "
+        "right on the ledger, opt-outs cannot be stored; without one on the broker, the worker does not run. The "
+        "rights are named as `ACL SETUSER` writes them.",
+        "give the user that right; docs/how-to/restrict-redis.md has all of them",
+    ),
+    "redis-info-hidden": _warning(
+        "The Redis user may not run INFO",
+        "INFO is in Redis' category @dangerous. Everything else works, but whether Redis stores each change on disk "
+        "and its disk is full cannot be checked.",
+        "ACL SETUSER (the user) +info; docs/how-to/restrict-redis.md has all rights",
+    ),
     "redis-not-append-only": _error(
         "Redis does not keep an append-only file",
         "A change is durable only if it is on the disk before Twilio is answered. Without the append-only file, "

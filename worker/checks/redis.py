@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kombu import Connection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from shared.redis_client import RedisClient
+from shared.config import redis_url
+from shared.redis_client import RedisClient, connect
+from shared.redis_rights import missing_by_address
 from worker.checks.clock import clock_finding
 from worker.checks.findings import Finding, Passed
 
@@ -17,11 +19,15 @@ SUBJECT = "redis"
 def check_redis(redis: RedisClient, now: Callable[[], datetime]) -> Iterator[Finding | Passed]:
     """Durability as promise P1 needs it, and the clock."""
     try:
-        info = redis.info("all")
+        info = _info(redis)
         seconds, microseconds = redis.time()
+    except NoPermissionError:
+        return  # check_rights names it
     except RedisError as error:
         yield Finding(id="redis-unreachable", subject=SUBJECT, observed=type(error).__name__)
         return
+    if not info:
+        yield Finding(id="redis-info-hidden", subject=SUBJECT, observed="the Redis user lacks +info")
     yield Passed(SUBJECT, f"{_server(info)} answers")
     yield from clock_finding(
         SUBJECT, "Redis'", datetime.fromtimestamp(seconds + microseconds / 1e6, UTC), now()
@@ -29,6 +35,29 @@ def check_redis(redis: RedisClient, now: Callable[[], datetime]) -> Iterator[Fin
     yield from _durability(redis, info)
     if str(info.get("cluster_enabled", 0)) == "1":
         yield Finding(id="redis-is-cluster", subject=SUBJECT, observed="cluster_enabled is 1")
+
+
+def _info(redis: RedisClient) -> dict[str, Any]:
+    """What the server says about itself; empty if the user may not ask (INFO is in the category @dangerous)."""
+    try:
+        info: dict[str, Any] = redis.info("all")
+    except NoPermissionError:
+        return {}
+    return info
+
+
+def check_rights() -> Iterator[Finding | Passed]:
+    """Whether the Redis users of ledger and broker have the rights that they need."""
+    with connect(redis_url()) as redis:
+        found = missing_by_address(redis)
+    for name, missing in found.items():
+        subject = "broker" if name == "OPTOUT_BROKER_URL" else SUBJECT
+        if missing:
+            fix = f"ACL SETUSER (the user in {name}) {' '.join(missing)}; see docs/how-to/restrict-redis.md"
+            observed = f"the user in {name} lacks {' '.join(missing)}"
+            yield Finding(id="redis-right-missing", subject=subject, observed=observed, fix=fix)
+        else:
+            yield Passed(subject, f"the user in {name} has the rights that it needs")
 
 
 def _server(info: dict[str, Any]) -> str:
@@ -41,6 +70,8 @@ def _durability(redis: RedisClient, info: dict[str, Any]) -> Iterator[Finding]:
     settings = _settings(redis)
     if settings is None:
         yield Finding(id="redis-settings-hidden", subject=SUBJECT, observed="CONFIG GET is not allowed")
+        if not info:
+            return
         settings = {
             "appendonly": "yes" if info.get("aof_enabled") else "no",
             "maxmemory-policy": str(info.get("maxmemory_policy", "noeviction")),

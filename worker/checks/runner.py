@@ -15,7 +15,7 @@ from worker.checks.configuration import accounts_of, check_configuration
 from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.mail import check_mail, check_templates
 from worker.checks.redcap import check_redcap
-from worker.checks.redis import check_broker, check_redis
+from worker.checks.redis import check_broker, check_redis, check_rights
 from worker.checks.twilio import check_account, check_inbound
 from worker.checks.web import check_backlog, check_web, check_workers
 from worker.services import Services
@@ -52,6 +52,7 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
     checks: dict[str, Check] = {
         "configuration": partial(check_configuration, config, projects),
         "redis": partial(check_redis, redis, services.now),
+        "redis: rights": check_rights,
         "smtp": partial(check_mail, config, redis),
         "templates": partial(check_templates, config, projects),
         "web": partial(check_web, web_url, services.now),

@@ -4,10 +4,11 @@ import os
 import sys
 
 import click
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from shared.errors import OptOutError
 from shared.logs.setup import configure_logging
+from shared.redis_rights import refused_command
 from worker.cli.check import check
 from worker.cli.events import events
 from worker.cli.forget import forget
@@ -27,6 +28,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except OptOutError as error:
             click.echo(f"error: {error}", err=True)
+        except NoPermissionError as error:
+            right = refused_command(error)
+            click.echo(f"error: the Redis user lacks a right ({right}); optout check names all", err=True)
         except RedisError as error:
             click.echo(
                 f"error: Redis does not answer ({type(error).__name__}); is OPTOUT_REDIS_URL right?", err=True
