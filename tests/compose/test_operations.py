@@ -180,7 +180,7 @@ def test_an_upgrade_under_load_refuses_no_webhook_and_loses_none(stack: Stack) -
         output = upgrade.communicate()[0]
         after = {container["Id"] for service in services for container in stack.containers(service)}
         assert upgrade.returncode == 0, output
-        assert len(after) == len(before)
+        assert len(after) == len(before), output
         assert not before & after
         assert attempts == [[200]] * len(records)
         stack.expect_opted_out(records)
