@@ -561,7 +561,7 @@ class TestSchema:
 
     def test_a_field_that_is_missing_names_its_key(self, made: Any) -> None:
         gateway = made(opt_out_field="no_such_field")
-        with pytest.raises(RedcapRejected, match="opt_out_field: the project has no field no_such_field"):
+        with pytest.raises(ProjectProblem, match="opt_out_field: the project has no field no_such_field"):
             gateway.project.schema  # noqa: B018
 
     def test_all_workers_read_it_once_until_it_is_invalidated(self, made: Any, redis: Any) -> None:

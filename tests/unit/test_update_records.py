@@ -590,14 +590,89 @@ class TestRefusals:
         assert asthma.pending() == 0
         assert len(asthma.mailer.sent) == 2
 
-    def test_a_field_that_was_renamed_in_redcap_is_a_refusal_that_names_the_key(self) -> None:
+    def test_a_field_that_was_renamed_in_redcap_is_a_problem_that_names_the_key_and_keeps_the_event(
+        self,
+    ) -> None:
         asthma = enrolled(2)
         asthma.project.change_field("sms_opt_out_at", name="opted_out_at")
+        event = asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        assert asthma.state(event) == "received"
+        assert "opt_out_field" in asthma.problem()["detail"]
+        assert asthma.problem()["problem"] == "redcap_no_such_field"
+        asthma.project.change_field("opted_out_at", name="sms_opt_out_at")
+        asthma.sweep_later()
+        asthma.sweep_later()
+        assert (asthma.state(event), asthma.value("1")) == ("updated", SHOWN)
+
+
+class TestRememberedStructure:
+    """REDCap's project changes within the hour for which its structure is remembered."""
+
+    def remembered(self, project: Project | None = None, **changes: Any) -> Study:
+        """A study whose structure and phones were read for an earlier text."""
+        asthma = enrolled(30, project, **changes)
+        asthma.text(fictional_phone(30))
+        asthma.work()
+        asthma.mailer.sent.clear()
+        return asthma
+
+    def two_events(self) -> Study:
+        events = {"phone_event": "enrolment_arm_1", "opt_out_event": "enrolment_arm_1"}
+        return self.remembered(longitudinal_study(), **events)
+
+    @pytest.mark.parametrize("unknown_phone", [False, True])
+    def test_a_renamed_event_keeps_the_stop_until_the_configuration_names_it(
+        self, unknown_phone: bool
+    ) -> None:
+        asthma = self.two_events()
+        asthma.project.rename_event("enrolment_arm_1", "baseline_arm_1")
+        if unknown_phone:
+            asthma.project.add_record("99", event="baseline_arm_1", mobile="650-555-0099")
+        event = asthma.text(fictional_phone(99 if unknown_phone else 1), when=NOON)
+        asthma.work()
+        assert asthma.state(event) in {"received", "pending"}
+        assert asthma.problem()["problem"] == "no_such_event"
+        assert asthma.mailer.sent == []
+        asthma.project.rename_event("baseline_arm_1", "enrolment_arm_1")
+        for _ in range(3):
+            asthma.sweep_later()
+        assert asthma.state(event) == "updated"
+        assert asthma.value("99" if unknown_phone else "1") == SHOWN
+
+    @pytest.mark.parametrize("phone", [1, 99])
+    def test_a_renamed_record_id_field_is_used_at_once(self, phone: int) -> None:
+        asthma = self.remembered()
+        asthma.project.add_record("99", mobile="650-555-0099")
+        asthma.project.change_field("record_id", name="study_id")
+        event = asthma.text(fictional_phone(phone), when=NOON)
+        asthma.work()
+        assert (asthma.state(event), asthma.value(str(phone))) == ("updated", SHOWN)
+        assert asthma.problem() == {}
+
+    def test_seconds_that_became_minutes_are_written_as_minutes(self) -> None:
+        asthma = self.remembered()
+        asthma.project.change_field("sms_opt_out_at", validation="datetime_ymd")
+        events = [asthma.text(fictional_phone(number), when=NOON) for number in (1, 2)]
+        asthma.work()
+        assert [asthma.state(event) for event in events] == ["updated", "updated"]
+        assert (asthma.value("1"), asthma.value("2")) == (SHOWN[:-3], SHOWN[:-3])
+        assert len(asthma.mailer.sent) == 2
+
+    def test_a_rejection_without_a_change_of_the_structure_still_ends_as_failed(self) -> None:
+        asthma = self.remembered()
+        refuse_record(asthma, "1")
         event = asthma.text(fictional_phone(1))
         asthma.work()
         assert asthma.state(event) == "failed"
-        assert "opt_out_field" in asthma.entry(event).reason
-        assert asthma.problem()["problem"] == "redcap_no_such_field"
+
+    def test_many_unknown_numbers_cost_one_reading_of_the_structure(self) -> None:
+        asthma = self.two_events()
+        events = [asthma.text(f"+165055590{number:02}") for number in range(20)]
+        before = asthma.redcap.count(content="metadata")
+        asthma.work()
+        assert {asthma.state(event) for event in events} == {"no_matching_record"}
+        assert asthma.redcap.count(content="metadata") == before + 1
 
 
 class TestProjectProblems:

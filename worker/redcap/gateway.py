@@ -6,15 +6,15 @@ REDCap's peculiarities end here: events, repeating rows, checkbox columns, valid
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, groupby, islice
 from zoneinfo import ZoneInfo
 
 from shared.batches import batches
 from shared.config.schema import Project
-from shared.domain.events import Change, Status
+from shared.domain.events import Change, Status, milliseconds
 from shared.domain.phone import PhoneHasher, numbers_in
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
@@ -79,11 +79,28 @@ class RedcapProject:
         self.redis.delete(keys.structure(self.name))
         self.__dict__.pop("schema", None)
 
+    def schema_changed(self, *, since: datetime) -> bool:
+        """Read the schema again unless it was read after `since`. Returns whether it differs from the one in use.
+
+        Raises ProjectProblem if the project no longer fits the configuration.
+        """
+        used = self.schema
+        if used.read_ms >= milliseconds(since):
+            return False
+        self.invalidate_schema()
+        return self.schema.fingerprint != used.fingerprint
+
+    @property
+    def may_miss_phones(self) -> bool:
+        """Whether an outdated schema can hide phones without an error: if one event's rows alone are read."""
+        return bool(self._events)
+
     def _load_schema(self) -> ProjectSchema:
+        began = datetime.now(UTC)
         info = ProjectInfo(self.client)
         for problem in inspect(self.config, info, blocking_only=True):
             raise problem.as_error()
-        schema = info.schema(self.config, self._version())
+        schema = replace(info.schema(self.config, self._version()), read_ms=milliseconds(began))
         self.redis.set(keys.structure(self.name), json.dumps(asdict(schema)), ex=SCHEMA_CACHE_SECONDS)
         return schema
 

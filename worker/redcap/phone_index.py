@@ -152,6 +152,14 @@ class PhoneIndex:
         """
         return not self._is_small() and self._number("built_ms") < milliseconds(since)
 
+    def was_read_with(self, fingerprint: str) -> bool:
+        """Return whether the last refresh used this schema of the project, as far as that is known."""
+        return self._redis.hget(self._state, "schema") in (None, fingerprint)
+
+    def invalidate(self) -> None:
+        """Have the index rebuilt by the next refresh: it was built from another schema of the project."""
+        self._redis.hdel(self._state, "refreshed_ms")
+
     def mark_used(self, now: datetime) -> None:
         """Record that a lookup relied on the index, so that a refresh follows (see `needs_refresh`)."""
         self._redis.hset(self._state, "used_ms", milliseconds(now))
@@ -182,11 +190,13 @@ class PhoneIndex:
             self._refresh(project, datetime.now(UTC), self.refreshed_at())
 
     def _refresh(self, project: RedcapProject, now: datetime, refreshed: datetime | None) -> None:
+        fingerprint = project.schema.fingerprint
         if refreshed is None or self._is_small():
             self.rebuild(project.read_all(), now=now)
         else:
             self.put(project.read_all(refreshed - OVERLAP), now=now)
             self._redis.hset(self._state, "refreshed_ms", milliseconds(now))
+        self._redis.hset(self._state, "schema", fingerprint)
 
     def rebuild(self, states: Iterable[RecordState], *, now: datetime) -> int:
         """Replace the index by a complete export. Returns the number of records.
@@ -200,6 +210,7 @@ class PhoneIndex:
         # A later refresh may have ended before: then the next lookup that finds nothing refreshes once more.
         moments = {"refreshed_ms": generation, "built_ms": generation}
         self._redis.hset(self._state, mapping=moments | {"records": count, "reading": READING_VERSION})
+        self._redis.hdel(self._state, "schema")  # a caller that exports by itself has just read it
         return count
 
     def put(self, states: Iterable[RecordState], *, now: datetime) -> int:

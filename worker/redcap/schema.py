@@ -1,15 +1,17 @@
 """A project's structure as REDCap describes it, and whether the configuration fits it."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 
 from shared.config.schema import Project
-from shared.errors import ProjectProblem, RedcapRejected
+from shared.errors import ProjectProblem
 from worker.redcap.client import RedcapClient, Row
 from worker.redcap.redaction import redact
 
@@ -43,13 +45,20 @@ class ProjectSchema:
     time_format: str
     checkbox_column: str = ""
     project_id: str = ""
-    version: str = ""
+    version: str = field(default="", compare=False)
+    read_ms: int = field(default=0, compare=False)
     # Codes that mean "no value" in a field.
     missing_codes: Sequence[str] = ()
     # Whether the record id is tagged as an identifier: then exports without the full right hash it.
     id_is_identifier: bool = False
     # The arm of each event; empty in a classic project.
     arms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that differs between schemas that differ."""
+        compared = {part.name: getattr(self, part.name) for part in fields(self) if part.compare}
+        return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
     def arm(self, event: str | None) -> str:
         """Return an event's arm; that of an event which is newer than this schema is part of its name."""
@@ -133,10 +142,9 @@ class SchemaProblem:
         """The id of the finding of `optout check`."""
         return PROBLEMS[self.code][0]
 
-    def as_error(self) -> ProjectProblem | RedcapRejected:
-        """Return the error that keeps opt-outs from being written."""
-        error = RedcapRejected if self.code == NO_SUCH_FIELD else ProjectProblem
-        return error(self.code, f"{self.observed}; {PROBLEMS[self.code][1]}")
+    def as_error(self) -> ProjectProblem:
+        """Return the error that keeps opt-outs from being written, and their events."""
+        return ProjectProblem(self.code, f"{self.observed}; {PROBLEMS[self.code][1]}")
 
 
 def inspect(config: Project, info: ProjectInfo, *, blocking_only: bool = False) -> Iterator[SchemaProblem]:

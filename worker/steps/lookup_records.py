@@ -9,6 +9,7 @@ from shared.domain.events import UNFINISHED, Notice, State, Status
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import Entry, Outcome
 from worker.projects.problems import known_problem, note_problem
+from worker.redcap.gateway import RedcapProject
 from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY
 from worker.services import Services
 from worker.steps.complete_events import settle
@@ -70,7 +71,7 @@ def _look_up(entry: Entry, services: Services) -> None:
         _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {status.event_id}")
         return
     try:
-        records = _find(entry, services)
+        records = _find_with_current_schema(entry, services)
     except RedcapUnavailable as error:
         _put_off(entry, error, services)
     except ProjectProblem as error:
@@ -82,7 +83,30 @@ def _look_up(entry: Entry, services: Services) -> None:
         _hand_on(entry, records, services)
 
 
-def _find(entry: Entry, services: Services) -> list[str]:
+def _find_with_current_schema(entry: Entry, services: Services) -> list[str]:
+    """The event's records. A rejection or a miss counts only if the schema was read after the event came."""
+    index, gateway = services.index(entry.project), services.project(entry.project)
+    try:
+        records = _find(entry, gateway, services)
+    except (RedcapRejected, RedcapUnavailable) as error:
+        if not is_about_schema(error) or not gateway.schema_changed(since=entry.received_at):
+            raise
+    else:
+        if records or not gateway.may_miss_phones:
+            return records
+        gateway.schema_changed(since=entry.received_at)
+        if index.was_read_with(gateway.schema.fingerprint):
+            return []
+    index.invalidate()
+    return _find(entry, gateway, services)
+
+
+def is_about_schema(error: RedcapRejected | RedcapUnavailable) -> bool:
+    """Whether a request that relies on an outdated schema can fail so: rejected, or with far too few records."""
+    return isinstance(error, RedcapRejected) or error.code == "redcap_partial_export"
+
+
+def _find(entry: Entry, gateway: RedcapProject, services: Services) -> list[str]:
     """The records by the index; a miss is believed only after a refresh that began after the event came."""
     index = services.index(entry.project)
     records = index.records([entry.phone_hash]).get(entry.phone_hash)
@@ -91,7 +115,7 @@ def _find(entry: Entry, services: Services) -> list[str]:
         since += CHANGE_VISIBILITY_DELAY
     if records is None and not index.is_fresh(since=since):
         _refuse_while_broken(entry.project, services)
-        index.refresh(services.project(entry.project), since=since)
+        index.refresh(gateway, since=since)
         records = index.records([entry.phone_hash]).get(entry.phone_hash)
     return records or []
 

@@ -26,7 +26,7 @@ from worker.redcap.gateway import RecordState, RedcapProject
 from worker.redcap.responses import RowsRejected
 from worker.services import Services
 from worker.steps.complete_events import settle
-from worker.steps.lookup_records import GIVE_UP_AFTER
+from worker.steps.lookup_records import GIVE_UP_AFTER, is_about_schema
 
 # After a round, another record may hold the phone by now: look, but not more often than this in a storm.
 REFRESH_PAUSE = timedelta(seconds=10)
@@ -66,7 +66,9 @@ def _drain(project: str, services: Services) -> bool:
     try:
         gateway = services.project(project)
         while phones := services.ledger.pending(project, MAX_RECORDS_PER_REQUEST):
-            _Round(gateway, services, doubted).run(phones)
+            if not _run_round(_Round(gateway, services, doubted), phones):
+                services.index(project).invalidate()
+                doubted.clear()
         _look_again(gateway, services)
     except RedcapUnavailable as error:
         log.warning("update_put_off", project=project, error=str(error))
@@ -78,8 +80,20 @@ def _drain(project: str, services: Services) -> bool:
         return False
     except RedcapRejected as error:
         note_problem(project, error, services)
-        services.project(project).invalidate_schema()
         _fail(project, services.ledger.pending(project), str(error), services)
+    return True
+
+
+def _run_round(current: "_Round", phones: Sequence[str]) -> bool:
+    """False if it was based on a schema of the project that has changed: it counts as not run."""
+    try:
+        current.run(phones)
+    except _SchemaChanged:
+        return False
+    except (RedcapRejected, RedcapUnavailable) as error:
+        if not is_about_schema(error) or not current.schema_changed():
+            raise
+        return False
     return True
 
 
@@ -199,6 +213,10 @@ class _Imports:
         return row[self._gateway.schema.id_field]
 
 
+class _SchemaChanged(Exception):
+    """A rejection or a missing phone was judged by a remembered schema, and the schema has changed since."""
+
+
 class _Round:
     """One export and, where something differs, one import."""
 
@@ -209,10 +227,15 @@ class _Round:
         self._ledger = services.ledger
         self._index = services.index(gateway.name)
         self._doubted = doubted  # phones that the index and the records disagreed about once already
+        self._began = services.now()
+
+    def schema_changed(self) -> bool:
+        """Whether the project's schema is another one than this round relied on. Raises ProjectProblem if unfit."""
+        return self._gateway.schema_changed(since=self._began)
 
     def run(self, phones: Sequence[str]) -> None:
         """Settle phones: write their latest status to the records that hold them."""
-        began = self._services.now()
+        began = self._began
         begun = self._ledger.intents(self._project, phones)
         batch, ids = self._portion(phones, begun)
         texts = self._ledger.statuses(self._project, batch)
@@ -226,6 +249,8 @@ class _Round:
             self._doubted.update(nowhere)
             self._index.refresh(self._gateway, since=began)
         texts = {phone: text for phone, text in texts.items() if phone not in nowhere}
+        if self._gateway.may_miss_phones and not all(holders[phone] for phone in texts):
+            self._raise_if_schema_changed()
         self._resolve_overtaken(begun, texts, holders)
         self._write_and_settle(texts, holders, records)
 
@@ -344,16 +369,19 @@ class _Round:
     ) -> _Written:
         written = _Written()
         _Imports(self._gateway, written).run(groups)
-        if written.refused:
-            # Is it these records, or has the field changed? Raises ProjectProblem if so: nothing is settled.
-            self._gateway.invalidate_schema()
-            self._gateway.schema  # noqa: B018  asks REDCap
         reasons = {
             record: self._gateway.unreachable_reason(records[record], status)
             for record, status in deciding.items()
         }
         written.refused |= {record: reason for record, reason in reasons.items() if reason}
+        if written.refused:
+            self._raise_if_schema_changed()
         return written
+
+    def _raise_if_schema_changed(self) -> None:
+        """Is it these records, or has the project changed? Raises ProjectProblem if it no longer fits."""
+        if self.schema_changed():
+            raise _SchemaChanged
 
     def _outcome(  # noqa: PLR0913
         self,
