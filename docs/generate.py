@@ -15,7 +15,7 @@ import click
 import yaml  # type: ignore[import-untyped]
 from pydantic_core import PydanticUndefined
 
-from shared.config.schema import Config, Project, Reconcile, Smtp, Table, TwilioAccount
+from shared.config.schema import Config, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 from shared.config.secrets import Secret
 from worker.checks.findings import CATALOGUE, Severity
 from worker.cli import main as command_line
@@ -35,6 +35,12 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "url": "file:/run/secrets/smtp_url",
         "sender": "optout-bridge@example.edu",
         "helo": "optout.example.edu",
+    },
+    SmtpOAuth2: {
+        "token_url": "https://login.microsoftonline.com/TENANT/oauth2/v2.0/token",
+        "client_id": "11111111-2222-3333-4444-555555555555",
+        "client_secret": "file:/run/secrets/smtp/client_secret",
+        "scope": "https://outlook.office365.com/.default",
     },
     TwilioAccount: {
         "account_sid": "ACxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
@@ -73,6 +79,13 @@ TABLES: list[tuple[type[Table], str, str]] = [
     (Config, "Top-level keys", "These keys come before the first `[table]`."),
     (Reconcile, "[reconcile]", "The nightly reconciliation with Twilio's message log. Optional."),
     (Smtp, "[smtp]", "How e-mail is sent. Required if any project has `notify`."),
+    (
+        SmtpOAuth2,
+        "[smtp.oauth2]",
+        "`oauth2` in `[smtp]`: log in to the mail server with OAuth 2.0 tokens (XOAUTH2, client credentials) "
+        "instead of a password; see [set up e-mail](../how-to/set-up-e-mail.md). The user in `smtp.url` "
+        "is the mailbox. Optional.",
+    ),
     (TwilioAccount, "[twilio.NAME]", "One table per account or subaccount. Projects refer to it by NAME."),
     (
         Project,

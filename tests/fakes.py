@@ -228,7 +228,7 @@ class Study:
     def find_mail_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it back."""
         monkeypatch.setenv("OPTOUT_SMTP_URL", builders.SECRETS["OPTOUT_SMTP_URL"])
-        monkeypatch.setattr("worker.services.Mailer", lambda *_, **__: self.mailer)
+        monkeypatch.setattr("worker.services.make_mailer", lambda *_, **__: self.mailer)
 
     # --- what is then -----------------------------------------------------------------------------
 

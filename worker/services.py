@@ -18,7 +18,7 @@ from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import BulkPublisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
 from shared.redis_client import RedisClient
-from worker.mail.smtp import Mailer
+from worker.mail.smtp import Mailer, make_mailer
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import RedcapClient, new_session
 from worker.redcap.gateway import RedcapProject
@@ -66,7 +66,7 @@ class Services:
         smtp = self.config.smtp
         if smtp is None:
             return None
-        return Mailer(smtp.url.resolve(), smtp.sender, helo=self.config.helo, redis=self.redis)
+        return make_mailer(self.config, smtp, self.redis)
 
     @cached_property
     def _session(self) -> requests.Session:

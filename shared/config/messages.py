@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
-from shared.config.schema import Config, Project, Reconcile, Smtp, Table, TwilioAccount
+from shared.config.schema import Config, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 
 
 def describe_errors(error: ValidationError) -> Iterator[str]:
@@ -34,6 +34,8 @@ def _table_of(path: list[str]) -> type[Table]:
     tables: dict[str, type[Table]] = {
         "projects": Project, "twilio": TwilioAccount, "smtp": Smtp, "reconcile": Reconcile,
     }  # fmt: skip
+    if path[:2] == ["smtp", "oauth2"] and len(path) > 2:
+        return SmtpOAuth2
     return tables[path[0]] if len(path) > 1 and path[0] in tables else Config
 
 

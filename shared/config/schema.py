@@ -20,6 +20,8 @@ from pydantic import (
 from shared.config.secrets import Secret
 from shared.domain.keywords import Keywords
 
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
 
 def _known_zone(name: str) -> str:
     try:
@@ -48,6 +50,13 @@ def _web_address(url: str) -> str:
 def _api_address(url: str) -> str:
     # REDCap redirects a POST without the trailing slash, which turns it into a GET (REDCapR #166).
     return _web_address(url) + "/" if url.endswith("/api") else _web_address(url)
+
+
+def _encrypted(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        raise ValueError("must be an https address (http only on this machine)")
+    return url
 
 
 def _one_or_more(value: Any) -> Any:
@@ -94,6 +103,21 @@ class Reconcile(Table):
     )
 
 
+class SmtpOAuth2(Table):
+    """`[smtp.oauth2]`: tokens instead of a password (XOAUTH2)."""
+
+    token_url: Annotated[WebAddress, AfterValidator(_encrypted)] = Field(
+        description="The token endpoint of the authorization server, with https."
+    )
+    client_id: Annotated[str, StringConstraints(pattern=r"^[!-~]+$")] = Field(
+        description="The client id of the app registration."
+    )
+    client_secret: SecretReference = Field(description="Reference to the client secret.")
+    scope: Annotated[str, StringConstraints(pattern=r"^[ -~]+$")] | None = Field(
+        None, description='What the token is for; Microsoft 365: "https://outlook.office365.com/.default".'
+    )
+
+
 class Smtp(Table):
     """`[smtp]`: the mail server."""
 
@@ -105,6 +129,9 @@ class Smtp(Table):
     sender: MailAddress = Field(description="The sender address of notifications.")
     helo: HostName | None = Field(
         None, description="The host name in the SMTP greeting (EHLO); the host of public_url if absent."
+    )
+    oauth2: SmtpOAuth2 | None = Field(
+        None, description="The table [smtp.oauth2]: log in with OAuth 2.0 tokens instead of a password."
     )
 
 

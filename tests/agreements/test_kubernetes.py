@@ -17,7 +17,7 @@ MANIFESTS = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.30.0", "1.37.0")
 PLATFORM = ("redis", "web", "worker", "beat", "flower")
 # Secrets that compose mounts as folders; the others are single files.
-FOLDERS = {"twilio", "redcap"}
+FOLDERS = {"twilio", "redcap", "smtp"}
 # The studies' own e-mail texts, a folder each.
 TEMPLATES = "/etc/optout-templates"
 UNITS = {"m": "Mi"}

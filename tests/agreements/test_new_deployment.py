@@ -61,7 +61,9 @@ def test_a_deployment_holds_every_secret_of_the_compose_file(tmp_path: Path, dem
         if "{file:" in line and "/secrets/" in line
     ]
     assert len(single) == 5
-    assert [name for name in [*single, "twilio", "redcap"] if not (folder / "secrets" / name).exists()] == []
+    assert [
+        name for name in [*single, "twilio", "redcap", "smtp"] if not (folder / "secrets" / name).exists()
+    ] == []
     password = (folder / "secrets" / "redis_auth.conf").read_text().removeprefix("requirepass ").strip()
     assert (folder / "secrets" / "redis_url").read_text().strip() == f"redis://:{password}@redis:6379/0"
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import email
 import email.policy
 import html
 import json
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -107,10 +109,14 @@ class _Reply:
 
 @dataclass(slots=True)
 class SmtpSimulator:
-    """The mail server. With `user` and `password` it demands AUTH (over plain text, as there is no TLS)."""
+    """The mail server. With `user` and `password` it demands AUTH (over plain text, as there is no TLS).
+
+    With `user` and `token_is_valid` it accepts XOAUTH2 and nothing else.
+    """
 
     user: str | None = None
     password: str | None = None
+    token_is_valid: Callable[[str], bool] | None = None
     inbox: list[Mail] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     greetings: list[str] = field(default_factory=list)
@@ -187,6 +193,7 @@ class SmtpSimulator:
             ident="simulator",
             enable_SMTPUTF8=True,
             auth_require_tls=False,
+            auth_exclude_mechanism=["LOGIN", "PLAIN"] if self.token_is_valid else ["XOAUTH2"],
             authenticator=self._authenticate,
             loop=asyncio.get_running_loop(),
         )
@@ -205,6 +212,14 @@ class SmtpSimulator:
             and login.password.decode() == self.password
         )
         return AuthResult(success=right, handled=False)
+
+    def authenticate_token(self, user: str, token: str) -> str:
+        """ "" if this is the mailbox and a valid token, else the reply. Source: "The SASL XOAUTH2 mechanism"."""
+        self.logins += 1
+        if demanded := self.next_reply("AUTH"):
+            return demanded
+        valid = user == self.user and self.token_is_valid is not None and self.token_is_valid(token)
+        return "" if valid else "535 5.7.3 Authentication unsuccessful"
 
     def take_fault(self, recipient: str | None, *, at_quit: bool = False) -> Fault | None:
         """The first fault that is due, for a recipient (RCPT), for the mail as a whole (DATA, None) or at QUIT."""
@@ -242,6 +257,15 @@ class _Handler:
     ) -> str:
         session.host_name = hostname
         return self.simulator.next_reply("EHLO") or "250 simulator"
+
+    async def auth_XOAUTH2(self, server: SMTP, args: list[str]) -> AuthResult:  # noqa: N802
+        given = base64.b64decode(args[1]).decode() if len(args) > 1 else ""
+        found = re.fullmatch("user=(.*)\1auth=Bearer (.*)\1\1", given)
+        rejection = self.simulator.authenticate_token(*found.groups()) if found else "501 5.5.4 Syntax"
+        if not rejection:
+            return AuthResult(success=True)
+        await server.challenge_auth('{"status":"400","schemes":"Bearer","scope":"https://mail.example.edu/"}')
+        return AuthResult(success=False, handled=False, message=rejection)
 
     async def handle_MAIL(  # noqa: N802  # aiosmtpd finds hooks by this name
         self, _server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]

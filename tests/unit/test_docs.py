@@ -44,14 +44,14 @@ def test_generated_pages_are_what_the_code_makes_of_them(name: str) -> None:
 
 def test_every_key_has_an_example_and_all_examples_together_are_valid() -> None:
     tables = {table: dict(values) for table, values in generate.EXAMPLES.items()}
-    config, reconcile, smtp, twilio, project = (tables[table] for table, _, _ in generate.TABLES)
+    config, reconcile, smtp, oauth2, twilio, project = (tables[table] for table, _, _ in generate.TABLES)
     parse_config(
         {
-            **config, "reconcile": reconcile, "smtp": smtp, "twilio": {"main": twilio},
+            **config, "reconcile": reconcile, "smtp": {**smtp, "oauth2": oauth2}, "twilio": {"main": twilio},
             "projects": {"asthma": project},
         }
     )  # fmt: skip
-    nested = {"reconcile", "smtp", "twilio", "projects"}
+    nested = {"reconcile", "smtp", "oauth2", "twilio", "projects"}
     for table, values in generate.EXAMPLES.items():
         assert values.keys() == {key for key in table.model_fields if key not in nested or table is Project}
 

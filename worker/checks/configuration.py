@@ -6,6 +6,7 @@ from itertools import chain
 from urllib.parse import urlsplit
 
 from shared.config import Config, Project
+from shared.config.schema import LOOPBACK
 from shared.config.secrets import Secret
 from shared.errors import ConfigError
 from worker.checks.findings import Finding, Passed
@@ -13,7 +14,6 @@ from worker.checks.findings import Finding, Passed
 SHORTEST_HASH_KEY = 32
 # REDCap's default limit is 600 per minute and address; a third of it is left to everybody else there.
 SAFE_RATE = 400
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding | Passed]:
@@ -36,13 +36,15 @@ def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding
 def in_the_clear(url: str) -> bool:
     """Whether an address is plain http to another machine; this machine's own wire has no eavesdropper."""
     parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
+    return parts.scheme == "http" and parts.hostname not in LOOPBACK
 
 
 def _secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
     places: list[tuple[str, str, Secret]] = [("configuration", "hash_key", config.hash_key)]
     if config.smtp:
         places.append(("smtp", "url", config.smtp.url))
+    if config.smtp and config.smtp.oauth2:
+        places.append(("smtp", "oauth2.client_secret", config.smtp.oauth2.client_secret))
     for name, account in config.twilio.items():
         places += [(f"twilio.{name}", "auth_token", token) for token in account.auth_token]
     places += [(name, "redcap_token", config.projects[name].redcap_token) for name in projects]

@@ -8,7 +8,7 @@ from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.redis_client import RedisClient
 from worker.checks.configuration import in_the_clear
 from worker.checks.findings import Finding, Passed
-from worker.mail.smtp import Mailer
+from worker.mail.smtp import make_mailer
 from worker.mail.template_check import template_problems
 
 SUBJECT = "smtp"
@@ -20,7 +20,7 @@ def check_mail(config: Config, redis: RedisClient) -> Iterator[Finding | Passed]
         return
     try:
         url = config.smtp.url.resolve()
-        mailer = Mailer(url, config.smtp.sender, helo=config.helo, redis=redis)
+        mailer = make_mailer(config, config.smtp, redis)
     except ConfigError as error:
         if not error.source.startswith(("env:", "file:")):  # a missing secret is reported as such
             yield Finding(id="smtp-refused", subject=SUBJECT, observed=error.problems[0])

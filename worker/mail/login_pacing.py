@@ -18,7 +18,7 @@ TRUST_SECONDS = 60
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.1
 
 # Errors before a login was sent to the server.
-_NOT_TRIED = {"smtp_not_supported", "smtp_not_ascii"}
+_NOT_TRIED = {"smtp_not_supported", "smtp_not_ascii", "oauth2_unreachable"}
 
 _ACCEPTED, _UNDER_WAY = "accepted", "a login is under way"
 

@@ -3,6 +3,7 @@
 import binascii
 import smtplib
 import ssl
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from email.message import EmailMessage
@@ -10,10 +11,13 @@ from email.utils import getaddresses
 from functools import cached_property
 from urllib.parse import parse_qs, unquote
 
+from shared.config import Config
+from shared.config.schema import Smtp
 from shared.config.urls import address_parts
 from shared.errors import ConfigError, MailDeferred
 from shared.redis_client import RedisClient
 from worker.mail.login_pacing import LoginPacing
+from worker.mail.oauth2 import AccessTokens
 from worker.mail.verdicts import Recipients, failure_of, failure_of_all, judge_recipients
 
 TIMEOUT_SECONDS = 30.0
@@ -35,12 +39,18 @@ class Mailer:
     """Sends through one mail server, given as `smtp://user:password@host:587?starttls=true` or `smtps://…`.
 
     `helo` is the name in EHLO; None uses this host's name. With `redis` all processes together pause after a
-    refused login. Raises ConfigError if the address is invalid; the error
-    does not repeat it, as it contains a password.
+    refused login. With `tokens` the login is by XOAUTH2, and the address names the mailbox. Raises ConfigError if the
+    address is invalid; the error does not repeat it, as it contains a password.
     """
 
     def __init__(
-        self, url: str, sender: str, *, helo: str | None = None, redis: RedisClient | None = None
+        self,
+        url: str,
+        sender: str,
+        *,
+        helo: str | None = None,
+        redis: RedisClient | None = None,
+        tokens: AccessTokens | None = None,
     ) -> None:
         parts = address_parts(url, "smtp.url")
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
@@ -53,6 +63,10 @@ class Mailer:
         self._host = parts.hostname
         self._port = parts.port or (465 if self._tls else 587 if self._starttls else 25)
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
+        if tokens and not self._user:
+            problem = "smtp.url: needs the mailbox as user if there is [smtp.oauth2]; write smtp://bridge%40example.edu@…"
+            raise ConfigError("smtp.url", [problem])
+        self._tokens = tokens
         self._pacing = LoginPacing(redis, self.address) if redis is not None else None
 
     def __repr__(self) -> str:
@@ -104,14 +118,34 @@ class Mailer:
         return server
 
     def _login(self, server: smtplib.SMTP) -> None:
+        if self._tokens:
+            self._login_by_token(server, self._tokens)
+        else:
+            self._login_by_password(server)
+
+    def _login_by_password(self, server: smtplib.SMTP) -> None:
         """Log in by one mechanism: smtplib's login tries several, and a server counts each as a failure."""
-        offered = server.esmtp_features.get("auth", "").upper().split()
         preferred = ("PLAIN", "LOGIN", "CRAM-MD5") if self._encrypted else ("CRAM-MD5", "PLAIN", "LOGIN")
-        mechanism = next((each for each in preferred if each in offered), None)
-        if mechanism is None:
-            raise smtplib.SMTPNotSupportedError
+        mechanism = _offered(server, preferred)
         server.user, server.password = self._user, self._password
         server.auth(mechanism, getattr(server, f"auth_{mechanism.lower().replace('-', '_')}"))
+
+    def _login_by_token(self, server: smtplib.SMTP, tokens: AccessTokens) -> None:
+        """Log in by XOAUTH2; if the server rejects a token of before, once more with a new one.
+
+        Source: Google's and Microsoft's docs, "The SASL XOAUTH2 mechanism".
+        """
+        _offered(server, ["XOAUTH2"])
+        was_known = tokens.has_token
+        login = f"user={self._user}\1auth=Bearer {tokens.get()}\1\1"
+        code, text = server.docmd("AUTH", f"XOAUTH2 {b64encode(login.encode('ascii')).decode()}")
+        if code == 334:  # the reason, which an empty line acknowledges
+            code, text = server.docmd("")
+        if code != 235:
+            tokens.forget()
+            if not was_known:
+                raise smtplib.SMTPAuthenticationError(code, text)
+            self._login_by_token(server, tokens)
 
     @property
     def _encrypted(self) -> bool:
@@ -124,6 +158,21 @@ class Mailer:
                 self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS, context=context
             )
         return smtplib.SMTP(self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS)
+
+
+def make_mailer(config: Config, smtp: Smtp, redis: RedisClient) -> Mailer:
+    """The mailer of a configuration. Raises ConfigError."""
+    tokens = AccessTokens(smtp.oauth2) if smtp.oauth2 else None
+    return Mailer(smtp.url.resolve(), smtp.sender, helo=config.helo, redis=redis, tokens=tokens)
+
+
+def _offered(server: smtplib.SMTP, mechanisms: Sequence[str]) -> str:
+    """The first of the mechanisms that the server offers. Raises SMTPNotSupportedError if there is none."""
+    offered = server.esmtp_features.get("auth", "").upper().split()
+    mechanism = next((each for each in mechanisms if each in offered), None)
+    if mechanism is None:
+        raise smtplib.SMTPNotSupportedError
+    return mechanism
 
 
 def _quit(server: smtplib.SMTP) -> None:
@@ -146,7 +195,7 @@ def _translated_errors() -> Iterator[None]:
     except smtplib.SMTPResponseException as error:
         raise failure_of(error) from None
     except smtplib.SMTPNotSupportedError:
-        problem = "the server offers no STARTTLS or AUTH; correct smtp.url"
+        problem = "the server offers no STARTTLS, no AUTH or not this mechanism; correct smtp.url"
         raise MailDeferred("smtp_not_supported", problem) from None
     except UnicodeError:
         # Its text and repr contain the password: smtplib's AUTH accepts ASCII only (CPython issue 73936).
