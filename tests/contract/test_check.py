@@ -348,6 +348,7 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "redcap-no-import-right": (REDCAP, rights(api_import=False)),
     "redcap-wrong-project": (REDCAP, table(redcap_project_id=999)),
     "redcap-field-missing": (REDCAP, table(opt_out_field="no_such_field")),
+    "phone-field-unfit": (REDCAP, table(phone_field="sms_opt_out")),
     "redcap-event-missing": (REDCAP, longitudinal(opt_out_event="no_such_event")),
     "redcap-event-needless": (REDCAP, table(opt_out_event="enrolment_arm_1")),
     "redcap-field-not-on-event": (REDCAP, _undesignated),

@@ -427,6 +427,21 @@ class TestFailures:
             list(gateway.client.export_all(FIELDS))
 
 
+@pytest.mark.parametrize("character", [chr(code) for code in range(0x20)])
+def test_raw_control_characters_in_labels_and_values_are_read(scripted: Any, character: str) -> None:
+    body = f'[{{"field_name": "mobile", "field_label": "a{character}b",\r\n\t"mobile": "650-555{character}0123"}}]'
+    client = scripted(body)
+    assert client.get_list("metadata", "field_name")[0]["field_label"] == f"a{character}b"
+    for rows in (client.export(["mobile"]), list(client.export_all(["mobile"]))):
+        assert rows[0]["field_name"] == "mobile"
+        assert rows[0]["mobile"].replace(character, " ") == "650-555 0123"
+
+
+def test_a_rejection_with_a_raw_control_character_is_a_rejection(scripted: Any) -> None:
+    with pytest.raises(RedcapRejected, match=r"is.* odd"):
+        scripted('{"error": "the field is\x01 odd"}', 400).get_list("metadata")
+
+
 @pytest.mark.parametrize(
     ("body", "ask"),
     [

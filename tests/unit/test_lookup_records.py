@@ -321,6 +321,15 @@ class TestLargeProjects:
         assert {large.state(event) for event in events} == {"no_matching_record"}
         assert self.refreshes(large) == before + 2
 
+    def test_a_record_that_was_renamed_is_found_by_one_whole_export(self, large: Study) -> None:
+        large.project.rename_record("2", "2-moved")
+        before = self.refreshes(large)
+        event = large.text(fictional_phone(2))
+        large.work()
+        assert (large.state(event), large.entry(event).records) == ("updated", ("2-moved",))
+        assert large.value("2-moved") != ""
+        assert self.refreshes(large) == before + 1
+
     def test_what_a_whole_export_does_not_show_is_believed_at_once(self, large: Study) -> None:
         event = large.text("+16505559001", received=large.clock() - timedelta(hours=2))
         large.work()

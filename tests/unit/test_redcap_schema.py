@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shared.config.schema import Project
+from shared.errors import RedcapRejected
 from tests.builders import config, project_table
 from worker.checks.findings import CATALOGUE
 from worker.redcap.schema import PROBLEMS, ProjectInfo, inspect
@@ -29,8 +30,11 @@ class FakeRedcap:
         self.requests.append(content)
         return self.project
 
-    def get_list(self, content: str, *_names: str) -> list[dict[str, Any]]:
+    def get_list(self, content: str, *_names: str, may_be_empty: bool = False) -> list[dict[str, Any]]:
         self.requests.append(content)
+        if content not in self.lists:
+            raise RedcapRejected("redcap_rejected", f"status 400: You cannot export {content}")
+        assert self.lists[content] or may_be_empty
         return self.lists[content]
 
 
@@ -94,3 +98,54 @@ def test_events_have_to_exist_in_one_arm(
 
 def test_every_problem_has_a_finding_in_the_catalogue() -> None:
     assert {finding for finding, _ in PROBLEMS.values()} <= set(CATALOGUE)
+
+
+def changed_field(name: str, **changes: str) -> FakeRedcap:
+    fields = [row | changes if row["field_name"] == name else row for row in FIELDS]
+    return FakeRedcap({"project_id": 7}, metadata=fields)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        "@CALCTEXT(if([a]='1','x',''))",
+        "@HIDDEN @CALCDATE([a], 7, 'd')",
+        "@calctext ( [a] )",
+        "texts\n@CALCTEXT([a])",
+    ],
+)
+@pytest.mark.parametrize("validation", ["", "datetime_seconds_ymd"])
+def test_an_opt_out_field_that_redcap_computes_is_a_problem(annotation: str, validation: str) -> None:
+    redcap = changed_field(
+        "sms_opt_out_at",
+        field_annotation=annotation,
+        text_validation_type_or_show_slider_number=validation,
+    )
+    assert codes(redcap, blocking_only=True) == ["opt_out_field_is_computed"]
+
+
+@pytest.mark.parametrize("annotation", ["@HIDDEN-SURVEY", "@DEFAULT='x'", "@CALCULATOR", "CALCTEXT"])
+def test_other_action_tags_are_no_problem(annotation: str) -> None:
+    assert codes(changed_field("sms_opt_out_at", field_annotation=annotation)) == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["checkbox", "radio", "dropdown", "yesno", "truefalse", "file", "slider", "descriptive"]
+)
+def test_a_phone_field_of_an_unfit_kind_is_named_with_its_kind(kind: str) -> None:
+    redcap: Any = changed_field("mobile", field_type=kind)
+    [problem] = inspect(project(), ProjectInfo(redcap), blocking_only=True)
+    assert problem.code == "phone_field_unfit"
+    assert problem.observed == f"phone_field: mobile is a {kind} field and cannot hold a number"
+
+
+@pytest.mark.parametrize("kind", ["text", "notes", "calc", "sql"])
+def test_a_phone_field_that_holds_text_fits(kind: str) -> None:
+    assert codes(changed_field("mobile", field_type=kind)) == []
+
+
+@pytest.mark.parametrize("lists", [{}, {"repeatingFormsEvents": []}])
+def test_a_repeating_flag_without_anything_that_repeats_is_no_problem(lists: dict[str, Any]) -> None:
+    redcap = FakeRedcap({"project_id": 7, "has_repeating_instruments_or_events": 1}, **lists)
+    assert codes(redcap) == []
+    assert "repeatingFormsEvents" in redcap.requests

@@ -344,8 +344,15 @@ CATALOGUE: dict[str, Kind] = {
     "opt-out-field-unfit": _error(
         "The opt-out field cannot hold date and time",
         "The time of the STOP is written there: a text field, with validation datetime_seconds_* or datetime_*, "
-        "or without any. STOPs are kept until it is mended.",
-        "set the field's validation to datetime_seconds_ymd in the Online Designer",
+        "or without any. A field that REDCap computes (calc, @CALCTEXT, @CALCDATE) drops what is imported. "
+        "STOPs are kept until it is corrected.",
+        "set the field's validation to datetime_seconds_ymd in the Online Designer, and remove such an action tag",
+    ),
+    "phone-field-unfit": _error(
+        "The phone field is of a kind that cannot hold a number",
+        "Numbers are read from text, notes, calculated and SQL fields. A checkbox, a choice or a file holds none, so "
+        "no STOP could be matched. STOPs are kept until it is corrected.",
+        "name the field with the number in phone_field",
     ),
     "opt-out-checkbox-unfit": _error(
         "The opt-out checkbox has no choice coded 1",

@@ -61,10 +61,12 @@ class RedcapClient:
             raise RedcapUnavailable("redcap_strange_answer", f"{content} is not an object")
         return answer
 
-    def get_list(self, content: str, *names: str) -> list[Row]:
+    def get_list(self, content: str, *names: str, may_be_empty: bool = False) -> list[Row]:
         """Return the answer to a structure request: at least one object, each with text under these names."""
         rows = self._rows(self._request({"content": content}))
-        if not rows or not all(isinstance(row.get(name), str) for row in rows for name in names):
+        if not (rows or may_be_empty) or not all(
+            isinstance(row.get(name), str) for row in rows for name in names
+        ):
             raise RedcapUnavailable("redcap_strange_answer", f"{content} lacks rows or {', '.join(names)}")
         return rows
 
@@ -174,7 +176,7 @@ class RedcapClient:
 
     def _json(self, response: requests.Response) -> Any:
         try:
-            return json.loads(decode(response.content))
+            return json.loads(decode(response.content), strict=False)
         except (ValueError, RecursionError):  # the latter for thousands of nested brackets
             text = self._without_token(response.content)
             raise classify(Answer(response.status_code, text, defect="not JSON")) from None

@@ -27,8 +27,14 @@ def decode(body: bytes) -> str:
     return body.decode("utf-8-sig", errors=_REPLACE_CP1252)
 
 
+# Answers have contained raw control characters in labels and values, which JSON forbids (PyCap 0.8.0). Between values
+# a space means the same as they do, and in a value it is as good.
+_CONTROL_TO_SPACE = dict.fromkeys(range(0x20), " ")
+
+
 class Utf8Stream:
-    """A stream that is decoded as `decode` does and encoded again, for a parser that accepts only valid UTF-8."""
+    """A stream that is decoded as `decode` does and encoded again, for a parser that accepts only valid UTF-8 and no
+    control characters."""
 
     def __init__(self, body: io.BufferedReader) -> None:
         self._body = body
@@ -39,7 +45,7 @@ class Utf8Stream:
         while chunk := self._body.read(size):
             # A chunk may end within a character: the decoder keeps the rest for the next chunk.
             if text := self._decoder.decode(chunk):
-                return text.encode()
+                return text.translate(_CONTROL_TO_SPACE).encode()
         return self._decoder.decode(b"", final=size != 0).encode()
 
 

@@ -162,6 +162,6 @@ def _error_message(text: str) -> str | None:
     if text.startswith("ERROR:"):
         return text.removeprefix("ERROR:").lstrip()
     with suppress(ValueError, RecursionError):
-        answer = json.loads(text) if text.startswith("{") else {}
+        answer = json.loads(text, strict=False) if text.startswith("{") else {}
         return str(answer["error"]) if "error" in answer else None
     return None

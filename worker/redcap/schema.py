@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cached_property
 
 from shared.config.schema import Project
-from shared.errors import ProjectProblem
+from shared.errors import ProjectProblem, RedcapRejected
 from worker.redcap.client import RedcapClient, Row
 from worker.redcap.redaction import redact
 
@@ -25,12 +25,17 @@ PROBLEMS = {
     "no_such_event": ("redcap-event-missing", "name one of these events"),
     "events_in_two_arms": ("redcap-events-in-two-arms", "name two events of one arm, in a table per arm"),
     "opt_out_field_repeats": ("opt-out-field-repeats", "move it to an instrument and event that do not repeat"),
+    "phone_field_unfit": ("phone-field-unfit", "name a text field that holds the number"),
+    "opt_out_field_is_computed": ("opt-out-field-unfit", "remove that action tag, or name another field"),
     "opt_out_field_is_no_text": ("opt-out-field-unfit", "name a text field with validation datetime_seconds_ymd"),
     "opt_out_field_holds_no_time": ("opt-out-field-unfit", "set it to datetime_seconds_ymd in the Online Designer"),
     "opt_out_checkbox_unfit": ("opt-out-checkbox-unfit", "add that choice"),
     "event_needless": ("redcap-event-needless", "remove phone_event and opt_out_event"),
     "field_not_on_event": ("redcap-field-not-on-event", "designate the instrument for that event"),
 }  # fmt: skip
+
+# Kinds of field that can hold a number as text; an SQL or calculated field may read it from another project or field.
+_KINDS_WITH_TEXT = {"text", "notes", "calc", "sql"}
 
 # Codes and what was observed.
 Observations = Iterator[tuple[str, str]]
@@ -99,9 +104,15 @@ class ProjectInfo:
 
     @cached_property
     def repeating(self) -> list[Row]:
-        """The repeating instruments and events."""
-        repeats = is_set(self.project.get("has_repeating_instruments_or_events"))
-        return self._client.get_list("repeatingFormsEvents") if repeats else []
+        """The repeating instruments and events. If none is left, REDCap rejects the request, although the flag is set."""
+        if not is_set(self.project.get("has_repeating_instruments_or_events")):
+            return []
+        try:
+            return self._client.get_list("repeatingFormsEvents", may_be_empty=True)
+        except RedcapRejected as error:
+            if error.code != "redcap_rejected":
+                raise
+            return []
 
     @property
     def project_id(self) -> str:
@@ -175,12 +186,22 @@ def _missing_fields(config: Project, info: ProjectInfo) -> Observations:
             yield NO_SUCH_FIELD, f"{key}: the project has no field {name}"
 
 
+def _unfit_phone_field(config: Project, info: ProjectInfo) -> Observations:
+    name = config.phone_field
+    kind = str(info.fields[name]["field_type"]) if name in info.fields else "text"
+    if kind not in _KINDS_WITH_TEXT:
+        yield "phone_field_unfit", f"phone_field: {name} is a {redact(kind)} field and cannot hold a number"
+
+
 def _unfit_opt_out_field(config: Project, info: ProjectInfo) -> Observations:
     name = config.opt_out_field
     if name not in info.fields or time_format(info.fields[name]):
         return
     kind, validation = redact(info.fields[name]["field_type"]), redact(_validation(info.fields[name]))
-    if kind != "text":
+    if tag := computing_tag(info.fields[name]):
+        observed = f"opt_out_field: {name} has the action tag {tag}, so REDCap computes it and drops what is imported"
+        yield "opt_out_field_is_computed", observed
+    elif kind != "text":
         observed = f"opt_out_field: {name} is a {kind} field and cannot hold a time"
         yield "opt_out_field_is_no_text", observed
     else:
@@ -246,6 +267,7 @@ _BLOCKING_RULES = (
     _missing_events,
     _events_in_two_arms,
     _repeating_fields,
+    _unfit_phone_field,
     _unfit_opt_out_field,
     _unfit_checkbox,
 )
@@ -261,11 +283,20 @@ def is_set(flag: object) -> bool:
 def time_format(field: Row) -> str:
     """Return how a time is written into a field, for strftime; "" if the field cannot hold one."""
     validation = _validation(field)
-    if field["field_type"] != "text":
+    if field["field_type"] != "text" or computing_tag(field):
         return ""
     if validation == "" or validation.startswith("datetime_seconds_"):
         return SECONDS
     return MINUTES if validation.startswith("datetime_") else ""  # REDCap rejects seconds there
+
+
+def computing_tag(field: Row) -> str:
+    """Return the action tag that makes REDCap compute a text field as it does a calc field, or "".
+
+    Source: REDCap's help text "Action Tags", @CALCTEXT and @CALCDATE.
+    """
+    found = re.search(r"@CALC(?:TEXT|DATE)\b", str(field.get("field_annotation") or ""), re.IGNORECASE)
+    return found[0].upper() if found else ""
 
 
 def _validation(field: Row) -> str:

@@ -274,6 +274,14 @@ class Project:
             self._ordered = None
             self._log("record_delete", f"Delete record{via} {record_id}", record=record_id)
 
+    def rename_record(self, record_id: str, new: str) -> None:
+        """Renames a record; what was logged about it moves to the new id."""
+        with self.lock:
+            self.records[new] = self.records.pop(record_id)
+            if record_id in self.record_dags:
+                self.record_dags[new] = self.record_dags.pop(record_id)
+            self._ordered = None
+
     def lock_record(self, record_id: str) -> None:
         self.locked_records.add(record_id)
 

@@ -241,12 +241,16 @@ class _Round:
         texts = self._ledger.statuses(self._project, batch)
         self._ledger.forget_pending(self._project, [phone for phone in batch if phone not in texts])
         records = self._gateway.read(ids) if ids else {}
-        self._index.forget([record for record in ids if record not in records])
+        gone = [record for record in ids if record not in records]
+        self._index.forget(gone)
         holders = _holders(list(texts), [records[record] for record in ids if record in records])
         nowhere = [phone for phone in texts if not holders[phone] and phone not in self._doubted]
         if nowhere:
             # The index was wrong, or is old: believe it only after a refresh, in the next round.
             self._doubted.update(nowhere)
+            if gone:
+                # Renamed, perhaps, which a large project does not list among its changes: read all of it once.
+                self._index.invalidate()
             self._index.refresh(self._gateway, since=began)
         texts = {phone: text for phone, text in texts.items() if phone not in nowhere}
         if self._gateway.may_miss_phones and not all(holders[phone] for phone in texts):
