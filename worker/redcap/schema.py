@@ -104,7 +104,7 @@ class ProjectInfo:
 
     @cached_property
     def repeating(self) -> list[Row]:
-        """The repeating instruments and events. If none is left, REDCap rejects the request, although the flag is set."""
+        """The repeating instruments and events. If none is left, REDCap may still set the flag, and reject this."""
         if not is_set(self.project.get("has_repeating_instruments_or_events")):
             return []
         try:
