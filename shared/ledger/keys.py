@@ -10,6 +10,7 @@ PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from b
 # hash: project -> "" while it is configured, else the ms since when it is missing
 PROJECTS = f"{PREFIX}:projects"
 INVALID_MESSAGES = f"{PREFIX}:invalid-messages"  # list: queue entries that are not task messages; expires
+MAIL_REJECTION = f"{PREFIX}:mail-rejection"  # string: why the mail server rejected the last e-mail; expires
 VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap
 
 

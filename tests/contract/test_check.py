@@ -404,6 +404,9 @@ PRODUCED_ELSEWHERE = {
     "redis-writes-fail", "redis-settings-hidden", "redis-right-missing", "redis-info-hidden",
     "redis-is-cluster", "broker-unreachable", "clock-differs",
     "web-unreachable", "web-certificate", "web-is-another", "web-not-ready", "no-worker", "events-wait",
+    "smtp-deferred", "smtp-helo-rejected", "smtp-login-rejected", "smtp-token-endpoint-unreachable",
+    "smtp-client-rejected", "smtp-token-rejected", "smtp-sender-rejected", "smtp-relay-denied",
+    "smtp-recipient-rejected", "smtp-message-rejected",
     "events-failed", "reconcile-late", "reconcile-never", "check-unfinished",
 }  # fmt: skip
 
@@ -413,7 +416,7 @@ def ids(found: Found) -> set[str]:
 
 
 def test_every_finding_has_a_test_that_produces_it() -> None:
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text() + Path(__file__).with_name("test_check_mail.py").read_text()
     assert PRODUCED_BY.keys() | PRODUCED_ELSEWHERE == CATALOGUE.keys()
     assert all(source.count(id_) >= 2 for id_ in PRODUCED_ELSEWHERE)
 

@@ -218,9 +218,75 @@ CATALOGUE: dict[str, Kind] = {
         "correct the address that smtp.url refers to, or let this host through the firewall",
     ),
     "smtp-refused": _error(
-        "The mail server refuses this program",
-        "Connecting worked, logging in or the security handshake did not; or the address cannot be read.",
-        "correct user, password (percent-encoded) or ?starttls=true in what smtp.url refers to",
+        "The mail server and this program do not agree on how to talk",
+        "The address cannot be read, or the server offers no STARTTLS, no login or another kind of login, or it "
+        "rejects the connection.",
+        "correct user, password (percent-encoded) or ?starttls=true in what smtp.url refers to; "
+        "docs/how-to/set-up-e-mail.md has addresses for common mail servers",
+    ),
+    "smtp-deferred": _warning(
+        "The mail server defers e-mails for now",
+        "It answered with a temporary error (4xx). E-mails wait and are retried for a week.",
+        "run optout check again in a few minutes; if it lasts, ask the mail team about the code shown",
+    ),
+    "smtp-helo-rejected": _error(
+        "The mail server rejects the greeting",
+        "A mail client greets with a host name (EHLO). Some servers demand a name with a domain, or one that is in "
+        "DNS.",
+        "set helo in [smtp] to a host name that resolves",
+    ),
+    "smtp-login-rejected": _error(
+        "The mail server rejects the login",
+        "User or password is wrong, the account is locked or disabled, password logins are switched off "
+        "(Exchange Online: 550 5.7.30 or 535 5.7.139), or the server demands a login and the address has none. "
+        "After a rejected login the next one waits for one to five minutes, so that the account is not locked.",
+        "correct user and password (percent-encoded) in what smtp.url refers to; for Microsoft 365 use OAuth or a "
+        "connector, see docs/how-to/set-up-e-mail.md; then optout replay --mails",
+    ),
+    "smtp-token-endpoint-unreachable": _error(
+        "The token endpoint gives no answer that can be used",
+        "The address in smtp.oauth2.token_url was not reached, or its response is not that of a token endpoint. "
+        "E-mails wait and are retried for a week.",
+        "correct token_url, or let the worker reach it by HTTPS (firewall, HTTPS_PROXY, REQUESTS_CA_BUNDLE); "
+        "see docs/how-to/set-up-e-mail.md",
+    ),
+    "smtp-client-rejected": _error(
+        "The token endpoint rejects the client",
+        "Client id, client secret, tenant or scope is wrong, or the secret has expired. Microsoft's number (AADSTS…) "
+        "says which.",
+        "correct client_id, client_secret, token_url or scope in [smtp.oauth2]; docs/how-to/set-up-e-mail.md "
+        "explains Microsoft's numbers; then optout replay --mails",
+    ),
+    "smtp-token-rejected": _error(
+        "The mailbox rejects the access token",
+        "The token endpoint issued a token, but the mail server does not accept it for the mailbox in smtp.url. On "
+        "Microsoft 365 the application lacks SMTP.SendAsApp or consent, its service principal or the mailbox "
+        "permission is missing, or SMTP is disabled for the mailbox.",
+        "follow docs/how-to/set-up-e-mail.md, steps 1 to 3, and check the mailbox in the address; changes may take "
+        "half an hour; then optout replay --mails",
+    ),
+    "smtp-sender-rejected": _error(
+        "The mail server rejects the sender",
+        "This login, or this host, may not send as the address in [smtp] sender.",
+        "correct sender, or let the account send as that address (Microsoft 365: SendAs); then optout replay --mails",
+    ),
+    "smtp-relay-denied": _error(
+        "The mail server does not relay to the recipients",
+        "It accepts this program, but not for the addresses in notify. Often it relays only for known IP addresses "
+        "or logins, or only inside the institution.",
+        "ask the mail team to let this host relay, or log in; docs/how-to/set-up-e-mail.md lists the ways; then "
+        "optout replay --mails",
+    ),
+    "smtp-recipient-rejected": _error(
+        "The mail server rejects a recipient",
+        "An address in notify does not exist. Nothing was sent; the server was asked about the addresses only.",
+        "correct the address in notify; then optout replay --mails",
+    ),
+    "smtp-message-rejected": _error(
+        "The mail server rejects the messages",
+        "It accepts sender and recipients, but rejected the last e-mail after its content: a sending quota, or a "
+        "policy. E-mails wait and are retried for a week.",
+        "ask the mail team about the code shown",
     ),
     "smtp-in-the-clear": _warning(
         "The mail password crosses the network in the clear",

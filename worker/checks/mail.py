@@ -1,47 +1,113 @@
-"""The mail server: can we log in? And the projects' own templates."""
+"""The mail server: connection, login, sender and recipients; and the projects' own templates."""
 
 from collections.abc import Iterator
+from itertools import chain
 from urllib.parse import parse_qs, urlsplit
 
 from shared.config import Config
+from shared.config.schema import Smtp
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.redis_client import RedisClient
 from worker.checks.configuration import in_the_clear
 from worker.checks.findings import Finding, Passed
-from worker.mail.smtp import make_mailer
+from worker.mail.smtp import Mailer, make_mailer
 from worker.mail.template_check import template_problems
+from worker.mail.verdicts import Recipients
 
 SUBJECT = "smtp"
+# RFC 5321, section 4.5.3.1.8: every server accepts this many in one transaction.
+MAX_RECIPIENTS = 100
+
+# Codes of errors, and the findings that they are; others are smtp-refused.
+_FINDINGS = {
+    "smtp_unreachable": "smtp-unreachable",
+    "smtp_deferred": "smtp-deferred",
+    "smtp_greeting_rejected": "smtp-helo-rejected",
+    "smtp_login_rejected": "smtp-login-rejected",
+    "smtp_login_paused": "smtp-login-rejected",
+    "smtp_sender_rejected": "smtp-sender-rejected",
+    "smtp_relay_rejected": "smtp-relay-denied",
+    "oauth2_unreachable": "smtp-token-endpoint-unreachable",
+    "oauth2_client_rejected": "smtp-client-rejected",
+}
+# Exchange Online judges the sender after the content.
+_SENDER_CODES = ("5.7.60", "5.2.252")
 
 
-def check_mail(config: Config, redis: RedisClient) -> Iterator[Finding | Passed]:
-    """Connect and log in, without sending anything."""
+def check_mail(config: Config, projects: list[str], redis: RedisClient) -> Iterator[Finding | Passed]:
+    """Connect, log in, and ask about sender and recipients, without sending anything."""
     if config.smtp is None:
         return
     try:
-        url = config.smtp.url.resolve()
         mailer = make_mailer(config, config.smtp, redis)
     except ConfigError as error:
         if not error.source.startswith(("env:", "file:")):  # a missing secret is reported as such
             yield Finding(id="smtp-refused", subject=SUBJECT, observed=error.problems[0])
         return
-    if _shows_password(url):
-        yield Finding(id="smtp-in-the-clear", subject=SUBJECT, observed="a password, and no TLS")
+    if _shows_secret(config.smtp):
+        yield Finding(
+            id="smtp-in-the-clear", subject=SUBJECT, observed="a password or an access token, and no TLS"
+        )
+    notify = {name: config.projects[name].notify for name in projects}
     try:
-        mailer.check()
+        yield from _recipients(mailer, notify)
     except (MailDeferred, MailRejected) as error:
-        answered = error.code not in {"smtp_unreachable", "smtp_deferred"}
-        found = "smtp-refused" if answered else "smtp-unreachable"
+        found = _finding_of(error, config.smtp)
         yield Finding(id=found, subject=SUBJECT, observed=f"{mailer.address}: {error}")
-    else:
-        yield Passed(SUBJECT, f"{mailer.address} lets us in")
+        return
+    yield from _last_rejection(mailer)
 
 
-def _shows_password(url: str) -> bool:
-    parts = urlsplit(url)
+def _finding_of(error: MailDeferred | MailRejected, smtp: Smtp) -> str:
+    if isinstance(error, MailRejected):
+        return "smtp-recipient-rejected"
+    if "oauth2_client_rejected" in str(error):  # also if it is why logins are paused
+        return "smtp-client-rejected"
+    # RFC 4954, section 6: a login is required.
+    found = "smtp-login-rejected" if error.detail.startswith("code 530") else _FINDINGS.get(error.code)
+    if found == "smtp-login-rejected" and smtp.oauth2:
+        return "smtp-token-rejected"
+    return found or "smtp-refused"
+
+
+def _recipients(mailer: Mailer, notify: dict[str, list[str]]) -> Iterator[Finding | Passed]:
+    """Ask the server about all recipients. Raises as the mailer does."""
+    addresses = list(dict.fromkeys(chain.from_iterable(notify.values())))[:MAX_RECIPIENTS]
+    missed = mailer.check(addresses)
+    accepted = len(addresses) - len(missed.rejected) - len(missed.deferred)
+    seen = f"{mailer.address} accepts connection, login and sender, and {accepted} of {len(addresses)} recipients"
+    yield Passed(SUBJECT, seen)
+    for name, recipients in notify.items():
+        yield from _missed(name, recipients, missed)
+
+
+def _missed(name: str, recipients: list[str], missed: Recipients) -> Iterator[Finding]:
+    """Findings about a project's recipients, which are named by their place, not by their address."""
+    deferred = "smtp-relay-denied" if missed.reason.startswith("code 5") else "smtp-deferred"
+    for found, addresses, reason in (
+        ("smtp-recipient-rejected", missed.rejected, "rejected"),
+        (deferred, missed.deferred, missed.reason),
+    ):
+        places = [str(place) for place, address in enumerate(recipients, 1) if address in addresses]
+        if places:
+            observed = f"notify, address {', '.join(places)} of {len(recipients)}: {reason}"
+            yield Finding(id=found, subject=name, observed=observed)
+
+
+def _last_rejection(mailer: Mailer) -> Iterator[Finding]:
+    """What a server says only after the content of a mail was sent."""
+    if rejection := mailer.last_rejection():
+        is_sender = any(f" {code} " in rejection for code in _SENDER_CODES)
+        found = "smtp-sender-rejected" if is_sender else "smtp-message-rejected"
+        yield Finding(id=found, subject=SUBJECT, observed=f"{mailer.address}: last e-mail: {rejection}")
+
+
+def _shows_secret(smtp: Smtp) -> bool:
+    parts = urlsplit(smtp.url.resolve())
     starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
     clear = parts.scheme == "smtp" and not starttls
-    return clear and bool(parts.password) and in_the_clear(f"http://{parts.hostname}/")
+    has_secret = bool(parts.password) or smtp.oauth2 is not None
+    return clear and has_secret and in_the_clear(f"http://{parts.hostname}/")
 
 
 def check_templates(config: Config, projects: list[str]) -> Iterator[Finding]:

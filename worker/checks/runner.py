@@ -53,7 +53,7 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
         "configuration": partial(check_configuration, config, projects),
         "redis": partial(check_redis, redis, services.now),
         "redis: rights": check_rights,
-        "smtp": partial(check_mail, config, redis),
+        "smtp": partial(check_mail, config, projects, redis),
         "templates": partial(check_templates, config, projects),
         "web": partial(check_web, web_url, services.now),
         "worker": partial(check_workers, app),

@@ -4,17 +4,20 @@ import binascii
 import smtplib
 import ssl
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from email.message import EmailMessage
 from email.utils import getaddresses
 from functools import cached_property
 from urllib.parse import parse_qs, unquote
 
+from redis.exceptions import RedisError
+
 from shared.config import Config
 from shared.config.schema import Smtp
 from shared.config.urls import address_parts
 from shared.errors import ConfigError, MailDeferred
+from shared.ledger import keys
 from shared.redis_client import RedisClient
 from worker.mail.login_pacing import LoginPacing
 from worker.mail.oauth2 import AccessTokens
@@ -22,6 +25,10 @@ from worker.mail.verdicts import Recipients, failure_of, failure_of_all, judge_r
 
 TIMEOUT_SECONDS = 30.0
 SENT = "sent"
+REMEMBER_SECONDS = 7 * 86_400
+
+# Recipients that a server did not accept, with its replies.
+Refused = dict[str, tuple[int, bytes]]
 
 
 def outcome_of(missed: Recipients, message: EmailMessage) -> str:
@@ -67,6 +74,7 @@ class Mailer:
             problem = "smtp.url: needs the mailbox as user if there is [smtp.oauth2]; write smtp://bridge%40example.edu@…"
             raise ConfigError("smtp.url", [problem])
         self._tokens = tokens
+        self._redis = redis
         self._pacing = LoginPacing(redis, self.address) if redis is not None else None
 
     def __repr__(self) -> str:
@@ -90,18 +98,41 @@ class Mailer:
         Raises MailDeferred if it can be sent later, MailRejected if it never can.
         """
         addresses = list(dict.fromkeys(to or [address for _, address in getaddresses([message["To"]])]))
+        try:
+            refused = self._talk(lambda server: server.send_message(message, to_addrs=addresses))
+        except MailDeferred as error:
+            if error.code == "smtp_message_rejected":
+                self._remember(str(error))
+            raise
+        self._remember("")
+        return judge_recipients(refused, len(addresses) - len(refused))
+
+    def check(self, recipients: Sequence[str] = ()) -> Recipients:
+        """Connect, log in and ask about sender and recipients, without sending. Returns and raises as `send` does."""
+        refused = self._talk(lambda server: _ask(server, self.sender, recipients))
+        return judge_recipients(refused, len(recipients) - len(refused))
+
+    def last_rejection(self) -> str:
+        """Why the server rejected the last message after its content; "" if it did not."""
+        return (self._redis.get(keys.MAIL_REJECTION) or "") if self._redis is not None else ""
+
+    def _remember(self, rejection: str) -> None:
+        """A check cannot find this out without sending. An error here must not send an accepted mail again."""
+        if self._redis is None:
+            return
+        with suppress(RedisError):
+            if rejection:
+                self._redis.set(keys.MAIL_REJECTION, rejection, ex=REMEMBER_SECONDS)
+            else:
+                self._redis.delete(keys.MAIL_REJECTION)
+
+    def _talk(self, dialogue: Callable[[smtplib.SMTP], Refused]) -> Refused:
         with _translated_errors():
             server = self._connect()
             try:
-                refused = server.send_message(message, to_addrs=addresses)
+                return dialogue(server)
             finally:
                 _quit(server)
-        return judge_recipients(refused, len(addresses) - len(refused))
-
-    def check(self) -> None:
-        """Connect and log in, without sending. Raises as `send` does."""
-        with _translated_errors():
-            _quit(self._connect())
 
     def _connect(self) -> smtplib.SMTP:
         server = self._open()
@@ -164,6 +195,19 @@ def make_mailer(config: Config, smtp: Smtp, redis: RedisClient) -> Mailer:
     """The mailer of a configuration. Raises ConfigError."""
     tokens = AccessTokens(smtp.oauth2) if smtp.oauth2 else None
     return Mailer(smtp.url.resolve(), smtp.sender, helo=config.helo, redis=redis, tokens=tokens)
+
+
+def _ask(server: smtplib.SMTP, sender: str, recipients: Sequence[str]) -> Refused:
+    """The beginning of a mail transaction, up to its recipients. Raises as smtplib does."""
+    code, text = server.mail(sender)
+    if code != 250:
+        raise smtplib.SMTPSenderRefused(code, text, sender)
+    replies = {address: server.rcpt(address) for address in recipients}
+    refused = {address: reply for address, reply in replies.items() if reply[0] not in {250, 251}}
+    if refused and len(refused) == len(recipients):
+        raise smtplib.SMTPRecipientsRefused(refused)
+    server.rset()
+    return refused
 
 
 def _offered(server: smtplib.SMTP, mechanisms: Sequence[str]) -> str:
