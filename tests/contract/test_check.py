@@ -279,6 +279,17 @@ def _forgotten_number_address(world: World) -> None:
     world.twilio.sender_at(SENDER).sms_url = "https://redcap.example.edu/surveys/?s=EXAMPLE"
 
 
+def _saved_before_setup(world: World, **before: Any) -> None:
+    """What optout setup has saved about the service."""
+    hooks = {"inbound_request_url": "", "use_inbound_webhook_on_number": False, **before}
+    saved = json.dumps({"kind": "service", "before": hooks})
+    world.redis.hset(keys.twilio_setup(ACCOUNT_SID), SERVICE_SID, saved)
+
+
+def _forwarding_differs(world: World) -> None:
+    _saved_before_setup(world, inbound_request_url="https://redcap.example.edu/surveys/?s=EXAMPLE")
+
+
 def _unsubscribed(world: World) -> None:
     world.service.inbound_request_url = "https://elsewhere.example.edu/"
     world.twilio.add_sink()
@@ -386,6 +397,7 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "inbound-by-get": (INBOUND, service(inbound_method="GET")),
     "webhook-without-retry": (INBOUND, service(inbound_request_url=OURS)),
     "webhook-without-fallback": (INBOUND, service(fallback_url=None)),
+    "forwarding-differs": (INBOUND, _forwarding_differs),
     "replies-not-forwarded": (INBOUND, _forgotten_number_address),
     "sink-failed": (INBOUND, _failed_sink),
     "sink-not-subscribed": (INBOUND, _unsubscribed),
@@ -564,6 +576,35 @@ def test_a_test_message_and_what_the_log_recovers_prove_no_advanced_opt_out(worl
 def _stop_by_webhook(world: World, event_id: str, **more: Any) -> None:
     event = builders.opt_out_event(SENDER, event_id=event_id, when=NOW, **more)
     Ledger(world.redis).accept([event], now=NOW)
+
+
+REDCAPS = "https://redcap.example.edu/surveys/?s=EXAMPLE"
+
+
+@pytest.mark.parametrize(
+    ("before", "on_number", "forward_url", "expected"),
+    [
+        (REDCAPS, "", REDCAPS, ""),
+        (REDCAPS + "#rc=1", "", REDCAPS, ""),
+        (REDCAPS, "", None, "forward_url is missing"),
+        (REDCAPS, "", "https://redcap.example.edu/surveys/?s=OTHER", "forward_url is https"),
+        ("https://user:hunter2@redcap.example.edu/x", "", None, "https://…@redcap.example.edu/x"),
+        ("", REDCAPS, "https://redcap.example.edu/surveys/?s=OTHER", "forward_url is https"),
+        ("", REDCAPS, REDCAPS, ""),
+        ("", "", None, ""),
+    ],
+)
+def test_forwarding_that_differs_from_what_setup_saved(
+    world: World, before: str, on_number: str, forward_url: str | None, expected: str
+) -> None:
+    _saved_before_setup(world, inbound_request_url=before, use_inbound_webhook_on_number=not before)
+    world.twilio.sender_at(SENDER).sms_url = on_number
+    world.table["forward_url"] = forward_url
+    found = [
+        item for item in world.run(INBOUND) if isinstance(item, Finding) and item.id == "forwarding-differs"
+    ]
+    assert len(found) == bool(expected)
+    assert all(expected in item.observed and "hunter2" not in item.observed for item in found)
 
 
 def test_a_check_of_one_project_still_sees_the_other_projects_of_its_host(world: World) -> None:

@@ -150,6 +150,47 @@ class TestWebhookMode:
         assert desk.state() == before
         assert len(desk.writes()) == writes
 
+    def before_setup(self, desk: Desk, place: str) -> None:
+        """REDCap's address is called: by the service, or by a number inside or outside of it."""
+        if place == "service":
+            desk.service.inbound_request_url, desk.service.use_inbound_webhook_on_number = SURVEY, False
+        elif place == "number":
+            desk.twilio.sender_at(SENDER).sms_url = SURVEY
+        else:
+            desk.with_number_alone(sms_url=SURVEY)
+            desk.projects["asthma"]["keyword_fallback"] = True
+
+    def fallback(self, desk: Desk, place: str) -> Any:
+        return desk.number.sms_fallback_url if place == "number_alone" else desk.service.fallback_url
+
+    @pytest.mark.parametrize("place", ["service", "number", "number_alone"])
+    @pytest.mark.parametrize("saved", [True, False])
+    @pytest.mark.parametrize("mode", [("--mode", "webhook"), ()])
+    def test_before_forward_url_is_written_a_second_run_prints_it_again(
+        self, desk: Desk, place: str, saved: bool, mode: tuple[str, ...]
+    ) -> None:
+        self.before_setup(desk, place)
+        desk.setup("--mode", "webhook")
+        if not saved:
+            desk.redis.flushall()
+        before, writes = desk.state(), len(desk.writes())
+        for _ in range(2):
+            result = desk.setup(*mode)
+            assert "nothing to do" in result.stdout
+            assert f'forward_url = "{SURVEY}"' in result.stdout
+        assert (desk.state(), len(desk.writes())) == (before, writes)
+        assert self.fallback(desk, place) == SURVEY
+        desk.projects["asthma"]["forward_url"] = SURVEY
+        result = desk.setup(*mode)
+        assert "nothing to do" in result.stdout
+        assert "forward_url =" not in result.stdout
+
+    def test_a_fallback_of_another_program_is_never_replaced(self, desk: Desk) -> None:
+        desk.setup()
+        desk.service.fallback_url = "https://errors.example.edu/"
+        assert "nothing to do" in desk.setup().stdout
+        assert desk.service.fallback_url == "https://errors.example.edu/"
+
     def test_redcaps_address_becomes_forward_url_and_fallback(self, desk: Desk) -> None:
         desk.twilio.sender_at(SENDER).sms_url = SURVEY
         result = desk.setup("--mode", "webhook")

@@ -564,6 +564,13 @@ CATALOGUE: dict[str, Kind] = {
         "It is what Twilio calls when all attempts have failed.",
         "optout setup names one: the address that replies are handed on to, or ours once more",
     ),
+    "forwarding-differs": _warning(
+        "Messages are not forwarded to where they went before",
+        "`optout setup` saved the address that Twilio called before this program: REDCap's, perhaps. The "
+        "configuration forwards to another address, or to none.",
+        "write that address in forward_url and restart web; if it no longer needs the messages, run optout setup "
+        "--undo and optout setup again",
+    ),
     "replies-not-forwarded": _warning(
         "The number's own address gets no replies any more",
         "The Messaging Service sends everything here, and the number still names an address of its own, such as "

@@ -16,8 +16,12 @@ from worker.twilio.account import (
     Number,
     TwilioAccountView,
     asks_for_retries,
+    same_address,
+    without_login,
 )
 from worker.twilio.client import REDACTED_DIGITS, rest_client, translate_errors, working_client
+from worker.twilio.setup.resources import Webhook, saved_resources
+from worker.twilio.setup.saved_settings import SavedSettings
 
 
 def check_account(name: str, account: TwilioAccount) -> Iterator[Finding | Passed]:
@@ -135,6 +139,30 @@ class _Way:
                 yield from self._service(service, numbers)
         yield from self._own_numbers({number.address for number in numbers})
         yield from self._redaction(numbers)
+        yield from self._forwarding(numbers)
+
+    # --- forwarding -------------------------------------------------------------------------------
+
+    def _forwarding(self, numbers: list[Number]) -> Iterator[Finding]:
+        """Whether messages are forwarded to where they went before optout setup."""
+        configured = str(self._project.forward_url or "")
+        for whose, former in self._former_addresses(numbers):
+            if not same_address(former, configured):
+                now = f"forward_url is {configured}" if configured else "forward_url is missing"
+                seen = f"before optout setup, {whose} called {without_login(former)}; {now}"
+                yield self._finding("forwarding-differs", seen)
+
+    def _former_addresses(self, numbers: list[Number]) -> Iterator[tuple[str, str]]:
+        saved = saved_resources(self._side, SavedSettings(self._redis, str(self._side.client.account_sid)))
+        for webhook in (each for each in saved if isinstance(each, Webhook) and each.current is not None):
+            if not (webhook.used_by(self._project) and self._side.is_ours(webhook.url)):
+                continue
+            if former := webhook.former_url:
+                yield webhook.describe(), former
+            elif self._project.forward_url is not None:  # without it: replies-not-forwarded
+                yield from (
+                    (each.name, each.sms_url) for each in numbers if self._side.is_foreign(each.sms_url)
+                )
 
     # --- Event Streams ----------------------------------------------------------------------------
 

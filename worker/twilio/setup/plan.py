@@ -82,6 +82,8 @@ def choose_mode(project: Project, account: TwilioAccountView) -> tuple[Mode, str
     service = account.service(project.messaging_service_sid)
     if service is not None and account.is_foreign(service.inbound_url):
         return Mode.EVENTS, "the service has an address of its own, which stays as it is"
+    if service is not None and account.is_ours(service.inbound_url) and not service.defers_to_number:
+        return Mode.WEBHOOK, "the service calls this program already"
     numbers = account.service_numbers(service.sid) if service is not None else []
     numbers += filter(None, map(account.number, project.senders))
     if any(map(account.is_handled_elsewhere, numbers)):
@@ -250,7 +252,7 @@ class SetupPlanner:
 
     def _use_service_webhook(self, sid: str, numbers: list[Number]) -> None:
         webhook = ServiceWebhook(self.account, self.store, sid)
-        forward = self._forward([webhook.own_url, *(number.sms_url for number in numbers)])
+        forward = self._forward([webhook.former_url, *(number.sms_url for number in numbers)])
         if not self.plan.blockers:
             self._point_here(webhook, forward)
         if not self.project.keyword_fallback:
@@ -268,8 +270,8 @@ class SetupPlanner:
                 application = f"the TwiML application {number.application_sid}, which receives its messages"
                 self.plan.block(f"{number.name} has {application}: remove it, or use --mode events")
             else:
-                forward = self._forward([number.sms_url])
-                self._point_here(NumberWebhook(self.account, self.store, number.sid), forward)
+                webhook = NumberWebhook(self.account, self.store, number.sid)
+                self._point_here(webhook, self._forward([webhook.former_url]))
 
     def _point_here(self, webhook: Webhook, forward: str) -> None:
         desired = webhook.desired(forward)

@@ -97,10 +97,34 @@ class Webhook(Resource):
         """The address that Twilio calls now."""
         return str(self.settings[self.names[0]])
 
+    @property
+    def own_url(self) -> str:
+        """The address that Twilio calls, or "" if this resource leaves that to others."""
+        return self._own_url(self.settings)
+
+    def _own_url(self, settings: Settings) -> str:
+        return str(settings.get(self.names[0]) or "")
+
+    @property
+    def former_url(self) -> str:
+        """The address that was called before this program's: as saved, else the fallback that setup made of it."""
+        if not self.account.is_ours(self.url):
+            return self.own_url
+        saved = self.store.all().get(self.key, {})
+        return self._own_url(saved["before"]) if "before" in saved else self._foreign_fallback
+
+    @property
+    def _foreign_fallback(self) -> str:
+        fallback = str(self.settings[self.names[2]])
+        return fallback if self.account.is_ours(self.url) and self.account.is_foreign(fallback) else ""
+
     def desired(self, forward: str) -> Settings:
-        """Return the settings for this program, with the address that it forwards to as fallback."""
+        """Return the settings for this program, with the address that it forwards to as fallback.
+
+        Without one, a fallback of another program stays.
+        """
         own = self.account.inbound_url + RETRY_FRAGMENT
-        return self._by_name(own, "POST", forward or own, "POST")
+        return self._by_name(own, "POST", forward or self._foreign_fallback or own, "POST")
 
     def is_as(self, desired: Settings) -> bool:
         """Return whether nothing needs to change. A study may tune the fragment, if it still asks for retries."""
@@ -150,10 +174,9 @@ class ServiceWebhook(Webhook):
     def remote(self) -> Any:
         return self.account.client.messaging.v1.services(self.sid)
 
-    @property
-    def own_url(self) -> str:
-        """The service's own address, or "" if its numbers' addresses are called."""
-        return "" if self.settings["use_inbound_webhook_on_number"] else self.url
+    def _own_url(self, settings: Settings) -> str:
+        """Its numbers' addresses are called if it defers to them."""
+        return "" if settings["use_inbound_webhook_on_number"] else super()._own_url(settings)
 
     def defer_to_numbers(self) -> None:
         """Have the service's numbers decide where messages go."""
