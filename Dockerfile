@@ -1,5 +1,6 @@
-# Three images from one file: `web` and `worker` (which also runs beat and Flower), each with its own code and
-# packages only, and `demo`, which alone holds the simulators. No compiler, no pip, no root in any of them.
+# Two images for a deployment: `web` and `worker` (which also runs beat and Flower), each with its own code and
+# packages only. `demo-web` and `demo-worker` add the demo's configuration; `demo` holds the simulators.
+# No compiler, no pip, no root in any of them.
 ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS packages
@@ -51,7 +52,8 @@ FROM runtime AS web
 COPY --from=web-packages /opt/venv /opt/venv
 COPY web web
 COPY deploy/granian-log.json deploy/
-RUN python -m compileall -q .
+# Files of a clone that was made with umask 077 are readable by nobody else.
+RUN chmod -R a+rX . && python -m compileall -q .
 ENV GRANIAN_LOG_CONFIG=/app/deploy/granian-log.json
 # As in Procfile. Backpressure counts connections, idle ones included; what 4,096 can hold (32 KiB of headers, 64 KiB of a
 # body) stays below the memory limit, measured at 640 MB. As many more wait in the backlog.
@@ -67,17 +69,29 @@ COPY --from=worker-packages /opt/venv /opt/venv
 COPY --chmod=755 deploy/optout /usr/local/bin/optout
 COPY deploy/flowerconfig.py deploy/
 COPY worker worker
-RUN python -m compileall -q .
+RUN chmod -R a+rX . && python -m compileall -q .
 ENV OPTOUT_HEARTBEAT_FILE=/tmp/heartbeat
 USER 10001:10001
 CMD ["celery", "-q", "-A", "worker.celery_app", "worker"]
 
-# Never part of a deployment: fictional studies, a fake Twilio and a mailbox, and the story that they play.
+# Never part of a deployment: the demo's configuration and its published secrets, in images of their own, so that the
+# demo mounts nothing of the clone and starts whatever the modes of its files are.
+FROM web AS demo-web
+COPY --chmod=755 deploy/demo/config.toml /etc/optout/config.toml
+COPY --chmod=755 deploy/demo/secrets /run/secrets
+
+FROM worker AS demo-worker
+COPY --chmod=755 deploy/demo/config.toml /etc/optout/config.toml
+COPY --chmod=755 deploy/demo/secrets /run/secrets
+
+# Fictional studies, a fake Twilio and a mailbox, and the story that they play.
 FROM runtime AS demo
 COPY --from=demo-packages /opt/venv /opt/venv
 COPY --chmod=755 deploy/optout /usr/local/bin/optout
 COPY worker worker
 COPY tests tests
-RUN python -m compileall -q .
+RUN chmod -R a+rX . && python -m compileall -q .
+COPY --chmod=755 deploy/demo/config.toml /etc/optout/config.toml
+COPY --chmod=755 deploy/demo/secrets /run/secrets
 USER 10001:10001
 CMD ["python", "-m", "tests.compose.story"]

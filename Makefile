@@ -59,33 +59,29 @@ bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/expla
 	@$(BIN)/python -m tests.benchmarks $(if $(FULL),--full)
 
 ##@ Deploy it
-COMPOSE ?= docker compose
-
 .PHONY: deployment
 deployment:  ## Make the folder ./deployment (configuration, fresh secrets) and .env, which names it
 	@deploy/new-deployment
 
 .PHONY: up
 up:  ## Build and start the containers, and wait until all are healthy
-	@grep -qs '^OPTOUT_DEPLOYMENT=' .env || [ -n "$$OPTOUT_DEPLOYMENT" ] || \
-	  echo "no deployment yet, so this is the demo's, on loopback: make deployment makes your own"
-	@$(COMPOSE) up --detach --build --wait
+	@deploy/compose up --detach --build --wait
 
 .PHONY: down
 down:  ## Stop and remove the containers; the data stays in its volume
-	@$(COMPOSE) --profile '*' down --remove-orphans
+	@deploy/compose --profile '*' down --remove-orphans
 
 .PHONY: logs
 logs:  ## Follow the logs (S=worker: of one service)
-	@$(COMPOSE) logs --follow --tail 100 $(S)
+	@deploy/compose logs --follow --tail 100 $(S)
 
 .PHONY: ps
 ps:  ## Show container status
-	@$(COMPOSE) ps --all
+	@deploy/compose ps --all
 
 .PHONY: scale
-scale:  ## Run more workers or web processes: make scale WORKERS=4 WEB=2
-	@deploy/scale $(or $(WORKERS),1) $(or $(WEB),1)
+scale:  ## Run this many containers from now on: make scale WORKERS=4 WEB=2
+	@deploy/scale "$(WORKERS)" "$(WEB)"
 
 .PHONY: upgrade
 upgrade:  ## Build the images and replace the containers while webhooks go on arriving
@@ -98,6 +94,10 @@ backup:  ## One snapshot of Redis into backups/ (TO=folder)
 .PHONY: restore
 restore:  ## Put a snapshot back: make restore FILE=backups/optout-….rdb.gz
 	@deploy/restore $(FILE)
+
+.PHONY: new-ledger
+new-ledger:  ## Start with an empty ledger after the hash key was replaced; the old one is kept in the volume
+	@deploy/new-ledger
 
 .PHONY: test-compose
 test-compose: $(VENV)/ready  ## The containers, really run: builds, faults, scaling, upgrade, backup (needs Docker; T=… narrows)

@@ -83,7 +83,7 @@ class StoryError(Exception):
 
 
 class Stage(Protocol):
-    """Where the platform runs: as processes (`make demo`) or in containers (`docker compose --profile demo up`)."""
+    """Where the platform runs: as processes (`make demo`) or in containers (`docker compose up`)."""
 
     web_url: str
     flower_url: str

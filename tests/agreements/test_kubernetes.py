@@ -95,7 +95,7 @@ def test_every_object_that_a_pod_names_is_generated() -> None:
 
 def test_a_worker_sees_the_studies_own_texts_under_the_same_path_and_starts_without_them() -> None:
     [compose] = [v for v in compose_service("worker")["volumes"] if v["target"] == TEMPLATES]
-    assert (compose["source"], compose["read_only"]) == ("./deploy/demo/templates", True)
+    assert (compose["source"], compose["read_only"]) == ("./deployment/templates", True)
     assert compose["bind"] == {"create_host_path": True}
     mounts = [m for m in container("worker")["volumeMounts"] if m["mountPath"].startswith(f"{TEMPLATES}/")]
     volumes = {volume["name"]: volume for volume in pod("worker")["volumes"]}

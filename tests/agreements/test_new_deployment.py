@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -46,7 +47,56 @@ def test_a_new_deployment_fits_the_program(tmp_path: Path) -> None:
     assert {"hash_key", "smtp_url", "twilio/main"} <= named
     assert [name for name in named if not (folder / "secrets" / name).is_file()] == []
     assert (folder / "templates").is_dir()
-    assert "OPTOUT_DEPLOYMENT=./deployment" in (tmp_path / ".env").read_text().splitlines()
+    settings = (tmp_path / ".env").read_text().splitlines()
+    assert {"OPTOUT_DEPLOYMENT=./deployment", "COMPOSE_FILE=docker-compose.yml"} <= set(settings)
+    assert [line for line in settings if line.startswith("COMPOSE_PROJECT_NAME=optout")]
+
+
+def test_a_deployment_keeps_the_settings_that_stand_in_env(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "COMPOSE_FILE=docker-compose.yml:docker-compose.tls.yml\nOPTOUT_WEB_PORT=8001\n"
+    )
+    assert make_deployment(tmp_path).returncode == 0
+    settings = (tmp_path / ".env").read_text().splitlines()
+    assert [line for line in settings if line.startswith("COMPOSE_FILE=")] == [
+        "COMPOSE_FILE=docker-compose.yml:docker-compose.tls.yml"
+    ]
+    assert {"OPTOUT_WEB_PORT=8001", "OPTOUT_DEPLOYMENT=./deployment"} <= set(settings)
+
+
+def test_a_second_deployment_is_not_made_where_env_names_one(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OPTOUT_DEPLOYMENT=/srv/optout\n")
+    assert make_deployment(tmp_path).returncode == 1
+    assert not (tmp_path / "deployment").exists()
+
+
+# Each of these removes data: of the project, or of everything on the host that no container uses.
+REMOVES_A_VOLUME = re.compile(
+    r"volume (rm|remove|prune)|--volumes|system prune|(down|rm) .*-v\b|flushall|flushdb", re.IGNORECASE
+)
+
+
+def test_no_documented_or_printed_command_removes_a_volume() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    told = [
+        path
+        for path in listed
+        if path.startswith(
+            ("docs/", "deploy/", "web/", "worker/", "shared/", "tests/demo.py", "tests/compose/story.py")
+        )
+        or "/" not in path
+    ]
+    assert {"README.md", "Makefile", "deploy/restore", "docs/tutorial/demo.md"} <= set(told)
+    found = [
+        f"{path}: {line.strip()}"
+        for path in told
+        if (ROOT / path).is_file()
+        for line in (ROOT / path).read_text(errors="replace").splitlines()
+        if REMOVES_A_VOLUME.search(line)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("demo", [True, False])

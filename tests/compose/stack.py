@@ -31,7 +31,52 @@ from tests.simulators.twilio import (
 
 PLATFORM = ("redis", "web", "worker", "beat", "flower")
 BASE, SCALE, TLS = "docker-compose.yml", "docker-compose.scale.yml", "docker-compose.tls.yml"
+# Simulators beside the containers of a deployment, in place of REDCap, Twilio and the mail server.
+SIMULATORS = "tests/compose/simulators.yml"
 ASTHMA = "Asthma diary"
+
+
+def a_clone(root: Path, *, umask: int = 0o022) -> Path:
+    """A copy of this project's files as `git clone` makes it under a umask; answers its folder."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, listed):
+        if (source := ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, root / name)
+            (root / name).chmod((0o777 if source.stat().st_mode & 0o100 else 0o666) & ~umask)
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        folder.chmod(0o777 & ~umask)
+    return root
+
+
+def without_a_deployment() -> dict[str, str]:
+    """The caller's environment, with nothing of a deployment or demo of their own."""
+    others = ("OPTOUT_", "COMPOSE_", "DEMO_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(others)}
+
+
+def said(
+    *command: str, cwd: Path, env: dict[str, str], check: bool = True, seconds: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; a failure shows what it said."""
+    done = subprocess.run(
+        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=seconds,
+        stdin=subprocess.DEVNULL, check=False, errors="replace",
+    )  # fmt: skip
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def remove_images(prefix: str) -> None:
+    """Remove the images of a test run."""
+    env = dict(os.environ)
+    images = said("docker", "image", "ls", "--quiet", f"{prefix}-*", cwd=ROOT, env=env).stdout.split()
+    if images:
+        said("docker", "image", "rm", "--force", *images, cwd=ROOT, env=env, check=False)
 
 
 def a_certificate(folder: Path) -> None:
@@ -48,78 +93,61 @@ def a_certificate(folder: Path) -> None:
 
 @dataclass
 class Stack:
-    """The compose project: the demo's configuration with free ports, a proxy's certificate, a Twilio that texts."""
+    """A deployment in a clone of its own: the demo's studies, free ports, a certificate, a Twilio that texts."""
 
     folder: Path
     project: str = field(default_factory=lambda: f"optout-test-{secrets.token_hex(3)}")
-    files: tuple[str, ...] = (BASE,)
     extra: dict[str, str] = field(default_factory=dict)
     next_record: int = 1000
 
     def __post_init__(self) -> None:
+        self.root = a_clone(self.folder / "clone")
         self.deployment = self.folder / "deployment"
         shutil.copytree(ROOT / "deploy" / "demo", self.deployment)
         a_certificate(self.deployment / "tls")
-        self.ports = {
-            name: free_port()
-            for name in (
-                "OPTOUT_WEB",
-                "OPTOUT_TLS",
-                "OPTOUT_FLOWER",
-                "DEMO_REDCAP",
-                "DEMO_TWILIO",
-                "DEMO_MAIL",
-            )
-        }
+        names = ("OPTOUT_WEB", "OPTOUT_TLS", "OPTOUT_FLOWER", "DEMO_REDCAP", "DEMO_TWILIO", "DEMO_MAIL")
+        self.ports = {name: free_port() for name in names}
         self.web_url = f"http://127.0.0.1:{self.ports['OPTOUT_WEB']}"
         self.flower_url = f"http://127.0.0.1:{self.ports['OPTOUT_FLOWER']}"
         self.redcap_url = f"http://127.0.0.1:{self.ports['DEMO_REDCAP']}"
         account = Account(sid=ACCOUNT_SID, auth_token=AUTH_TOKEN)
         self.twilio = TwilioSimulator([account], public_url=PUBLIC_URL, deliver_to=self.web_url)
         self.twilio.add_service(sid=SERVICE_SID, senders=[SENDER])
+        settings = {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_FILE": f"{BASE}:{SIMULATORS}",
+            "OPTOUT_DEPLOYMENT": str(self.deployment),
+            "OPTOUT_IMAGE": self.project,
+            "OPTOUT_TLS_ADDRESS": "127.0.0.1",
+        } | {f"{name}_PORT": str(port) for name, port in self.ports.items()}
+        self.env_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+    @property
+    def env_file(self) -> Path:
+        """`.env`, which names the deployment."""
+        return self.root / ".env"
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of docker compose, with nothing of the caller's own deployment."""
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("OPTOUT_", "COMPOSE_"))
-        }
-        return (
-            own
-            | {
-                "COMPOSE_DISABLE_ENV_FILE": "1",
-                "COMPOSE_PROJECT_NAME": self.project,
-                "COMPOSE_FILE": ":".join(self.files),
-                "OPTOUT_DEPLOYMENT": str(self.deployment),
-                "OPTOUT_IMAGE": self.project,
-                "OPTOUT_TLS_ADDRESS": "127.0.0.1",
-            }
-            | {f"{name}_PORT": str(port) for name, port in self.ports.items()}
-            | self.extra
-        )
+        """The environment of docker compose; everything else is in `.env`."""
+        return without_a_deployment() | self.extra
 
     # -- what an operator types
 
     def run(
         self, *command: str, check: bool = True, seconds: float = 600
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project's root; a failure shows what it said."""
-        done = subprocess.run(
-            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=seconds,
-            stdin=subprocess.DEVNULL, check=False, errors="replace",
-        )  # fmt: skip
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
+        """Run a command in the clone; a failure shows what it said."""
+        return said(*command, cwd=self.root, env=self.env, check=check, seconds=seconds)
 
     def compose(self, *args: str, check: bool = True) -> str:
         """`docker compose ARGS`; answers what it printed."""
         return self.run("docker", "compose", *args, check=check).stdout
 
     def up(self, *args: str) -> None:
-        """Bring up the platform and the demo, built and healthy. On failure the logs tell why."""
+        """Bring up the platform and the simulators, built and healthy. On failure the logs tell why."""
         try:
-            self.compose("--profile", "demo", "up", "--detach", "--build", "--wait", *args)
+            self.compose("up", "--detach", "--build", "--wait", *args)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '50', check=False)}") from None
 
@@ -145,18 +173,18 @@ class Stack:
         self.compose(
             "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20", check=False
         )
-        images = self.run("docker", "image", "ls", "--quiet", f"{self.project}-*").stdout.split()
-        if images:
-            self.run("docker", "image", "rm", "--force", *images, check=False)
+        remove_images(self.project)
 
     @contextmanager
     def with_files(self, *files: str) -> Iterator[None]:
         """With overlays for a while."""
-        before, self.files = self.files, files
+        before = self.env_file.read_text()
+        named = ":".join([*files, SIMULATORS])
+        self.env_file.write_text(f"{before}COMPOSE_FILE={named}\n")
         try:
             yield
         finally:
-            self.files = before
+            self.env_file.write_text(before)
 
     # -- the world outside
 

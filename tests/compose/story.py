@@ -1,4 +1,4 @@
-"""`docker compose --profile demo up`: the demo's story, played against the containers from one more of them.
+"""The demo in containers (`docker compose up` in a fresh clone): its story, played beside the platform.
 
 The simulators of REDCap, Twilio and mail run here too, and stay up afterwards for a look around.
 """
@@ -6,10 +6,8 @@ The simulators of REDCap, Twilio and mail run here too, and stay up afterwards f
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 
 import requests
 from redis import Redis
@@ -17,21 +15,19 @@ from rich.console import Console
 
 from shared.config import redis_url
 from shared.ledger import keys
-from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, World, play, the_account, the_studies
+from tests.compose.simulators import MAIL_PORT, serving, wait_for_sigterm
+from tests.demo import World, play
 from tests.processes import wait_until
-from tests.simulators.redcap import RedcapSimulator
-from tests.simulators.smtp import SmtpSimulator, serve_inbox
 
-ANYWHERE = "0.0.0.0"
 STUDIES = 2
-REDCAP_PORT, TWILIO_PORT, MAIL_PORT, INBOX_PORT = 8900, 9001, 9025, 9026
+PROJECT = os.environ.get("DEMO_PROJECT", "optout-demo")
 
 
 class Containers:
     """The platform's containers, seen from beside them."""
 
     web_url = "http://web:8000"
-    flower_url = f"http://127.0.0.1:{os.environ.get('OPTOUT_FLOWER_PORT', '5555')}"
+    flower_url = f"http://127.0.0.1:{os.environ.get('DEMO_FLOWER_PORT', '15555')}"
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run `optout ARGS` with the demo's configuration and secrets."""
@@ -39,7 +35,7 @@ class Containers:
 
     def logs(self) -> str:
         """Where the logs are: a container cannot read the others'."""
-        return "What web and worker say:  docker compose logs web worker"
+        return f"What web and worker say:  docker compose -p {PROJECT} logs web worker"
 
 
 def forget_last_time() -> None:
@@ -61,9 +57,10 @@ def look_around(console: Console) -> None:
     """Say what can be seen, and done."""
     console.print(
         f"Flower (what the tasks did), user and password demo:  {Containers.flower_url}/tasks",
-        f"The mailbox:  http://127.0.0.1:{os.environ.get('DEMO_MAIL_PORT', INBOX_PORT)}/",
-        "Text something yourself:  docker compose exec simulators python -m tests.compose.text STOP +16505550105",
-        "End with Ctrl+C; remove everything with:  docker compose --profile demo down --volumes",
+        f"The mailbox:  http://127.0.0.1:{os.environ.get('DEMO_MAIL_PORT', MAIL_PORT)}/",
+        "Text something yourself:",
+        f"  docker compose -p {PROJECT} exec simulators python -m tests.compose.text STOP +16505550105",
+        f"End with Ctrl+C. Remove the demo's containers:  docker compose -p {PROJECT} down",
         sep="\n",
     )
 
@@ -71,24 +68,14 @@ def look_around(console: Console) -> None:
 def main() -> int:
     """Serve the simulators, play the story, and stay. Answers 1 where the story went wrong."""
     console = Console(width=110, force_terminal=False)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    (asthma, sleep), twilio, smtp = the_studies(), the_account(), SmtpSimulator()
-    twilio.deliver_to(Containers.web_url)
-    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
-    with (
-        redcap.serve(REDCAP_PORT, ANYWHERE),
-        twilio.serve(TWILIO_PORT, ANYWHERE),
-        smtp.serve(MAIL_PORT, ANYWHERE),
-        serve_inbox(smtp, INBOX_PORT, ANYWHERE),
-    ):
+    with serving() as (asthma, sleep, twilio, smtp):
+        twilio.deliver_to(Containers.web_url)
         wait_until(lambda: requests.get(f"{Containers.web_url}/healthz", timeout=2).ok, what="web answers")
         forget_last_time()
         if not play(World(Containers(), twilio, smtp, asthma, sleep), console):
             return 1
         look_around(console)
-        stopped.wait()
+        wait_for_sigterm()
     return 0
 
 

@@ -33,27 +33,6 @@ def test_the_compose_files_warn_of_nothing(stack: Stack, files: tuple[str, ...])
     assert done.stderr == ""
 
 
-def test_without_any_settings_the_configuration_is_the_demo_on_loopback(stack: Stack) -> None:
-    bare = {name: value for name, value in stack.env.items() if not name.startswith(("OPTOUT_", "DEMO_"))}
-    command = [
-        "env",
-        "-i",
-        *(f"{name}={value}" for name, value in bare.items()),
-        "docker",
-        "compose",
-        "config",
-    ]
-    done = stack.run(*command, "--format", "json")
-    services = json.loads(done.stdout)["services"]
-    published = {
-        name: [port["host_ip"] for port in service["ports"]]
-        for name, service in services.items()
-        if service.get("ports")
-    }
-    assert done.stderr == ""
-    assert published == {"web": ["127.0.0.1"], "flower": ["127.0.0.1"]}
-
-
 @pytest.mark.parametrize("service", ["web", "worker"])
 def test_an_image_holds_its_own_code_and_no_tools_to_build_with(stack: Stack, service: str) -> None:
     assert set(inside(stack, service, "ls /app").split()) == CODE[service]

@@ -19,33 +19,14 @@ import requests
 
 from shared.ledger.keys import PREFIX
 from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium
-from tests.compose.stack import BASE, PLATFORM, SCALE, TLS, Stack
-from tests.processes import ROOT, wait_until
+from tests.compose.stack import BASE, PLATFORM, TLS, Stack
+from tests.processes import wait_until
 from tests.simulators.redcap import fictional_phone
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL, SERVICE_SID, form_request, inbound_parameters
 
 pytestmark = pytest.mark.timeout(900)
 
-PROXIED = (BASE, SCALE)
 HOST = PUBLIC_URL.removeprefix("https://")
-
-
-def story_ends(stack: Stack, *, times: int) -> str:
-    """Wait until the story has been told so often; answers what was told, all of it where it broke off."""
-
-    def told() -> str:
-        return stack.compose("logs", "--no-log-prefix", "simulators")
-
-    def ended() -> bool:
-        return told().count("The whole story went") >= times or not stack.containers("simulators")
-
-    wait_until(ended, seconds=240, what="the story ends")
-    assert told().count("The whole story went as expected") == times, told()[-6000:]
-    return told()
-
-
-def test_the_demo_plays_its_story_to_the_end(stack: Stack) -> None:
-    assert "✗" not in story_ends(stack, times=1)
 
 
 def test_a_signed_stop_at_the_published_port_reaches_redcap(stack: Stack) -> None:
@@ -147,13 +128,18 @@ def test_workers_added_during_a_burst_lose_nothing(stack: Stack) -> None:
     assert len(stack.containers("worker")) == 1
 
 
+def answers_as_scaled(stack: Stack) -> None:
+    """Two web containers behind the proxy, two workers, and every webhook is answered."""
+    assert (len(stack.containers("web")), len(stack.containers("worker"))) == (2, 2)
+    for record in (records := stack.enrol(6)):
+        assert [exchange.status for exchange in stack.text(record).attempts] == [200]
+    stack.expect_opted_out(records)
+
+
 def test_several_web_containers_share_one_port(stack: Stack) -> None:
     stack.run("make", "scale", "WORKERS=2", "WEB=2")
-    with stack.with_files(*PROXIED):
-        for record in (records := stack.enrol(12)):
-            assert stack.text(record).status == 200
-        stack.expect_opted_out(records)
-        log = stack.compose("logs", "--no-log-prefix", "proxy")
+    answers_as_scaled(stack)
+    log = stack.compose("logs", "--no-log-prefix", "proxy")
     addresses = {
         container["NetworkSettings"]["Networks"][f"{stack.project}_public"]["IPAddress"]
         for container in stack.containers("web")
@@ -162,28 +148,34 @@ def test_several_web_containers_share_one_port(stack: Stack) -> None:
     assert all(f'"upstream":"{address}:8000"' in log for address in addresses)
 
 
+@pytest.mark.parametrize("command", ["make up", "docker compose up --detach --wait", "make scale WORKERS=2"])
+def test_what_is_scaled_stays_scaled(stack: Stack, command: str) -> None:
+    stack.run(*command.split())
+    answers_as_scaled(stack)
+
+
 def test_an_upgrade_under_load_refuses_no_webhook_and_loses_none(stack: Stack) -> None:
     """Every webhook is answered 200 at the first attempt, while all containers but Redis are replaced."""
     services = ("web", "worker", "beat", "flower")
-    with stack.with_files(*PROXIED):
-        before = {container["Id"] for service in services for container in stack.containers(service)}
-        stack.extra["OPTOUT_LOG_LEVEL"] = "DEBUG"  # a change that every service has to be replaced for
-        upgrade = subprocess.Popen(
-            ["make", "upgrade"], env=stack.env, cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        records, attempts = [], []
-        while upgrade.poll() is None:
-            [record] = stack.enrol(1)
-            attempts.append([exchange.status for exchange in stack.text(record).attempts])
-            records.append(record)
-        output = upgrade.communicate()[0]
-        after = {container["Id"] for service in services for container in stack.containers(service)}
-        assert upgrade.returncode == 0, output
-        assert len(after) == len(before), output
-        assert not before & after
-        assert attempts == [[200]] * len(records)
-        stack.expect_opted_out(records)
+    before = {container["Id"] for service in services for container in stack.containers(service)}
+    stack.extra["OPTOUT_LOG_LEVEL"] = "DEBUG"  # a change that every service has to be replaced for
+    upgrade = subprocess.Popen(
+        ["make", "upgrade"], env=stack.env, cwd=stack.root, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    records, attempts = [], []
+    while upgrade.poll() is None:
+        [record] = stack.enrol(1)
+        attempts.append([exchange.status for exchange in stack.text(record).attempts])
+        records.append(record)
+    output = upgrade.communicate()[0]
+    after = {container["Id"] for service in services for container in stack.containers(service)}
+    assert upgrade.returncode == 0, output
+    assert len(after) == len(before), output
+    assert not before & after
+    assert attempts == [[200]] * len(records)
+    stack.expect_opted_out(records)
+    answers_as_scaled(stack)
 
 
 def over_tls(
@@ -275,7 +267,7 @@ def test_slow_senders_at_the_tls_proxy_are_refused_and_keep_no_genuine_request_o
         stack.compose("up", "--detach", "--wait", "--scale", "web=2")
         slow = subprocess.Popen(
             ["docker", "compose", "run", "--rm", "--no-deps", "-T", "simulators", "python", "-c", SENDS_SLOWLY],
-            env=stack.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stdin=subprocess.PIPE,
+            env=stack.env, cwd=stack.root, text=True, stdout=subprocess.PIPE, stdin=subprocess.PIPE,
         )  # fmt: skip
         try:
             assert slow.stdout
@@ -305,9 +297,7 @@ def test_a_backup_brings_back_what_was_lost(stack: Stack) -> None:
     assert not stack.events()
     stack.run("make", "restore", f"FILE={path}")
     assert stack.events() == known
-    [record] = stack.enrol(1)
-    assert stack.text(record).status == 200
-    stack.expect_opted_out([record])
+    answers_as_scaled(stack)
 
 
 def test_what_is_no_backup_is_not_restored(stack: Stack) -> None:
@@ -332,16 +322,10 @@ def test_logs_and_redis_hold_no_phone_number(stack: Stack) -> None:
     assert [number for number in numbers if number in logs or number in dump] == []
 
 
-def test_the_demo_can_be_played_again(stack: Stack) -> None:
-    """A second time starts from nothing, although Redis kept the first."""
-    stack.compose("--profile", "demo", "restart", "simulators")
-    assert "✗" not in story_ends(stack, times=2)
-
-
 def test_everything_stops_by_itself_and_comes_down_clean(stack: Stack) -> None:
     """SIGTERM is enough: each process ends with 0 within its grace period."""
-    stack.compose("--profile", "demo", "stop")
-    ids = stack.compose("--profile", "demo", "ps", "--all", "--quiet").split()
+    stack.compose("stop")
+    ids = stack.compose("ps", "--all", "--quiet").split()
     ended = json.loads(stack.run("docker", "inspect", *ids).stdout)
     assert {each["Name"]: each["State"]["ExitCode"] for each in ended if each["State"]["ExitCode"]} == {}
     stack.run("make", "down")

@@ -4,7 +4,7 @@ import sys
 
 import requests
 
-from tests.compose.story import TWILIO_PORT
+from tests.compose.simulators import TWILIO_PORT
 from tests.simulators.twilio import SERVICE_SID
 
 

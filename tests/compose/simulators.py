@@ -1,0 +1,43 @@
+"""The demo's studies and simulators of REDCap, Twilio and mail in a container; tests of a deployment run it alone."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_studies
+from tests.simulators.redcap import Project, RedcapSimulator
+from tests.simulators.smtp import SmtpSimulator, serve_inbox
+from tests.simulators.twilio import TwilioSimulator
+
+ANYWHERE = "0.0.0.0"
+REDCAP_PORT, TWILIO_PORT, SMTP_PORT, MAIL_PORT = 8900, 9001, 9025, 9026
+_stopped = threading.Event()
+
+
+def wait_for_sigterm() -> None:
+    """Until the container is stopped."""
+    _stopped.wait()
+
+
+@contextmanager
+def serving() -> Iterator[tuple[Project, Project, TwilioSimulator, SmtpSimulator]]:
+    """All simulators, serving on their ports: the two studies, Twilio and the mail server."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stopped.set())
+    (asthma, sleep), twilio, smtp = the_studies(), the_account(), SmtpSimulator()
+    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
+    with (
+        redcap.serve(REDCAP_PORT, ANYWHERE),
+        twilio.serve(TWILIO_PORT, ANYWHERE),
+        smtp.serve(SMTP_PORT, ANYWHERE),
+        serve_inbox(smtp, MAIL_PORT, ANYWHERE),
+    ):
+        yield asthma, sleep, twilio, smtp
+
+
+if __name__ == "__main__":
+    with serving():
+        wait_for_sigterm()
