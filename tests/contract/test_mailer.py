@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.message import EmailMessage
 
 import pytest
@@ -254,3 +256,117 @@ def test_a_recipient_is_judged_by_itself_if_another_was_accepted(
 def test_the_greeting_names_the_configured_host(smtp: SmtpSimulator) -> None:
     Mailer(smtp.url, SENDER, helo="optout.example.edu").check()
     assert smtp.greetings == ["optout.example.edu"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "code"),
+    [
+        ("DATA", "530 Authentication required", "smtp_message_rejected"),
+        ("DATA", "503 Bad sequence of commands", "smtp_message_rejected"),
+        ("RCPT", "504 5.5.2 <host>: Helo command rejected: need fully-qualified hostname", "smtp_relay_rejected"),
+        ("RCPT", "530 5.1.1 Log in first", "smtp_relay_rejected"),
+        ("RCPT", "550 5.1.7 Bad sender address", "smtp_relay_rejected"),
+        ("RCPT", "550 5.2.2 Mailbox full", "smtp_relay_rejected"),
+        ("RCPT", "550 5.4.1 Access denied", "smtp_relay_rejected"),
+        ("RCPT", "553 sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)", "smtp_relay_rejected"),
+        ("RCPT", "550 #5.7.1 Not permitted", "smtp_relay_rejected"),
+        ("RCPT", "554 Relay access denied", "smtp_relay_rejected"),
+        ("RCPT", "550-5.7.26 Blocked\r\n550 5.7.26 5.1.1 is not it", "smtp_relay_rejected"),
+        ("RCPT", "421 4.3.2 Closing", "smtp_deferred"),
+        ("MAIL", "421 4.3.2 Closing", "smtp_deferred"),
+        ("AUTH", "421 4.7.0 Too many attempts", "smtp_deferred"),
+        ("EHLO", "421 4.3.2 Closing", "smtp_deferred"),
+        ("MAIL", "354 Go ahead", "smtp_deferred"),
+        ("RCPT", "354 Go ahead", "smtp_deferred"),
+        ("DATA", "354 Go ahead", "smtp_deferred"),
+        ("MAIL", "501 5.1.7 Bad sender address syntax", "smtp_sender_rejected"),
+        ("MAIL", "550 5.1.0 Address rejected", "smtp_sender_rejected"),
+        ("DATA", "451-4.3.0 Try\r\n451 4.3.0 again", "smtp_deferred"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_verdict_on_recipient_or_content_is_deferred(stage: str, reply: str, code: str) -> None:
+    with SmtpSimulator(user="bridge", password="right").serve() as server:
+        server.reply(stage, reply, times=None)
+        with pytest.raises(MailDeferred) as caught:
+            Mailer(server.url, SENDER).send(message())
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "550 #5.1.0 Address rejected.",
+        "550 sorry, no mailbox here by that name. (#5.1.1)",
+        "501 5.1.3 Bad recipient address syntax",
+        "550-5.1.1 The email account that you tried\r\n550 5.1.1 to reach does not exist",
+    ],
+)
+def test_a_verdict_on_the_recipient_is_found_in_any_notation(smtp: SmtpSimulator, reply: str) -> None:
+    smtp.reply("RCPT", reply, times=None)
+    with pytest.raises(MailRejected, match=r"5\.1\.\d at RCPT"):
+        Mailer(smtp.url, SENDER).send(message())
+
+
+@pytest.mark.parametrize(
+    "reply", ["530 Log in first", "554 Relay access denied", "552 Mailbox full", "571 Refused"]
+)
+def test_only_a_bare_550_for_one_recipient_alone_is_a_verdict_on_it(smtp: SmtpSimulator, reply: str) -> None:
+    smtp.reply("RCPT", reply, recipient="a@example.edu")
+    missed = Mailer(smtp.url, SENDER).send(message("a@example.edu", "b@example.edu"))
+    assert missed == Recipients(deferred=("a@example.edu",))
+
+
+def test_a_connection_that_is_closed_between_two_recipients_sends_to_nobody(smtp: SmtpSimulator) -> None:
+    smtp.reply("RCPT", "421 4.3.2 Closing", recipient="b@example.edu")
+    with pytest.raises(MailDeferred, match="smtp_deferred: code 421"):
+        Mailer(smtp.url, SENDER).send(message("a@example.edu", "b@example.edu"))
+    assert smtp.inbox == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"), [("DATA", "200 OK"), ("DATA", "251 Taken"), ("RCPT", "252 Will try")]
+)
+def test_any_positive_reply_is_an_acceptance(smtp: SmtpSimulator, stage: str, reply: str) -> None:
+    """Otherwise the mail would be sent again for a week."""
+    smtp.reply(stage, reply)
+    assert Mailer(smtp.url, SENDER).send(message()) == Recipients()
+    assert len(smtp.wait_for(1)) == 1
+
+
+@pytest.mark.parametrize(
+    "reply", ["554 5.5.1 No valid recipients", "550 Denied", "503 Bad sequence", "250 OK"]
+)
+def test_a_server_that_does_not_want_the_content_has_not_judged_it(reply: str) -> None:
+    with scripted(reply) as url, pytest.raises(MailDeferred, match=f"code {reply[:3]}.* at DATA command"):
+        Mailer(url, SENDER).send(message())
+
+
+def test_a_server_that_scans_the_content_for_long_has_more_time(
+    smtp: SmtpSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(module, "CONTENT_TIMEOUT_SECONDS", 5)
+    smtp.fail("slow", seconds=0.8)
+    assert Mailer(smtp.url, SENDER).send(message()) == Recipients()
+    assert len(smtp.inbox) == 1
+
+
+@contextmanager
+def scripted(reply_to_data: str) -> Iterator[str]:
+    """A server that accepts everything up to DATA, and replies to that as given."""
+    replies = {"DATA": reply_to_data, "QUIT": "221 Bye"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rw", newline="\r\n") as stream:
+                stream.write("220 ready\r\n")
+                stream.flush()
+                for line in stream:
+                    stream.write(f"{replies.get(line.split()[0].upper(), '250 OK')}\r\n")
+                    stream.flush()
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        yield f"smtp://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(5)

@@ -75,6 +75,7 @@ class Mail:
 class FaultKind(StrEnum):
     REFUSE_FOR_NOW = "451"
     REFUSE_FOR_GOOD = "550"
+    SLOW = "slow"  # take the mail, and reply late
     HANG = "hang"  # say nothing after DATA's final dot
     LOSE_ANSWER = "lose_answer"  # the mail is taken, and the connection dropped before the answer
     QUIT_421 = "quit_421"  # the mail is taken, and QUIT answered by 421
@@ -282,6 +283,8 @@ class _Handler:
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if demanded := self.simulator.next_reply("RCPT", address):
+            if demanded.startswith("2"):
+                envelope.rcpt_tos.append(address)
             return demanded
         fault = self.simulator.take_fault(address)
         if fault is not None:
@@ -292,6 +295,8 @@ class _Handler:
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         if demanded := self.simulator.next_reply("DATA"):
+            if demanded.startswith("2"):
+                self.simulator.keep(envelope)
             return demanded
         fault = self.simulator.take_fault(None)
         if fault is None:
@@ -299,6 +304,10 @@ class _Handler:
             return "250 OK"
         if fault.kind is FaultKind.LOSE_ANSWER:
             self.simulator.keep(envelope)
+        if fault.kind is FaultKind.SLOW:
+            await asyncio.sleep(fault.seconds)
+            self.simulator.keep(envelope)
+            return "250 OK"
         if fault.kind is FaultKind.HANG:
             await asyncio.sleep(fault.seconds)
         if fault.kind in {FaultKind.HANG, FaultKind.LOSE_ANSWER}:

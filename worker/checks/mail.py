@@ -1,5 +1,6 @@
 """The mail server: connection, login, sender and recipients; and the projects' own templates."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from urllib.parse import parse_qs, urlsplit
@@ -30,8 +31,13 @@ _FINDINGS = {
     "oauth2_unreachable": "smtp-token-endpoint-unreachable",
     "oauth2_client_rejected": "smtp-client-rejected",
 }
-# Exchange Online judges the sender after the content.
-_SENDER_CODES = ("5.7.60", "5.2.252")
+# Replies whose code says more than the stage: servers such as Postfix judge greeting and sender at RCPT, Exchange
+# Online judges the sender after the content. RFC 4954, section 6: 530 demands a login.
+_BY_REPLY = (
+    (r"code 504\b", "smtp-helo-rejected"),
+    (r"code 530\b", "smtp-login-rejected"),
+    (r"code (\d{3} 5\.1\.[78]|553 5\.7\.1|\d{3} 5\.7\.60|\d{3} 5\.2\.252)\b", "smtp-sender-rejected"),
+)
 
 
 def check_mail(config: Config, projects: list[str], redis: RedisClient) -> Iterator[Finding | Passed]:
@@ -63,11 +69,12 @@ def _finding_of(error: MailDeferred | MailRejected, smtp: Smtp) -> str:
         return "smtp-recipient-rejected"
     if "oauth2_client_rejected" in str(error):  # also if it is why logins are paused
         return "smtp-client-rejected"
-    # RFC 4954, section 6: a login is required.
-    found = "smtp-login-rejected" if error.detail.startswith("code 530") else _FINDINGS.get(error.code)
-    if found == "smtp-login-rejected" and smtp.oauth2:
-        return "smtp-token-rejected"
-    return found or "smtp-refused"
+    found = _by_reply(error.detail) or _FINDINGS.get(error.code, "smtp-refused")
+    return "smtp-token-rejected" if found == "smtp-login-rejected" and smtp.oauth2 else found
+
+
+def _by_reply(detail: str) -> str | None:
+    return next((found for pattern, found in _BY_REPLY if re.search(pattern, detail)), None)
 
 
 def _recipients(mailer: Mailer, notify: dict[str, list[str]]) -> Iterator[Finding | Passed]:
@@ -83,7 +90,8 @@ def _recipients(mailer: Mailer, notify: dict[str, list[str]]) -> Iterator[Findin
 
 def _missed(name: str, recipients: list[str], missed: Recipients) -> Iterator[Finding]:
     """Findings about a project's recipients, which are named by their place, not by their address."""
-    deferred = "smtp-relay-denied" if missed.reason.startswith("code 5") else "smtp-deferred"
+    denied = _by_reply(missed.reason) or "smtp-relay-denied"
+    deferred = denied if missed.reason.startswith("code 5") else "smtp-deferred"
     for found, addresses, reason in (
         ("smtp-recipient-rejected", missed.rejected, "rejected"),
         (deferred, missed.deferred, missed.reason),
@@ -97,8 +105,7 @@ def _missed(name: str, recipients: list[str], missed: Recipients) -> Iterator[Fi
 def _last_rejection(mailer: Mailer) -> Iterator[Finding]:
     """What a server says only after the content of a mail was sent."""
     if rejection := mailer.last_rejection():
-        is_sender = any(f" {code} " in rejection for code in _SENDER_CODES)
-        found = "smtp-sender-rejected" if is_sender else "smtp-message-rejected"
+        found = _by_reply(rejection) or "smtp-message-rejected"
         yield Finding(id=found, subject=SUBJECT, observed=f"{mailer.address}: last e-mail: {rejection}")
 
 

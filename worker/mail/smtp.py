@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from email.message import EmailMessage
 from email.utils import getaddresses
 from functools import cached_property
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from redis.exceptions import RedisError
@@ -21,9 +22,11 @@ from shared.ledger import keys
 from shared.redis_client import RedisClient
 from worker.mail.login_pacing import LoginPacing
 from worker.mail.oauth2 import AccessTokens
-from worker.mail.verdicts import Recipients, failure_of, failure_of_all, judge_recipients
+from worker.mail.verdicts import DataCommandError, Recipients, failure_of, failure_of_all, judge_recipients
 
 TIMEOUT_SECONDS = 30.0
+# A server may scan the content before it accepts it; a mail whose acceptance came too late is sent again.
+CONTENT_TIMEOUT_SECONDS = 60.0
 SENT = "sent"
 REMEMBER_SECONDS = 7 * 86_400
 
@@ -40,6 +43,30 @@ def outcome_of(missed: Recipients, message: EmailMessage) -> str:
 def partly_rejected(number: int, of: int) -> str:
     """The outcome of a mail that some recipients never receive."""
     return f"partly rejected: {number} of {of} addresses"
+
+
+class _Connection(smtplib.SMTP):
+    """smtplib's client, but any 2xx is an acceptance (RFC 5321, section 4.2.1): it would send the mail again."""
+
+    def rcpt(self, recip: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
+        return _accepted(super().rcpt(recip, options))
+
+    def data(self, msg: Any) -> tuple[int, bytes]:
+        if self.sock:
+            self.sock.settimeout(CONTENT_TIMEOUT_SECONDS)
+        try:
+            return _accepted(super().data(msg))
+        except smtplib.SMTPDataError as error:
+            raise DataCommandError(error.smtp_code, error.smtp_error) from None
+
+
+class _TlsConnection(_Connection, smtplib.SMTP_SSL):
+    """The same, with TLS from the first byte."""
+
+
+def _accepted(reply: tuple[int, bytes]) -> tuple[int, bytes]:
+    code, text = reply
+    return (250 if 200 <= code < 300 else code), text
 
 
 class Mailer:
@@ -185,10 +212,10 @@ class Mailer:
     def _open(self) -> smtplib.SMTP:
         if self._tls:
             context = self._tls_context
-            return smtplib.SMTP_SSL(
+            return _TlsConnection(
                 self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS, context=context
             )
-        return smtplib.SMTP(self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS)
+        return _Connection(self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS)
 
 
 def make_mailer(config: Config, smtp: Smtp, redis: RedisClient) -> Mailer:

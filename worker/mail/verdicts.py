@@ -13,7 +13,8 @@ from typing import Self
 
 from shared.errors import MailDeferred, MailRejected
 
-_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+# At the start of a reply (RFC 2034), also after # (Cisco), or at its end as qmail writes it.
+_ENHANCED = re.compile(r"#?([245]\.\d{1,3}\.\d{1,3})\b|.*\(#([245]\.\d{1,3}\.\d{1,3})\)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +27,33 @@ class Reply:
 
     @classmethod
     def parse(cls, stage: str, code: int, text: bytes | str) -> Self:
-        """Read the enhanced status code at the start of the text."""
+        """Read the enhanced status code in the text."""
         found = _ENHANCED.match(text if isinstance(text, str) else text.decode("ascii", "replace"))
-        return cls(stage, code, found[0] if found else "")
+        return cls(stage, code, (found[1] or found[2]) if found else "")
 
     def __str__(self) -> str:
         return f"code {' '.join(filter(None, (str(self.code), self.enhanced)))} at {self.stage}"
 
 
-# Final verdicts: stage, enhanced status code, and what is judged. Stages are SMTP commands.
+# Final verdicts: stage, code with enhanced status code, and what is judged. Stages are SMTP commands; DATA is the
+# reply after the content.
 _FINAL = (
-    ("RCPT|DATA", r"5\.1\.(?![78]$)\d+", "the recipient's address (5.1.7 and 5.1.8 are about the sender)"),
-    ("MAIL|RCPT|DATA", r"5\.3\.4", "the message's size"),
-    ("RCPT|DATA", r"5\.6\.\d+", "the content"),
-    ("DATA", "", "the content, by a server without enhanced status codes"),
+    (
+        "RCPT|DATA",
+        r"5\d\d 5\.1\.(?![78]$)\d+",
+        "the recipient's address (5.1.7 and 5.1.8 are about the sender)",
+    ),
+    ("MAIL|RCPT|DATA", r"5\d\d 5\.3\.4", "the message's size"),
+    ("RCPT|DATA", r"5\d\d 5\.6\.\d+", "the content"),
+    ("DATA", r"55[024] ", "the content, by a server without enhanced status codes"),
 )
+# They concern this program whatever follows: no login, a refused login or a refused greeting.
+_ALWAYS_OURS = {504, 530, 534, 535, 538}
+
+
+class DataCommandError(smtplib.SMTPDataError):
+    """A server's reply to DATA before the content; smtplib raises the same error for the reply after it."""
+
 
 # Rejections that concern this program, by stage: the error's code.
 _OURS = {
@@ -50,12 +63,14 @@ _OURS = {
     "MAIL": "smtp_sender_rejected",
     "RCPT": "smtp_relay_rejected",
     "DATA": "smtp_message_rejected",
+    "DATA command": "smtp_rejected",
 }
 
 _STAGES = (
     (smtplib.SMTPHeloError, "EHLO"),
     (smtplib.SMTPAuthenticationError, "AUTH"),
     (smtplib.SMTPSenderRefused, "MAIL"),
+    (DataCommandError, "DATA command"),
     (smtplib.SMTPDataError, "DATA"),
     (smtplib.SMTPConnectError, "connection"),
     (smtplib.SMTPResponseException, "STARTTLS"),
@@ -64,9 +79,9 @@ _STAGES = (
 
 def is_final(reply: Reply) -> bool:
     """Whether the reply is a permanent verdict on a recipient or the content."""
-    return reply.code >= 500 and any(
-        re.fullmatch(stages, reply.stage) and re.fullmatch(enhanced, reply.enhanced)
-        for stages, enhanced, _ in _FINAL
+    codes = f"{reply.code} {reply.enhanced}"
+    return reply.code not in _ALWAYS_OURS and any(
+        re.fullmatch(stages, reply.stage) and re.fullmatch(pattern, codes) for stages, pattern, _ in _FINAL
     )
 
 
@@ -107,7 +122,7 @@ def judge_recipients(refused: Mapping[str, tuple[int, bytes]], accepted: int) ->
 
 def _is_rejected(reply: tuple[int, bytes], accepted: int) -> bool:
     parsed = Reply.parse("RCPT", *reply)
-    return is_final(parsed) or (parsed.code >= 500 and not parsed.enhanced and accepted > 0)
+    return is_final(parsed) or (parsed.code == 550 and not parsed.enhanced and accepted > 0)
 
 
 def failure_of_all(refused: Mapping[str, tuple[int, bytes]]) -> MailDeferred | MailRejected:
