@@ -41,7 +41,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    OPTOUT_CONFIG=/etc/optout/config.toml
+    OPTOUT_CONFIG=/etc/optout/config.toml \
+    OPTOUT_CA_FILE=/etc/optout-ca/ca.pem
 WORKDIR /app
 COPY shared shared
 LABEL org.opencontainers.image.title="Opt-Out Bridge" \

@@ -108,6 +108,14 @@ ENVIRONMENT = [
     ("OPTOUT_SMTP_URL", "", "The mail server, if `smtp.url` has its default.", "worker"),
     ("OPTOUT_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; see [logs](logs.md#levels).", "all"),
     (
+        "OPTOUT_CA_FILE",
+        "",
+        "A file with certificate authorities (PEM) that are trusted besides the public ones, for REDCap, Twilio, "
+        "mail server, Redis and broker. May be missing or empty. In the images: /etc/optout-ca/ca.pem, see "
+        "[your own certificate authority](../how-to/install-docker.md#your-own-certificate-authority).",
+        "all",
+    ),
+    (
         "OPTOUT_HEARTBEAT_FILE",
         "",
         "A file that worker and beat touch regularly, for health checks.",

@@ -1,8 +1,9 @@
 """Addresses that may contain a login: of Redis, a broker or a mail server."""
 
 import re
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
+from shared.config.certificates import ca_file
 from shared.errors import ConfigError
 
 # kombu accepts several brokers in one string and tries them in turn. Source: Celery docs, broker_url.
@@ -37,19 +38,22 @@ def _parts(url: str) -> SplitResult | None:
 
 
 def checked_url(url: str, key: str) -> str:
-    """The address of one server or several. Raises ConfigError as `address_parts` does.
+    """The address of one server or several. Raises ConfigError as `address_parts` and `ca_file` do.
 
-    A `rediss` address verifies the server's certificate unless it says otherwise: kombu accepts any certificate by
-    default. Source: kombu/utils/url.py and kombu/transport/redis.py.
+    A `rediss` address trusts `ca_file`, too. It verifies the server's certificate unless it says otherwise: kombu
+    accepts any certificate by default. Source: kombu/utils/url.py and kombu/transport/redis.py.
     """
     addresses = _SEPARATOR.split(url)
     return ";".join(_verifying(each, address_parts(each, key)) for each in addresses)
 
 
 def _verifying(url: str, parts: SplitResult) -> str:
-    if parts.scheme != "rediss" or "ssl_cert_reqs" in parse_qs(parts.query):
+    if parts.scheme != "rediss":
         return url
-    return f"{url}{'&' if parts.query else '?'}ssl_cert_reqs=required"
+    options = {"ssl_cert_reqs": "required", "ssl_ca_certs": quote(ca_file())}
+    given = parse_qs(parts.query)
+    added = "&".join(f"{name}={value}" for name, value in options.items() if value and name not in given)
+    return f"{url}{'&' if parts.query else '?'}{added}" if added else url
 
 
 def redis_address(url: str, key: str) -> str:

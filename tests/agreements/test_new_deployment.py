@@ -47,6 +47,7 @@ def test_a_new_deployment_fits_the_program(tmp_path: Path) -> None:
     assert {"hash_key", "smtp_url", "twilio/main"} <= named
     assert [name for name in named if not (folder / "secrets" / name).is_file()] == []
     assert (folder / "templates").is_dir()
+    assert (folder / "ca.pem").read_bytes() == b""
     settings = (tmp_path / ".env").read_text().splitlines()
     assert {"OPTOUT_DEPLOYMENT=./deployment", "COMPOSE_FILE=docker-compose.yml"} <= set(settings)
     assert [line for line in settings if line.startswith("COMPOSE_PROJECT_NAME=optout")]

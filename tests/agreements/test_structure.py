@@ -92,9 +92,10 @@ class TestImports:
         [
             ("shared.domain", {"shared.errors"}),
             ("shared.config", {"shared.errors", "shared.domain"}),
-            ("worker.redcap", {"shared"}),
-            ("worker.twilio", {"shared"}),
-            ("worker.mail", {"shared", "worker.redcap"}),
+            ("worker.http_session", {"shared"}),
+            ("worker.redcap", {"shared", "worker.http_session"}),
+            ("worker.twilio", {"shared", "worker.http_session"}),
+            ("worker.mail", {"shared", "worker.redcap", "worker.http_session"}),
             ("worker.projects", {"shared", "worker.services"}),
         ],
     )

@@ -247,7 +247,7 @@ CATALOGUE: dict[str, Kind] = {
         "The token endpoint gives no answer that can be used",
         "The address in smtp.oauth2.token_url was not reached, or its response is not that of a token endpoint. "
         "E-mails wait and are retried for a week.",
-        "correct token_url, or let the worker reach it by HTTPS (firewall, HTTPS_PROXY, REQUESTS_CA_BUNDLE); "
+        "correct token_url, or let the worker reach it by HTTPS (firewall, HTTPS_PROXY, ca.pem); "
         "see docs/how-to/set-up-e-mail.md",
     ),
     "smtp-client-rejected": _error(

@@ -11,6 +11,7 @@ from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Passed
+from worker.http_session import trusting
 
 SUBJECT = "web"
 TIMEOUT_SECONDS = 10.0
@@ -22,8 +23,9 @@ def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passe
     """Ask /healthz and /readyz at an address."""
     url = url.rstrip("/")
     try:
-        answer = requests.get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
-        ready = requests.get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+        with trusting(requests.Session()) as session:
+            answer = session.get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+            ready = session.get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
     except requests.exceptions.SSLError:
         yield Finding(id="web-certificate", subject=SUBJECT, observed=f"{url}: no trusted certificate")
         return

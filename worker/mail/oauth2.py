@@ -9,6 +9,7 @@ import requests
 
 from shared.config.schema import SmtpOAuth2
 from shared.errors import MailDeferred
+from worker.http_session import trusting
 
 TIMEOUT_SECONDS = 15.0
 # A token is renewed this long before it expires.
@@ -34,6 +35,7 @@ class AccessTokens:
             token_endpoint_auth_method="client_secret_post",  # noqa: S106  a method
             grant_type="client_credentials",
         )
+        trusting(self._session)
         self._session.headers["User-Agent"] = "opt-out-bridge"
 
     @property

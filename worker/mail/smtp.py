@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote
 from redis.exceptions import RedisError
 
 from shared.config import Config
+from shared.config.certificates import client_context
 from shared.config.schema import Smtp
 from shared.config.urls import address_parts
 from shared.errors import ConfigError, MailDeferred
@@ -115,7 +116,7 @@ class Mailer:
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:
         """Created once: reading the system's certificates takes longer than sending a mail."""
-        return ssl.create_default_context()
+        return client_context()
 
     def send(self, message: EmailMessage, *, to: Sequence[str] = ()) -> Recipients:
         """Send one message, to all its recipients or only to some of them (`to`).

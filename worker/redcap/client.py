@@ -20,6 +20,7 @@ import tenacity
 from urllib3.exceptions import HTTPError as StreamError
 
 from shared.errors import RedcapRejected, RedcapUnavailable
+from worker.http_session import trusting
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.decoding import Utf8Stream, claims_html, decode, open_stream
 from worker.redcap.rate_limit import RateLimiter
@@ -204,7 +205,7 @@ class RedcapClient:
 
 def new_session() -> requests.Session:
     """Return an HTTP session that keeps its connections. It holds no token, so projects may share it."""
-    session = requests.Session()
+    session = trusting(requests.Session())
     session.headers["User-Agent"] = "opt-out-bridge"
     session.headers["Accept"] = "application/json"
     return session

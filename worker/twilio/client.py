@@ -12,6 +12,7 @@ from twilio.rest import Client
 
 from shared.config.schema import TwilioAccount
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
+from worker.http_session import trusting
 
 Found = TypeVar("Found")
 
@@ -27,6 +28,7 @@ def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
     `OPTOUT_TWILIO_API_URL` points it at another base URL, for tests.
     """
     http = TwilioHttpClient(timeout=TIMEOUT_SECONDS)
+    trusting(http.session)
     client = Client(account.account_sid, account.auth_token[token].resolve(), http_client=http)
     base_url = os.environ.get("OPTOUT_TWILIO_API_URL")
     if base_url:

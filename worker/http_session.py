@@ -1,0 +1,27 @@
+"""HTTP sessions that trust an institution's own certificate authority besides the public ones."""
+
+from typing import Any, TypeVar
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from shared.config.certificates import ca_file, client_context
+
+Session = TypeVar("Session", bound=requests.Session)
+
+
+class _TrustingAdapter(HTTPAdapter):
+    """requests adds its own list of public authorities, or REQUESTS_CA_BUNDLE, to the context."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, ssl_context=client_context())
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, **kwargs, ssl_context=client_context())
+
+
+def trusting(session: Session) -> Session:
+    """The session, which from now on trusts `ca_file`, too."""
+    if ca_file():
+        session.mount("https://", _TrustingAdapter())
+    return session
