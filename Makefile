@@ -65,7 +65,11 @@ deployment:  ## Make the folder ./deployment (configuration, fresh secrets) and 
 
 .PHONY: up
 up:  ## Build and start the containers, and wait until all are healthy
-	@deploy/compose up --detach --build --wait
+	@deploy/up
+
+.PHONY: apply
+apply:  ## Validate the configuration, then let all processes read it, secrets and .env anew
+	@deploy/apply
 
 .PHONY: down
 down:  ## Stop and remove the containers; the data stays in its volume

@@ -139,7 +139,8 @@ Opt-Out Bridge reads one TOML file. Each process validates the whole file when i
 process exits, names the key and says how to fix it.
 
 Start from `config.example.toml`. [`optout check`](checks.md) compares the file with the live REDCap and Twilio.
-After a change, restart web, worker and beat.
+After a change, run `make apply`, which validates the file first. Without Docker, run `optout check --config-only` and
+restart web, worker and beat.
 
 The file never contains secrets, only *references* to them. `"env:NAME"` refers to the environment variable NAME,
 `"file:/path"` to the content of a file. Each process resolves only the secrets that it needs. web never reads a
@@ -167,7 +168,7 @@ COMMAND_LINE_INTRODUCTION = """\
 
 <!-- Written by `python -m docs.generate` from worker/cli/: edit there. -->
 
-With Docker Compose, run `docker compose exec worker optout …`. Without Docker, run `.venv/bin/optout …`. The
+With Docker Compose, run `./optout …`, which uses a worker's container. Without Docker, run `.venv/bin/optout …`. The
 command reads the same [configuration](configuration.md) and [environment variables](environment.md) as the worker.
 
 Every command also has `--help`. All commands exit with code 2 if they cannot start: wrong arguments, an unusable

@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 
 from shared.config import load_config, redis_url
 from shared.errors import ConfigError
+from shared.ledger.loaded_configurations import keep_publishing
 from shared.logs.setup import configure_logging
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
@@ -17,7 +18,9 @@ from web.app import build_services, create_app
 configure_logging()
 try:
     redis = connect(redis_url())
-    app = create_app(build_services(load_config(), redis, make_publisher(redis)))
+    config = load_config()
+    app = create_app(build_services(config, redis, make_publisher(redis)))
+    keep_publishing(redis, "web", lambda: config.digest)
     with suppress(RedisError):
         report_missing_rights({"OPTOUT_REDIS_URL": missing_rights(redis)})
 except ConfigError as error:

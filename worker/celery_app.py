@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
+from shared.ledger.loaded_configurations import keep_publishing
 from shared.logs.setup import configure_logging
 from shared.messaging.celery_config import TaskName, make_celery
 from shared.messaging.publisher import make_publisher
@@ -120,6 +121,7 @@ def _freeze_gc(**_: Any) -> None:
 @worker_ready.connect
 def _schedule_project_checks(**_: Any) -> None:
     """Check every project now, so that an unsuitable field is reported before the first STOP."""
+    keep_publishing(services().redis, "worker", lambda: services().config.digest)
     check_again_soon(services())
     publish_or_leave(services().publish, TaskName.SWEEP)
 

@@ -1,5 +1,7 @@
 """The tables and keys of the configuration file, with the checks of each value."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
@@ -279,6 +281,12 @@ class Config(Table):
     projects: Annotated[dict[ProjectName, Project], Field(min_length=1)] = Field(
         description="At least one [projects.NAME] table."
     )
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: equal for all processes that loaded the same values. Secrets are references."""
+        content = json.dumps(self.model_dump(), sort_keys=True, default=repr)
+        return hashlib.sha256(content.encode()).hexdigest()[:8]  # too short to look like a number
 
     @property
     def helo(self) -> str | None:

@@ -5,6 +5,9 @@ PREFIX = "optout"
 DUE = f"{PREFIX}:due"  # sorted set: "kind|project|event id" by the ms at which sweep publishes it again
 ATTEMPTS = f"{PREFIX}:attempts"  # hash: the same members, how often sweep has published them
 COUNTS = f"{PREFIX}:counts"  # hash: "project|source|state" of ended events
+CONFIGURATIONS = (
+    f"{PREFIX}:configurations"  # hash: "kind|host|process id" -> digest of its configuration and ms
+)
 METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
 PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from being written
 # hash: project -> "" while it is configured, else the ms since when it is missing

@@ -21,7 +21,9 @@ case "$*" in
     ;;
 esac
 """
-CONFIGURED = "OPTOUT_DEPLOYMENT=./deployment\n"
+# The tests' own user stands in for a deployment's owner, root included.
+OWNER = f"OPTOUT_UID={os.getuid()}\nOPTOUT_GID={os.getgid()}\n"
+CONFIGURED = f"OPTOUT_DEPLOYMENT=./deployment\n{OWNER}"
 
 
 class Clone:
@@ -35,6 +37,20 @@ class Clone:
         (root / "bin" / "docker").write_text(DOCKER)
         (root / "bin" / "docker").chmod(0o755)
         (root / ".env").write_text(env_file)
+        self.deployment = root / "deployment"
+        for name in (
+            "config.toml",
+            "secrets/redis_auth.conf",
+            "secrets/hash_key",
+            "secrets/redcap/asthma",
+            "tls/privkey.pem",
+        ):
+            path = self.deployment / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x\n")
+            path.chmod(0o600)
+        (self.deployment / "secrets" / "redis_auth.conf").chmod(0o640)
+        self.deployment.chmod(0o700)
         self.calls = root / "calls"
         self.calls.touch()
 
@@ -56,6 +72,11 @@ class Clone:
     def last_call(self) -> str:
         return self.calls.read_text().splitlines()[-1]
 
+    @property
+    def starts(self) -> list[str]:
+        """The calls that start containers."""
+        return [call for call in self.calls.read_text().splitlines() if "compose up" in call]
+
 
 @pytest.mark.parametrize(
     "target", ["up", "down", "ps", "scale WEB=2", "upgrade", "backup", "restore FILE=x", "new-ledger"]
@@ -73,7 +94,7 @@ def test_without_a_deployment_nothing_is_touched_and_the_next_command_is_named(
 def test_the_deployments_files_are_used_and_never_the_demos(tmp_path: Path) -> None:
     clone = Clone(tmp_path, CONFIGURED)
     clone.run("make", "up")
-    assert clone.last_call == "docker-compose.yml | compose up --detach --build --wait"
+    assert clone.starts == ["docker-compose.yml | compose up --detach --wait"]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +115,15 @@ def test_env_is_read_as_compose_reads_it(tmp_path: Path, line: str) -> None:
 def test_scaling_writes_the_numbers_and_the_proxy_into_env(tmp_path: Path) -> None:
     clone = Clone(tmp_path, f"{CONFIGURED}OPTOUT_WEBS=1\nOPTOUT_WEB_PORT=8001\n")
     assert clone.run("make", "scale", "WORKERS=4", "WEB=2").returncode == 0
-    assert sorted(clone.settings) == [
-        "COMPOSE_FILE=docker-compose.yml:docker-compose.scale.yml",
-        "OPTOUT_DEPLOYMENT=./deployment",
-        "OPTOUT_WEBS=2",
-        "OPTOUT_WEB_PORT=8001",
-        "OPTOUT_WORKERS=4",
-    ]
+    assert sorted(clone.settings) == sorted(
+        [
+            "COMPOSE_FILE=docker-compose.yml:docker-compose.scale.yml",
+            *CONFIGURED.splitlines(),
+            "OPTOUT_WEBS=2",
+            "OPTOUT_WEB_PORT=8001",
+            "OPTOUT_WORKERS=4",
+        ]
+    )
     assert "scale.yml | compose up" in clone.last_call
     clone.run("make", "up")
     assert "scale.yml | compose up" in clone.last_call
@@ -128,7 +151,8 @@ def test_a_number_that_is_none_changes_nothing(tmp_path: Path, number: str) -> N
 def test_several_web_containers_get_a_proxy_where_only_their_number_was_written(tmp_path: Path) -> None:
     clone = Clone(tmp_path, f"{CONFIGURED}OPTOUT_WEBS=2\n")
     clone.run("make", "up")
-    assert clone.last_call.startswith("docker-compose.yml:docker-compose.scale.yml | compose up")
+    [start] = clone.starts
+    assert start.startswith("docker-compose.yml:docker-compose.scale.yml | compose up")
 
 
 def test_env_keeps_its_mode(tmp_path: Path) -> None:
@@ -138,3 +162,145 @@ def test_env_keeps_its_mode(tmp_path: Path) -> None:
     clone.run("make", "scale", "WORKERS=2")
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / ".env.new").exists()
+
+
+OTHERS = "OPTOUT_DEPLOYMENT=./deployment\nOPTOUT_UID=54321\nOPTOUT_GID=54321\n"
+
+
+@pytest.mark.parametrize("command", ["make up", "make apply", "make upgrade", "make scale WORKERS=2"])
+def test_files_that_the_containers_cannot_read_are_named_with_the_command_before_anything_starts(
+    tmp_path: Path, command: str
+) -> None:
+    clone = Clone(tmp_path, OTHERS)
+    done = clone.run(*command.split())
+    assert done.returncode != 0
+    assert "run as user 54321, group 54321" in done.stderr
+    for name in ("config.toml", "secrets/hash_key", "secrets/redcap/asthma"):
+        assert f"chown 54321:54321 './deployment/{name}'" in done.stderr
+    assert "chgrp 54321 './deployment/secrets/redis_auth.conf' && chmod 640" in done.stderr
+    assert "privkey" not in done.stderr  # nothing mounts it without the overlay for TLS
+    assert clone.starts == []
+    assert "OPTOUT_WORKERS=2" not in clone.settings
+
+
+def test_the_key_of_the_certificate_must_be_readable_where_the_proxy_mounts_it(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, f"{OTHERS}COMPOSE_FILE=docker-compose.yml:docker-compose.tls.yml\n")
+    assert "chown 54321:54321 './deployment/tls/privkey.pem'" in clone.run("make", "up").stderr
+
+
+def test_the_named_commands_fix_it(tmp_path: Path) -> None:
+    clone = Clone(
+        tmp_path,
+        f"OPTOUT_DEPLOYMENT=./deployment\nOPTOUT_UID={os.getuid() or 54321}\nOPTOUT_GID={os.getgid() or 54321}\n",
+    )
+    (clone.deployment / "secrets" / "hash_key").chmod(0o000)
+    (clone.deployment / "secrets" / "redis_auth.conf").chmod(0o600)
+    (clone.deployment / "secrets" / "redcap").chmod(0o600)
+    named = clone.run("make", "up").stderr
+    commands = [line for line in named.splitlines() if line.startswith("  ch")]
+    assert commands
+    subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=clone.root, check=True)
+    again = clone.run("make", "up")
+    if "cannot read" in again.stderr:  # what a closed folder held shows itself now
+        commands = [line for line in again.stderr.splitlines() if line.startswith("  ch")]
+        subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=clone.root, check=True)
+        again = clone.run("make", "up")
+    assert again.returncode == 0, again.stderr
+
+
+def test_public_files_of_a_clone_made_with_umask_077_are_opened(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    for path in (clone.root / "deploy").rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    clone.run("make", "up")
+    mounted = [clone.root / "deploy/redis.conf", *(clone.root / "deploy/nginx").rglob("*")]
+    assert [path for path in mounted if not path.stat().st_mode & 0o004] == []
+
+
+def test_a_deployment_of_an_earlier_version_gets_its_owner_as_the_containers_user(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, "OPTOUT_DEPLOYMENT=./deployment\n")
+    uid, gid = os.getuid() or 54321, os.getgid() or 54321
+    for path in (clone.deployment, *clone.deployment.rglob("*")):
+        os.chown(path, uid, gid)
+    assert clone.run("make", "up").returncode == 0
+    assert {f"OPTOUT_UID={uid}", f"OPTOUT_GID={gid}", "COMPOSE_FILE=docker-compose.yml"} <= set(
+        clone.settings
+    )
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED.replace("./deployment", "/nowhere"))
+    assert "/nowhere/config.toml is missing" in clone.run("make", "up").stderr
+
+
+# The configuration is invalid: the one-off container that checks it says so.
+INVALID = (
+    DOCKER
+    + """
+case "$*" in *check*--config-only*) echo "config.toml: smtp.from: unknown key"; exit 1 ;; esac
+"""
+)
+
+
+@pytest.mark.parametrize("command", ["make apply", "make upgrade"])
+def test_an_invalid_configuration_is_not_applied_and_no_container_is_touched(
+    tmp_path: Path, command: str
+) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(INVALID)
+    done = clone.run(*command.split())
+    assert done.returncode != 0
+    assert "smtp.from: unknown key" in done.stderr
+    assert "was not applied" in done.stderr
+    touched = [call for call in clone.calls.read_text().splitlines() if "compose build" not in call]
+    assert len(touched) == 1
+
+
+def test_containers_that_could_not_use_their_configuration_are_not_started(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(INVALID)
+    done = clone.run("make", "up")
+    assert done.returncode != 0
+    assert (
+        "smtp.from: unknown key\nNothing was started: correct what is listed above, then run: make up"
+        in done.stderr
+    )
+    assert clone.starts == []
+
+
+def test_a_study_without_its_token_does_not_keep_the_others_from_starting(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(INVALID.replace("exit 1", "exit 3"))
+    assert clone.run("make", "up").returncode == 0
+    assert len(clone.starts) == 1
+
+
+def test_where_a_container_does_not_become_healthy_it_is_named_last(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(
+        DOCKER
+        + """
+case "$*" in
+*"compose up"*) exit 1 ;;
+*"ps --all"*) printf '%s\\n' "redis healthy" "web unhealthy" ;;
+*"logs"*web) echo "the last line" ;;
+esac
+"""
+    )
+    done = clone.run("make", "up")
+    assert done.returncode != 0
+    assert (
+        "web is not healthy. Its log ends with:\nthe last line\nSee docs/how-to/troubleshoot.md"
+        in done.stderr
+    )
+    assert "redis is not" not in done.stderr
+
+
+def test_the_command_line_runs_in_a_worker_or_else_in_a_container_of_its_own(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    shutil.copy(ROOT / "optout", clone.root)
+    clone.run("./optout", "events", "--json")
+    assert clone.last_call == "docker-compose.yml | compose run --rm --no-deps -T worker optout events --json"
+    (clone.root / "bin" / "docker").write_text(DOCKER + 'case "$*" in *"ps --quiet"*) echo 4f5e ;; esac\n')
+    clone.run("./optout", "status", "-")
+    assert clone.last_call == "docker-compose.yml | compose exec -T worker optout status -"

@@ -119,11 +119,20 @@ def test_a_deployment_holds_every_secret_of_the_compose_file(tmp_path: Path, dem
     assert (folder / "secrets" / "redis_url").read_text().strip() == f"redis://:{password}@redis:6379/0"
 
 
-def test_its_folder_is_closed_and_its_files_can_be_read_by_the_containers(tmp_path: Path) -> None:
+def test_its_files_are_closed_to_all_but_their_owner_as_whom_the_containers_run(tmp_path: Path) -> None:
     make_deployment(tmp_path)
+    settings = dict(
+        line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if "=" in line
+    )
     folder = tmp_path / "deployment"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert [path for path in folder.rglob("*") if not path.stat().st_mode & 0o004] == []
+    paths = [folder, *folder.rglob("*")]
+    owners = {(str(path.stat().st_uid), str(path.stat().st_gid)) for path in paths}
+    assert owners == {(settings["OPTOUT_UID"], settings["OPTOUT_GID"])}
+    assert "0" not in {settings["OPTOUT_UID"], settings["OPTOUT_GID"]}
+    # Redis, which runs as a user of its own, reads its password by the group.
+    auth = folder / "secrets" / "redis_auth.conf"
+    assert auth.stat().st_mode & 0o777 == 0o640
+    assert [path for path in paths if path.stat().st_mode & 0o077 and path != auth] == []
 
 
 def test_what_is_taken_over_for_kubernetes_is_closed_also_over_an_older_copy(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def remove_images(prefix: str) -> None:
 
 
 def a_certificate(folder: Path) -> None:
-    """A self-made certificate for the public host; as with the secrets, any user may read it."""
+    """A self-made certificate for the public host."""
     folder.mkdir()
     host = PUBLIC_URL.removeprefix("https://")
     subprocess.run(
@@ -88,7 +88,6 @@ def a_certificate(folder: Path) -> None:
          "-addext", f"subjectAltName=DNS:{host}", "-keyout", "privkey.pem", "-out", "fullchain.pem"],
         cwd=folder, check=True, capture_output=True,
     )  # fmt: skip
-    (folder / "privkey.pem").chmod(0o644)
 
 
 @dataclass
@@ -101,10 +100,16 @@ class Stack:
     next_record: int = 1000
 
     def __post_init__(self) -> None:
-        self.root = a_clone(self.folder / "clone")
+        self.root = a_clone(self.folder / "clone", umask=0o077)
         self.deployment = self.folder / "deployment"
-        shutil.copytree(ROOT / "deploy" / "demo", self.deployment)
+        shutil.copytree(ROOT / "deploy" / "demo", self.deployment, ignore=shutil.ignore_patterns(".gitkeep"))
         a_certificate(self.deployment / "tls")
+        # As `make deployment` makes it: nobody but its owner may read it, and that is not root.
+        uid, gid = (12345, 12346) if os.getuid() == 0 else (os.getuid(), os.getgid())
+        for path in (self.deployment, *self.deployment.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+            os.chown(path, uid, gid)
+        (self.deployment / "secrets" / "redis_auth.conf").chmod(0o640)
         names = ("OPTOUT_WEB", "OPTOUT_TLS", "OPTOUT_FLOWER", "DEMO_REDCAP", "DEMO_TWILIO", "DEMO_MAIL")
         self.ports = {name: free_port() for name in names}
         self.web_url = f"http://127.0.0.1:{self.ports['OPTOUT_WEB']}"
@@ -117,6 +122,8 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": f"{BASE}:{SIMULATORS}",
             "OPTOUT_DEPLOYMENT": str(self.deployment),
+            "OPTOUT_UID": str(uid),
+            "OPTOUT_GID": str(gid),
             "OPTOUT_IMAGE": self.project,
             "OPTOUT_TLS_ADDRESS": "127.0.0.1",
         } | {f"{name}_PORT": str(port) for name, port in self.ports.items()}
@@ -144,10 +151,10 @@ class Stack:
         """`docker compose ARGS`; answers what it printed."""
         return self.run("docker", "compose", *args, check=check).stdout
 
-    def up(self, *args: str) -> None:
+    def up(self) -> None:
         """Bring up the platform and the simulators, built and healthy. On failure the logs tell why."""
         try:
-            self.compose("up", "--detach", "--build", "--wait", *args)
+            self.run("make", "up")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '50', check=False)}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from shared.config import parse_config, redis_url
 from shared.domain.events import Source, State
 from shared.errors import TwilioRejected
 from shared.ledger import Ledger, Outcome, keys
+from shared.ledger.loaded_configurations import publish
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
 from tests import builders
@@ -270,6 +272,10 @@ def _broken_template(world: World) -> None:
     world.table["templates"] = str(world.folder)
 
 
+def _old_configuration(world: World) -> None:
+    publish(world.redis, "web|host|7", "0123abcd", now_ms=int(time.time() * 1000))
+
+
 def _rate(world: World) -> None:
     other = builders.project_table(redcap_url=world.redcap.url, redcap_requests_per_minute=100)
     world.more_projects["sleep"] = other
@@ -345,6 +351,7 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
         "configuration", lambda world: world.changes.update(public_url="http://optout.example.edu")
     ),
     "redcap-not-https": ("configuration", table(redcap_url="http://redcap.example.edu/api/")),
+    "configuration-stale": ("configuration: processes", _old_configuration),
     "redcap-rates-differ": ("configuration", _rate),
     "redcap-rate-near-ban": ("configuration", table(redcap_requests_per_minute=590)),
     "nobody-notified": ("configuration", table(notify=[])),

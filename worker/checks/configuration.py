@@ -1,7 +1,8 @@
 """The configuration itself: secrets at their places, addresses in the clear, rates that clash."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from itertools import chain
 from urllib.parse import urlsplit
 
@@ -9,6 +10,8 @@ from shared.config import Config, Project
 from shared.config.schema import LOOPBACK
 from shared.config.secrets import Secret
 from shared.errors import ConfigError
+from shared.ledger.loaded_configurations import loaded_configurations
+from shared.redis_client import RedisClient
 from worker.checks.findings import Finding, Passed
 
 SHORTEST_HASH_KEY = 32
@@ -18,7 +21,7 @@ SAFE_RATE = 400
 
 def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding | Passed]:
     """What can be said without asking anybody."""
-    yield from _secrets(config, projects)
+    yield from check_secrets(config, projects)
     yield from _hash_key(config)
     if in_the_clear(config.public_url):
         yield Finding(
@@ -33,13 +36,27 @@ def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding
     yield from _rates(config, projects)
 
 
+def check_loaded(
+    config: Config, redis: RedisClient, now: Callable[[], datetime]
+) -> Iterator[Finding | Passed]:
+    """Whether the running processes have loaded what this command reads."""
+    running = list(loaded_configurations(redis, now_ms=int(now().timestamp() * 1000)))
+    for loaded in running:
+        if loaded.digest != config.digest:
+            observed = f"{loaded.process} has loaded {loaded.digest}, and the file is {config.digest} now"
+            yield Finding(id="configuration-stale", subject="configuration", observed=observed)
+    if running and all(loaded.digest == config.digest for loaded in running):
+        yield Passed("configuration", f"{len(running)} processes have loaded this file ({config.digest})")
+
+
 def in_the_clear(url: str) -> bool:
     """Whether an address is plain http to another machine; this machine's own wire has no eavesdropper."""
     parts = urlsplit(url)
     return parts.scheme == "http" and parts.hostname not in LOOPBACK
 
 
-def _secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
+def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
+    """Every secret that the configuration refers to is there."""
     places: list[tuple[str, str, Secret]] = [("configuration", "hash_key", config.hash_key)]
     if config.smtp:
         places.append(("smtp", "url", config.smtp.url))

@@ -140,6 +140,12 @@ CATALOGUE: dict[str, Kind] = {
         "not be saved.",
         'add notify = ["…"] to the project if somebody should know',
     ),
+    "configuration-stale": _warning(
+        "A process runs with another configuration than the file's",
+        "Processes read the configuration when they start. This one started before the last edit, reads another "
+        "file, or ended a few seconds ago.",
+        "run make apply; without Docker, restart the processes",
+    ),
     "templates-broken": _error(
         "A project's own e-mail template cannot be used",
         "The project names a folder of templates, and one of them does not work. The built-in text is sent in "
@@ -568,7 +574,7 @@ CATALOGUE: dict[str, Kind] = {
         "Messages are not forwarded to where they went before",
         "`optout setup` saved the address that Twilio called before this program: REDCap's, perhaps. The "
         "configuration forwards to another address, or to none.",
-        "write that address in forward_url and restart web; if it no longer needs the messages, run optout setup "
+        "write that address in forward_url and run make apply; if it no longer needs the messages, run optout setup "
         "--undo and optout setup again",
     ),
     "replies-not-forwarded": _warning(

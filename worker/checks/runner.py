@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 from redis.exceptions import RedisError
 
 from shared.config import broker_url, redis_url
-from worker.checks.configuration import accounts_of, check_configuration
+from worker.checks.configuration import accounts_of, check_configuration, check_loaded
 from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.mail import check_mail, check_templates
 from worker.checks.redcap import check_redcap
@@ -32,6 +32,14 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     passed: list[Passed] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, results: Iterable[Finding | Passed]) -> Self:
+        """Every finding once, worst first, and all that passed."""
+        items = list(dict.fromkeys(results))
+        findings = [item for item in items if isinstance(item, Finding)]
+        findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.subject))
+        return cls(findings, [item for item in items if isinstance(item, Passed)])
+
     @property
     def is_well(self) -> bool:
         """No finding is an error."""
@@ -51,6 +59,7 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
     config, redis = services.config, services.redis
     checks: dict[str, Check] = {
         "configuration": partial(check_configuration, config, projects),
+        "configuration: processes": partial(check_loaded, config, redis, services.now),
         "redis": partial(check_redis, redis, services.now),
         "redis: rights": check_rights,
         "smtp": partial(check_mail, config, projects, redis),
@@ -77,10 +86,7 @@ def run_checks(checks: dict[str, Check], *, timeout_seconds: float) -> Report:
     deadline = time.monotonic() + timeout_seconds
     for run in runs:
         run.join(max(0.0, deadline - time.monotonic()))
-    results = [item for run in runs for item in run.results()]
-    findings = [item for item in dict.fromkeys(results) if isinstance(item, Finding)]
-    findings.sort(key=lambda finding: (_ORDER[finding.severity], finding.subject))
-    return Report(findings, [item for item in results if isinstance(item, Passed)])
+    return Report.of(item for run in runs for item in run.results())
 
 
 class _Run(threading.Thread):

@@ -8,13 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shared.config import broker_url
+from shared.config import broker_url, config_path, load_config
 from shared.errors import ConfigError
 from shared.messaging.celery_config import make_celery
+from worker.checks.configuration import check_secrets
 from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.runner import Report, checks_for, run_checks
-from worker.cli.common import chosen_projects, make_services, print_json
+from worker.cli.common import chosen_projects, make_services, print_json, select_projects
 
+WOULD_START = 3
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
@@ -29,32 +31,59 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
     "--timeout", type=click.IntRange(min=1), default=120, show_default=True, metavar="SECONDS",
     help="Report what was found after this long.",
 )  # fmt: skip
+@click.option(
+    "--config-only", is_flag=True,
+    help="Only whether processes can use the configuration file and its secrets; needs no Redis and no network.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and passed.")
-def check(project: str | None, url: str | None, timeout: int, as_json: bool) -> None:
+def check(project: str | None, url: str | None, timeout: int, config_only: bool, as_json: bool) -> None:
     """Check the configuration against the live REDCap and Twilio. Nothing is written anywhere.
 
-    Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. Every finding is
-    explained in docs/reference/checks.md.
+    Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. With --config-only, 1 where a
+    process would not start, and 3 where all would start and a study or the mail server lacks a secret. Every finding
+    is explained in docs/reference/checks.md.
     """
-    report = _report(project, url, timeout)
+    try:
+        report = _config_report(project) if config_only else _report(project, url, timeout)
+    except ConfigError as error:
+        report = _unusable(error)
     if as_json:
         print_json(report.as_json())
     else:
         _show(report)
     if not report.is_well:
-        sys.exit(1)
+        sys.exit(WOULD_START if config_only and not _stops_a_process(report) else 1)
 
 
 def _report(project: str | None, url: str | None, timeout: int) -> Report:
-    try:
-        services = make_services()
-    except ConfigError as error:
-        return Report(
-            [Finding(id="config-unusable", subject="configuration", observed=line) for line in error.problems]
-        )
+    services = make_services()
     projects = chosen_projects(services, project)
     checks = checks_for(services, projects, make_celery(broker_url()), url or services.config.public_url)
     return run_checks(checks, timeout_seconds=timeout)
+
+
+def _stops_a_process(report: Report) -> bool:
+    """Whether a finding of `_config_report` is about more than one study or the mail server."""
+    return any(
+        each.id == "config-unusable" or each.subject == "configuration" or each.subject.startswith("twilio.")
+        for each in report.findings
+    )
+
+
+def _config_report(project: str | None) -> Report:
+    """Whether every process would start with the configuration, and every study would have its token."""
+    config = load_config()
+    projects = select_projects(list(config.projects), project)
+    valid = Passed("configuration", f"{config_path()} is valid, with {len(config.projects)} projects")
+    return Report.of([valid, *check_secrets(config, projects)])
+
+
+def _unusable(error: ConfigError) -> Report:
+    source = error.source
+    observed = [line if line.startswith(source) else f"{source}: {line}" for line in error.problems]
+    return Report.of(
+        Finding(id="config-unusable", subject="configuration", observed=each) for each in observed
+    )
 
 
 def _show(report: Report) -> None:

@@ -24,11 +24,17 @@ def make_services() -> Services:
 
 def chosen_projects(services: Services, name: str | None, *, also_taken_out: bool = False) -> list[str]:
     """All projects, or the one that was named. Raises click.BadParameter for an unknown one."""
-    names, gone = list(services.config.projects), taken_out(services) if also_taken_out else []
+    gone = taken_out(services) if also_taken_out else []
+    return select_projects(list(services.config.projects), name, gone)
+
+
+def select_projects(configured: list[str], name: str | None, gone: Sequence[str] = ()) -> list[str]:
+    """The named one of the configured and removed projects, or all. Raises click.BadParameter."""
+    names = [*configured, *gone]
     if name is None:
-        return names + gone
-    if name not in names + gone:
-        known = ", ".join(names) + ("; taken out were: " + ", ".join(gone) if gone else "")
+        return names
+    if name not in names:
+        known = ", ".join(configured) + ("; taken out were: " + ", ".join(gone) if gone else "")
         raise click.BadParameter(f"no project {name!r}; configured are: {known}", param_hint="--project")
     return [name]
 

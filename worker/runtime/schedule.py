@@ -7,8 +7,10 @@ from zoneinfo import ZoneInfo
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import crontab, schedule
 
-from shared.config import Config, load_config
+from shared.config import Config, load_config, redis_url
+from shared.ledger.loaded_configurations import keep_publishing
 from shared.messaging.celery_config import QUEUES, TaskName
+from shared.redis_client import connect
 from worker.runtime.watchdog import touch_heartbeat
 
 SWEEP_EVERY_SECONDS = 60.0
@@ -65,7 +67,9 @@ class ConfiguredScheduler(Scheduler):
 
     def setup_schedule(self) -> None:
         """Read the configuration. Raises ConfigError, which ends beat with a clear message."""
-        self.app.conf.beat_schedule = beat_entries(load_config())
+        config = load_config()
+        self.app.conf.beat_schedule = beat_entries(config)
+        keep_publishing(connect(redis_url()), "beat", lambda: config.digest)
         super().setup_schedule()
 
     def tick(self, *args: Any, **kwargs: Any) -> float:

@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# Sourced before containers start: whether they can read what is mounted. What cannot be read is named with the fix.
+folder=$(setting OPTOUT_DEPLOYMENT)
+folder=${folder%/}
+if [ ! -f "$folder/config.toml" ]; then
+    echo "$folder/config.toml is missing: OPTOUT_DEPLOYMENT in .env must name the deployment's folder" >&2
+    exit 1
+fi
+mkdir -p "$folder/templates" "$folder/tls"
+# Docker would make a folder of this name.
+[ -e "$folder/ca.pem" ] || (umask 022 && : >"$folder/ca.pem")
+# For a docker compose that somebody types: without this line it would add docker-compose.override.yml, the demo's.
+if [ -z "$(sed -n 's/^COMPOSE_FILE=//p' .env 2>/dev/null)" ]; then remember COMPOSE_FILE "$COMPOSE_FILE"; fi
+
+# Public files of the project, which a clone made with umask 027 or 077 keeps to its owner.
+chmod -R a+rX deploy/redis.conf deploy/nginx deploy/monitoring 2>/dev/null || true
+
+# A deployment of an earlier version: its containers ran as a user of their own.
+read -r owner group < <(stat -Lc '%u %g' "$folder" 2>/dev/null || echo "10001 10001")
+if [ -z "$(setting OPTOUT_UID)" ] && [ "$owner" != 0 ]; then
+    remember OPTOUT_UID "$owner"
+    remember OPTOUT_GID "$group"
+fi
+uid=$(setting OPTOUT_UID) gid=$(setting OPTOUT_GID)
+uid=${uid:-10001} gid=${gid:-10001}
+
+# allows MODE OWNER GROUP UID GID BITS: as the kernel decides; the first class that applies counts alone.
+allows() {
+    local bits=$((8#$1))
+    if [ "$2" = "$4" ]; then bits=$((bits >> 6)); elif [ "$3" = "$5" ]; then bits=$((bits >> 3)); fi
+    [ $((bits & $6)) = "$6" ]
+}
+
+mounted() {
+    printf '%s\0' "$folder" "$folder/config.toml"
+    find "$folder" -mindepth 1 \( -path "$folder/tls/*" -o -path "$folder/secrets/redis_auth.conf" \) -prune \
+        -o \( -path "$folder/secrets/*" -o -path "$folder/templates*" -o -name '*.toml' -o -name ca.pem \) -print0
+    case $COMPOSE_FILE in *docker-compose.tls.yml*) find "$folder/tls" -mindepth 1 -print0 ;; esac
+}
+
+fixes() {
+    local path mode owner group need
+    while IFS= read -r -d '' path; do
+        read -r mode owner group < <(stat -Lc '%a %u %g' "$path" 2>/dev/null) || continue
+        need=4
+        [ ! -d "$path" ] || need=5
+        if allows "$mode" "$owner" "$group" "$uid" "$gid" "$need"; then continue; fi
+        if [ "$owner" = "$uid" ]; then echo "  chmod u+rX '$path'"; else echo "  chown $uid:$gid '$path'"; fi
+    done < <(mounted)
+    path=$folder/secrets/redis_auth.conf
+    read -r mode owner group < <(stat -Lc '%a %u %g' "$path" 2>/dev/null) || return 0
+    if ! allows "$mode" "$owner" "$group" 999 "$gid" 4; then echo "  chgrp $gid '$path' && chmod 640 '$path'"; fi
+}
+
+# With rootless Docker the containers' root is the caller, who can read everything that is his own.
+if [ "$uid" != 0 ] && needed=$(fixes) && [ -n "$needed" ]; then
+    echo "The containers run as user $uid, group $gid (.env: OPTOUT_UID, OPTOUT_GID) and cannot read these files. Run:" >&2
+    echo "$needed" >&2
+    exit 1
+fi
