@@ -32,6 +32,18 @@ fi
 # Always the deployment's files, and never docker-compose.override.yml, which is the demo's.
 COMPOSE_FILE=$(setting COMPOSE_FILE)
 export COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}
+
+# Containers and volumes belong to the project's name: two deployments with one name would replace each other's.
+name=$(setting COMPOSE_PROJECT_NAME)
+while IFS= read -r elsewhere; do
+    if [ -d "$elsewhere" ] && ! [ "$elsewhere" -ef . ]; then
+        echo "The containers of project ${name:-optout} belong to the deployment in $elsewhere." >&2
+        echo "Set COMPOSE_PROJECT_NAME in .env to another name, and OPTOUT_WEB_PORT to another port." >&2
+        exit 1
+    fi
+done < <(docker ps --all --filter "label=com.docker.compose.project=${name:-optout}" \
+    --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u)
+
 count() { docker compose ps --quiet "$1" | wc -l; }
 has_proxy() { docker compose config --services | grep -qx proxy; }
 

@@ -31,6 +31,7 @@ class Clone:
 
     def __init__(self, root: Path, env_file: str) -> None:
         self.root = root
+        root.mkdir(exist_ok=True)
         shutil.copytree(ROOT / "deploy", root / "deploy", ignore=shutil.ignore_patterns("demo", "kubernetes"))
         shutil.copy(ROOT / "Makefile", root)
         (root / "bin").mkdir()
@@ -164,6 +165,29 @@ def test_env_keeps_its_mode(tmp_path: Path) -> None:
     assert not (tmp_path / ".env.new").exists()
 
 
+@pytest.mark.parametrize("command", ["make up", "make down", "make upgrade", "deploy/compose ps"])
+def test_containers_of_another_clone_with_the_same_project_are_left_alone(
+    tmp_path: Path, command: str
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    clone = Clone(tmp_path / "clone", CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(f'{DOCKER}case "$*" in "ps "*) echo {other} ;; esac\n')
+    done = clone.run(*command.split())
+    assert done.returncode != 0
+    assert f"project optout belong to the deployment in {other}" in done.stderr
+    assert [call for call in clone.calls.read_text().splitlines() if "| compose" in call] == []
+
+
+def test_a_clone_that_was_moved_keeps_its_containers(tmp_path: Path) -> None:
+    clone = Clone(tmp_path / "clone", CONFIGURED)
+    folders = f"{tmp_path}/formerly\\n{clone.root}/."
+    (clone.root / "bin" / "docker").write_text(
+        f'{DOCKER}case "$*" in "ps "*) printf "{folders}\\n" ;; esac\n'
+    )
+    assert clone.run("make", "ps").returncode == 0
+
+
 OTHERS = "OPTOUT_DEPLOYMENT=./deployment\nOPTOUT_UID=54321\nOPTOUT_GID=54321\n"
 
 
@@ -252,8 +276,8 @@ def test_an_invalid_configuration_is_not_applied_and_no_container_is_touched(
     assert done.returncode != 0
     assert "smtp.from: unknown key" in done.stderr
     assert "was not applied" in done.stderr
-    touched = [call for call in clone.calls.read_text().splitlines() if "compose build" not in call]
-    assert len(touched) == 1
+    composed = [call for call in clone.calls.read_text().splitlines() if "| compose" in call]
+    assert [call for call in composed if " build" not in call and " run " not in call] == []
 
 
 def test_containers_that_could_not_use_their_configuration_are_not_started(tmp_path: Path) -> None:
