@@ -43,7 +43,8 @@ class TokenEndpoint:
     expires_in: Any = 3599
     answers: deque[Answer] = field(default_factory=deque)
     requests: list[dict[str, str]] = field(default_factory=list)
-    valid: set[str] = field(default_factory=set)  # tokens that the mail server accepts
+    valid: set[str] = field(default_factory=set)  # the newest token
+    issued: set[str] = field(default_factory=set)  # all tokens
     url: str = ""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -61,6 +62,7 @@ class TokenEndpoint:
     def _token(self) -> Answer:
         token = f"token-{next(self._numbers)}"
         self.valid = {token}
+        self.issued.add(token)
         content = {"token_type": "Bearer", "expires_in": self.expires_in, "access_token": token}
         return Answer(200, json.dumps(content).encode())
 
