@@ -5,6 +5,7 @@ from flask import Flask
 from shared.config import Config
 from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
+from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.publisher import Publisher
 from shared.redis_client import RedisClient
 from web.context import Services, init_app
@@ -23,12 +24,13 @@ def build_services(
     Raises ConfigError if one is missing. `schedule` runs the deferred counting of rejected requests.
     """
     ledger = Ledger(redis, retention_days=config.retention_days)
+    hasher = PhoneHasher(config.hash_key.resolve())
     return Services(
         config=config,
         ledger=ledger,
         publish=publish,
         verifier=SignatureVerifier(_auth_tokens(config)),
-        router=Router(config, PhoneHasher(config.hash_key.resolve())),
+        router=Router(config, hasher, ServiceSenders(redis, hasher)),
         request_counter=RequestCounter(ledger, schedule),
     )
 

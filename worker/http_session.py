@@ -25,3 +25,21 @@ def trusting(session: Session) -> Session:
     if ca_file():
         session.mount("https://", _TrustingAdapter())
     return session
+
+
+def get(url: str, **more: Any) -> requests.Response:
+    """`requests.get`, with the trust of `trusting`."""
+    return _once("get", url, **more)
+
+
+def post(url: str, **more: Any) -> requests.Response:
+    """`requests.post`, with the trust of `trusting`."""
+    return _once("post", url, **more)
+
+
+def _once(method: str, url: str, **more: Any) -> requests.Response:
+    if not ca_file():
+        response: requests.Response = getattr(requests, method)(url, **more)
+        return response
+    with trusting(requests.Session()) as session:
+        return session.request(method, url, **more)

@@ -111,6 +111,11 @@ def twilio_setup(account_sid: str) -> str:
     return f"{PREFIX}:twilio-setup:{account_sid}"
 
 
+def service_senders(service_sid: str) -> str:
+    """Set: keyed hashes of the senders of a Messaging Service; expires."""
+    return f"{PREFIX}:service-senders:{service_sid}"
+
+
 def lock(name: str) -> str:
     """String: held by one process at a time; expires."""
     return f"{PREFIX}:lock:{name}"

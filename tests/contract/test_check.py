@@ -24,9 +24,11 @@ from werkzeug.serving import make_server
 
 from shared.config import parse_config, redis_url
 from shared.domain.events import Source, State
+from shared.domain.phone import PhoneHasher
 from shared.errors import TwilioRejected
 from shared.ledger import Ledger, Outcome, keys
 from shared.ledger.loaded_configurations import publish
+from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
 from tests import builders
@@ -583,6 +585,13 @@ def test_a_test_message_and_what_the_log_recovers_prove_no_advanced_opt_out(worl
 def _stop_by_webhook(world: World, event_id: str, **more: Any) -> None:
     event = builders.opt_out_event(SENDER, event_id=event_id, when=NOW, **more)
     Ledger(world.redis).accept([event], now=NOW)
+
+
+def test_a_check_lists_the_senders_of_the_service(world: World) -> None:
+    world.run(INBOUND)
+    assert ServiceSenders(world.redis, PhoneHasher(LONG_KEY)).services_of(SENDER, [SERVICE_SID]) == [
+        SERVICE_SID
+    ]
 
 
 REDCAPS = "https://redcap.example.edu/surveys/?s=EXAMPLE"

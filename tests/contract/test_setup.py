@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from shared.config import parse_config
 from shared.ledger import keys
+from shared.ledger.service_senders import ServiceSenders
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import (
@@ -249,6 +250,31 @@ class TestWebhookMode:
         assert "TwiML application" in desk.setup("--mode", "webhook").stdout
 
 
+class TestSenders:
+    """The worker lists a service's senders, so that web can route messages without its SID."""
+
+    def services_of(self, desk: Desk, address: str, sid: str = SERVICE_SID) -> list[str]:
+        return ServiceSenders(desk.redis, builders.hashed).services_of(address, [sid])
+
+    @pytest.mark.parametrize("mode", ["webhook", "events"])
+    def test_setup_lists_the_numbers_of_the_service(self, desk: Desk, mode: str) -> None:
+        desk.setup("--mode", mode)
+        assert self.services_of(desk, SENDER) == [SERVICE_SID]
+        assert self.services_of(desk, OWN_NUMBER) == []
+
+    def test_a_number_that_setup_attaches_is_listed(self, desk: Desk) -> None:
+        desk.twilio.add_sender(OWN_NUMBER)
+        desk.projects["asthma"]["senders"] = [OWN_NUMBER]
+        desk.setup()
+        assert self.services_of(desk, OWN_NUMBER) == [SERVICE_SID]
+
+    def test_the_numbers_of_a_created_service_are_listed(self, desk: Desk) -> None:
+        desk.with_number_alone()
+        desk.setup()
+        made = str(desk.number.service_sid)
+        assert self.services_of(desk, OWN_NUMBER, made) == [made]
+
+
 class TestEventsMode:
     def test_a_sink_is_subscribed_and_no_address_is_changed(self, desk: Desk) -> None:
         services, senders, *_ = desk.state()
@@ -480,8 +506,9 @@ class TestUndo:
         desk.twilio.sender_at(SENDER).sms_url = SURVEY
         desk.setup("--mode", "webhook")
         desk.setup("--mode", "events")
-        (key,) = desk.redis.keys("*")
-        stored = str(desk.redis.hgetall(key))
+        (saved,) = desk.redis.keys("optout:twilio-setup:*")
+        (senders,) = set(desk.redis.keys("*")) - {saved}
+        stored = str([desk.redis.hgetall(saved), desk.redis.smembers(senders)])
         assert AUTH_TOKEN not in stored
         assert SENDER not in stored
 

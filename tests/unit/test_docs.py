@@ -91,6 +91,7 @@ def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
         "project": "PROJECT",
         "event_id": "ID",
         "account_sid": "ACCOUNT",
+        "service_sid": "SERVICE",
         "name": "NAME",
         "host": "HOST",
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shared.domain.events import OptOutEvent, Source
+from shared.ledger.service_senders import ServiceSenders
 from tests.builders import at, config, hashed, project_table
 from tests.simulators.twilio import ACCOUNT_SID, SENDER, SERVICE_SID
 from web.twilio.parsing import InboundMessage
@@ -37,6 +38,70 @@ def events(some: Router, sent: InboundMessage) -> list[OptOutEvent]:
 
 def changes(some: Router, **of_message: Any) -> list[str]:
     return [event.change.value for event in events(some, message(**of_message))]
+
+
+@pytest.fixture
+def senders(redis: Any) -> ServiceSenders:
+    """The worker has listed two services."""
+    store = ServiceSenders(redis, hashed)
+    store.save(SERVICE_SID, [SENDER, "266739", "whatsapp:+16505550177", "rcs:brand_agent"])
+    store.save(OTHER_SERVICE, ["+16505550188"])
+    return store
+
+
+class TestMessagesWithoutAService:
+    """Event Streams may omit messagingServiceSid: the recipient shows the service."""
+
+    @pytest.fixture
+    def some(self, redis: Any, senders: ServiceSenders) -> Router:
+        tables = {
+            "asthma": project_table(channels=["sms", "whatsapp", "rcs"]),
+            "sleep": project_table(messaging_service_sid=OTHER_SERVICE),
+        }
+        return Router(config(tables), hashed, ServiceSenders(redis, hashed))
+
+    @pytest.mark.parametrize(
+        ("recipient", "expected"),
+        [
+            (SENDER, ["asthma"]),
+            ("266739", ["asthma"]),
+            ("whatsapp:+16505550177", ["asthma"]),
+            ("rcs:brand_agent", ["asthma"]),
+            ("+16505550188", ["sleep"]),
+            ("+16505550144", []),
+            ("+16505550177", []),  # the service has it on another channel only
+        ],
+    )
+    def test_it_is_routed_by_its_recipient(self, some: Router, recipient: str, expected: list[str]) -> None:
+        sent = message(messaging_service_sid="", recipient=recipient, source=Source.EVENT_STREAM)
+        assert some.projects(sent) == expected
+
+    def test_the_sid_of_a_service_takes_precedence(self, some: Router) -> None:
+        assert some.projects(message(messaging_service_sid=OTHER_SERVICE, recipient=SENDER)) == ["sleep"]
+        assert some.projects(message(messaging_service_sid="MG" + "8" * 32, recipient=SENDER)) == []
+
+    def test_another_account_has_other_numbers(self, some: Router) -> None:
+        assert some.projects(message(account_sid="AC" + "9" * 32, messaging_service_sid="")) == []
+
+    def test_new_senders_count_within_a_minute_and_are_read_once_until_then(
+        self, redis: Any, senders: ServiceSenders
+    ) -> None:
+        now = [1000.0]
+        some = Router(
+            config({"asthma": project_table()}), hashed, ServiceSenders(redis, hashed, clock=lambda: now[0])
+        )
+        sent = message(messaging_service_sid="", recipient="+16505550166")
+        assert some.projects(sent) == []
+        senders.save(SERVICE_SID, ["+16505550166"])
+        assert some.projects(sent) == []
+        now[0] += 61
+        assert some.projects(sent) == ["asthma"]
+
+    def test_no_number_is_stored(self, redis: Any, senders: ServiceSenders) -> None:
+        stored = str([redis.smembers(key) for key in redis.keys("*")])
+        assert "555" not in stored
+        assert "266739" not in stored
+        assert all(redis.ttl(key) > 0 for key in redis.keys("*"))
 
 
 class TestProjects:

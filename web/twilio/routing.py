@@ -1,4 +1,4 @@
-"""Which projects a message concerns, and what it changes for each. Pure; the routes are built once at start."""
+"""Which projects a message concerns, and what it changes for each. The routes are built once at start."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -7,6 +7,7 @@ from shared.config import Config, Project
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
 from shared.domain.wishes import Wish, classify
+from shared.ledger.service_senders import ServiceSenders
 from web.twilio.parsing import InboundMessage
 from web.twilio.twiml import EMPTY_RESPONSE, redirect
 
@@ -14,8 +15,9 @@ from web.twilio.twiml import EMPTY_RESPONSE, redirect
 class Router:
     """The routes of all projects: by account, and Messaging Service or number."""
 
-    def __init__(self, config: Config, hasher: PhoneHasher) -> None:
+    def __init__(self, config: Config, hasher: PhoneHasher, senders: ServiceSenders | None = None) -> None:
         self._hasher = hasher
+        self._senders = senders
         self._projects = config.projects
         self._keywords = {name: project.keywords for name, project in config.projects.items()}
         self._routes: dict[tuple[str, str], list[str]] = {}
@@ -33,11 +35,24 @@ class Router:
         channel, bare = channel_and_address(message.recipient)
         found = [
             *self._at(message, message.messaging_service_sid),
+            *(name for sid in self._services(message) for name in self._at(message, sid)),
             *self._at(message, message.recipient),
             # A number that is configured without a prefix also receives on the project's other channels.
             *(name for name in self._at(message, bare) if channel in self._projects[name].channels),
         ]
         return list(dict.fromkeys(found))
+
+    def _services(self, message: InboundMessage) -> list[str]:
+        """The account's services that have the recipient, if the message names none (Event Streams may omit it).
+
+        Raises redis.RedisError.
+        """
+        if message.messaging_service_sid or self._senders is None:
+            return []
+        services = [
+            sid for account, sid in self._routes if account == message.account_sid and sid[:2] == "MG"
+        ]
+        return self._senders.services_of(message.recipient, services) if services else []
 
     def _at(self, message: InboundMessage, address: str) -> list[str]:
         return self._routes.get((message.account_sid, address), [])

@@ -21,7 +21,7 @@ from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.domain.events import UNFINISHED, Change, State
 from shared.ledger import Entry
 from shared.ledger.locks import held
-from worker.http_session import trusting
+from worker.http_session import post
 from worker.redcap.gateway import RecordState, RedcapProject
 from worker.services import Services
 
@@ -187,7 +187,7 @@ class Rehearsal:
             form["OptOutType"] = change.value
         signature = self._signature(INBOUND_PATH, form)
         return partial(
-            trusting(requests.Session()).post, self.url.rstrip("/") + INBOUND_PATH, data=form,
+            post, self.url.rstrip("/") + INBOUND_PATH, data=form,
             headers={"X-Twilio-Signature": signature}, timeout=15, allow_redirects=False,
         )  # fmt: skip
 
@@ -206,7 +206,7 @@ class Rehearsal:
         path = f"{EVENTS_PATH}?bodySHA256={sha256(body.encode()).hexdigest()}"
         headers = {"X-Twilio-Signature": self._signature(path, {}), "Content-Type": "application/json"}
         return partial(
-            trusting(requests.Session()).post, self.url.rstrip("/") + path, data=body, headers=headers, timeout=5,
+            post, self.url.rstrip("/") + path, data=body, headers=headers, timeout=5,
             allow_redirects=False,
         )  # fmt: skip
 

@@ -6,8 +6,10 @@ from typing import Any
 from shared.config import Config, Project
 from shared.config.schema import TwilioAccount
 from shared.domain.events import Source
+from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Entry, Ledger
+from shared.ledger.service_senders import ServiceSenders
 from shared.redis_client import RedisClient
 from worker.checks.end_to_end import TEST_SID_PREFIX
 from worker.checks.findings import Finding, Passed
@@ -20,6 +22,7 @@ from worker.twilio.account import (
     without_login,
 )
 from worker.twilio.client import REDACTED_DIGITS, rest_client, translate_errors, working_client
+from worker.twilio.service_senders import learn_service_senders
 from worker.twilio.setup.resources import Webhook, saved_resources
 from worker.twilio.setup.saved_settings import SavedSettings
 
@@ -100,6 +103,8 @@ def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Fin
     try:
         side = TwilioAccountView(working_client(config.twilio[project.twilio]), config.public_url)
         yield from _Way(name, project, side, redis).all()
+        senders = ServiceSenders(redis, PhoneHasher(config.hash_key.resolve()))
+        learn_service_senders(side.client, project.messaging_service_sid, senders)
     except TwilioUnavailable as error:
         yield Finding(id="twilio-unreachable", subject=name, observed=str(error))
     except TwilioRejected as error:

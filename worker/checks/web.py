@@ -11,7 +11,7 @@ from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Passed
-from worker.http_session import trusting
+from worker.http_session import get
 
 SUBJECT = "web"
 TIMEOUT_SECONDS = 10.0
@@ -23,9 +23,8 @@ def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passe
     """Ask /healthz and /readyz at an address."""
     url = url.rstrip("/")
     try:
-        with trusting(requests.Session()) as session:
-            answer = session.get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
-            ready = session.get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+        answer = get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+        ready = get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
     except requests.exceptions.SSLError:
         yield Finding(id="web-certificate", subject=SUBJECT, observed=f"{url}: no trusted certificate")
         return

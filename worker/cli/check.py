@@ -37,7 +37,7 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and passed.")
 def check(project: str | None, url: str | None, timeout: int, config_only: bool, as_json: bool) -> None:
-    """Check the configuration against the live REDCap and Twilio. Nothing is written anywhere.
+    """Check the configuration against the live REDCap and Twilio. Nothing is written to either of them.
 
     Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. With --config-only, 1 where a
     process would not start, and 3 where all would start and a study or the mail server lacks a secret. Every finding

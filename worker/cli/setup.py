@@ -8,6 +8,7 @@ from shared.redis_client import RedisClient
 from worker.checks.configuration import accounts_of
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
+from worker.steps.service_senders import learn_senders
 from worker.twilio.account import TwilioAccountView
 from worker.twilio.client import working_client
 from worker.twilio.setup.plan import Mode, Plan, choose_mode, plan_setup, plan_undo
@@ -44,7 +45,10 @@ def setup(project: str | None, mode: str | None, undo: bool, yes: bool) -> None:
             plan = plan_undo(name, services.config, side, services.redis, names)
         else:
             plan = _setup_plan(name, services, side, services.redis, Mode(mode) if mode else None)
-        well = _carry_out(name, plan, yes=yes) and well
+        done = _carry_out(name, plan, yes=yes)
+        well = done and well
+        if done and not undo:
+            learn_senders(name, services, service_sid=plan.configuration.get("messaging_service_sid"))
     if not well:
         sys.exit(1)
 

@@ -35,6 +35,7 @@ from worker.steps.reconcile.recover import (
     recover_blocked,
 )
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report, send_report
+from worker.steps.service_senders import learn_senders
 from worker.steps.update_records import update_records
 from worker.twilio.message_log import MessageLog, open_message_log
 
@@ -68,6 +69,8 @@ def reconcile(
         if not mine or (nightly and _just_ran(project, services)):
             report.outcome = "skipped"
             return report
+        if not dry_run:
+            learn_senders(project, services)
         _run_noted(_Run(project, services, report, progress), since)
     log.info("reconciled", **{name: value for name, value in asdict(report).items() if name != "corrected"})
     return report
