@@ -45,6 +45,7 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
     TwilioAccount: {
         "account_sid": "ACxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         "auth_token": ["file:/run/secrets/twilio_new", "file:/run/secrets/twilio_old"],
+        "shared_key": "file:/run/secrets/twilio_shared_key",
     },
     Project: {
         "redcap_url": "https://redcap.example.edu/api/",

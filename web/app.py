@@ -1,8 +1,12 @@
 """Builds the ingress: configuration and connections in, a Flask application out."""
 
+from collections.abc import Callable, Iterable
+
 from flask import Flask
 
 from shared.config import Config
+from shared.config.schema import TwilioAccount
+from shared.config.secrets import Secret
 from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
 from shared.ledger.service_senders import ServiceSenders
@@ -29,18 +33,21 @@ def build_services(
         config=config,
         ledger=ledger,
         publish=publish,
-        verifier=SignatureVerifier(_auth_tokens(config)),
+        verifier=SignatureVerifier(
+            _secrets(config, lambda account: account.auth_token),
+            _secrets(config, lambda account: account.shared_key),
+        ),
         router=Router(config, hasher, ServiceSenders(redis, hasher)),
         request_counter=RequestCounter(ledger, schedule),
     )
 
 
-def _auth_tokens(config: Config) -> dict[str, list[str]]:
-    """Auth tokens by account SID; two tables may name the same account."""
-    tokens: dict[str, list[str]] = {}
+def _secrets(config: Config, references: Callable[[TwilioAccount], Iterable[Secret]]) -> dict[str, list[str]]:
+    """Secrets by account SID; two tables may name the same account."""
+    found: dict[str, list[str]] = {}
     for account in config.twilio.values():
-        tokens.setdefault(account.account_sid, []).extend(secret.resolve() for secret in account.auth_token)
-    return tokens
+        found.setdefault(account.account_sid, []).extend(secret.resolve() for secret in references(account))
+    return found
 
 
 def create_app(services: Services) -> Flask:

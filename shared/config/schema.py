@@ -146,6 +146,11 @@ class TwilioAccount(Table):
     auth_token: Annotated[list[SecretReference], BeforeValidator(_one_or_more), Field(min_length=1)] = Field(
         description="Reference to the auth token that signs webhooks, or a list of two during a rotation."
     )
+    shared_key: Annotated[list[SecretReference], BeforeValidator(_one_or_more)] = Field(
+        default_factory=list,
+        description="Reference to the secret of a shared key, if a Webhook Rule at Twilio signs with one instead of "
+        "the auth token; or a list of two during a rotation.",
+    )
 
 
 class Project(Table):

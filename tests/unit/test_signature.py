@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 from collections.abc import Callable
 
 import pytest
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
-from shared.errors import Forged
+from shared.config.secrets import Secret
+from shared.errors import ConfigError, Forged
 from web.twilio.signature import SignatureVerifier
 
 ACCOUNT = "AC" + "0" * 32
@@ -68,6 +71,84 @@ class TestPublishedVectors:
         assert reason(lambda: check.verify_form(url, changed, "RSOYDt4T1cUTdK1PDd93/VVr8B8=", ACCOUNT)) == (
             "wrong_signature"
         )
+
+
+class TestSharedKeys:
+    """X-Twilio-Webhooks-Signature-Settings: a shared key has signed, with HMAC-SHA256."""
+
+    SETTINGS = "key=webhooks_sharedkey_01,algorithm=HMAC_SHA256"
+    BODY = b'[{"id": "1"}]'
+
+    def verifier(self) -> SignatureVerifier:
+        return SignatureVerifier(
+            {ACCOUNT: ["token"], OTHER: ["other"]}, {ACCOUNT: ["old key", "key"], OTHER: []}
+        )
+
+    def signed(self, params: object = FORM, *, url: str = URL, key: str = "key") -> str:
+        return str(RequestValidator(key).compute_signature(url, params, "HMAC_SHA256"))
+
+    def test_the_signature_of_the_library(self) -> None:
+        """HMAC-SHA256 over URL and sorted parameters, computed here without the library."""
+        text = f"{URL}AccountSid{ACCOUNT}BodySTOPFromCity"
+        digest = hmac.digest(b"key", text.encode(), "sha256")
+        assert self.signed() == base64.b64encode(digest).decode()
+
+    @pytest.mark.parametrize("key", ["key", "old key"])
+    def test_a_form_that_it_signed_passes(self, key: str) -> None:
+        self.verifier().verify_form(URL, FORM, self.signed(key=key), ACCOUNT, self.SETTINGS)
+
+    @pytest.mark.parametrize("settings", ["key=k,algorithm=hmac_sha256", " algorithm = HMAC_SHA256 "])
+    def test_the_header_may_be_spelt_otherwise(self, settings: str) -> None:
+        self.verifier().verify_form(URL, FORM, self.signed(), ACCOUNT, settings)
+
+    @pytest.mark.parametrize(
+        ("signature_key", "account", "settings", "expected"),
+        [
+            ("another", ACCOUNT, SETTINGS, "wrong_signature"),
+            ("token", ACCOUNT, SETTINGS, "wrong_signature"),  # the auth token is no shared key
+            ("key", OTHER, SETTINGS, "no_shared_key"),
+            ("key", "AC" + "2" * 32, SETTINGS, "unknown_account"),
+            ("key", ACCOUNT, "key=k,algorithm=HMAC_SHA512", "unknown_signature_algorithm"),
+            ("key", ACCOUNT, "key=k,algorithm=HMAC_SHA1", "wrong_signature"),
+            ("key", ACCOUNT, "", "wrong_signature"),
+            ("key", ACCOUNT, None, "wrong_signature"),
+        ],
+    )
+    def test_what_does_not_fit_is_rejected(
+        self, signature_key: str, account: str, settings: str | None, expected: str
+    ) -> None:
+        signature = self.signed(key=signature_key)
+        assert (
+            reason(lambda: self.verifier().verify_form(URL, FORM, signature, account, settings)) == expected
+        )
+
+    def test_without_any_shared_key_the_reason_says_so(self) -> None:
+        check = verifier()
+        assert (
+            reason(lambda: check.verify_form(URL, FORM, self.signed(), ACCOUNT, self.SETTINGS))
+            == "no_shared_key"
+        )
+        url = hashed_url(self.BODY)
+        signature = self.signed({}, url=url)
+        assert reason(lambda: check.verify_json(url, self.BODY, signature, self.SETTINGS)) == "no_shared_key"
+
+    @pytest.mark.parametrize("settings", [None, "", "key=k"])
+    def test_an_auth_token_still_signs_without_the_algorithm(self, settings: str | None) -> None:
+        self.verifier().verify_form(URL, FORM, signed(), ACCOUNT, settings)
+
+    def test_a_json_body_names_the_account_whose_key_signed_it(self) -> None:
+        url = hashed_url(self.BODY)
+        signature = self.signed({}, url=url)
+        assert self.verifier().verify_json(url, self.BODY, signature, self.SETTINGS) == {ACCOUNT}
+        assert (
+            reason(lambda: self.verifier().verify_json(url, b"[]", signature, self.SETTINGS))
+            == "wrong_signature"
+        )
+
+    def test_an_empty_shared_key_verifies_nothing(self) -> None:
+        """A secret may not be empty; but if it were, anybody could sign with it."""
+        with pytest.raises(ConfigError):
+            Secret("env:NO_SUCH_SECRET").resolve()
 
 
 class TestForms:

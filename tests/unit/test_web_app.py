@@ -21,7 +21,7 @@ from shared.ledger import Ledger, keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
-from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
+from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from web.app import build_services, create_app
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MAX_PARAMETERS, QUERY_LIMIT_BYTES
 
@@ -66,7 +66,7 @@ class Ingress:
         return self.post(path, body, "application/json", signature, **more)
 
     def post(self, path: str, body: bytes, content_type: str, signature: str, **more: Any) -> TestResponse:
-        headers = {"X-Twilio-Signature": signature} if signature else {}
+        headers = more.pop("headers", {}) | ({"X-Twilio-Signature": signature} if signature else {})
         return self.client.post(path, data=body, content_type=content_type, headers=headers, **more)
 
     def stored(self, project: str = "asthma") -> list[str]:
@@ -247,6 +247,20 @@ class TestRefusals:
         changed = form | {"From": "+16505550177"}
         assert ingress.inbound(changed, signature=signature).status_code == 403
         assert ingress.nothing_happened()
+
+    @pytest.mark.parametrize("configured", [True, False])
+    def test_a_form_that_a_shared_key_signed(self, monkeypatch: pytest.MonkeyPatch, configured: bool) -> None:
+        monkeypatch.setenv("TEST_SHARED_KEY", "shared-key")
+        account: dict[str, Any] = {"account_sid": ACCOUNT_SID, "auth_token": "env:TEST_AUTH_TOKEN"}
+        more = {"shared_key": "env:TEST_SHARED_KEY"} if configured else {}
+        ingress = Ingress(twilio={"main": account | more})
+        form = inbound_form()
+        url = PUBLIC_URL + "/twilio/inbound"
+        signature = RequestValidator("shared-key").compute_signature(url, form, "HMAC_SHA256")
+        settings = {"X-Twilio-Webhooks-Signature-Settings": "key=k1,algorithm=HMAC_SHA256"}
+        response = ingress.inbound(form, signature=signature, headers=settings)
+        assert response.status_code == (200 if configured else 403)
+        assert ingress.nothing_happened() is not configured
 
     def test_an_unknown_account_stores_nothing(self, ingress: Ingress) -> None:
         assert ingress.inbound(inbound_form(AccountSid="AC" + "9" * 32)).status_code == 403

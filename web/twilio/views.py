@@ -16,6 +16,7 @@ from shared.messaging.record_events import accept
 from web.context import services
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MAX_PARAMETERS, QUERY_LIMIT_BYTES
 from web.twilio.parsing import InboundMessage, message_of_form, messages_of_events
+from web.twilio.signature import SETTINGS_HEADER
 from web.twilio.twiml import CONTENT_TYPE, EMPTY_RESPONSE
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,8 @@ def _verified_message() -> InboundMessage:
     if request.get_data().count(b"&") >= MAX_PARAMETERS:
         raise Malformed("too_many_parameters")
     form = request.form
-    services().verifier.verify_form(_called_url(), form, signature, form.get("AccountSid"))
+    settings = request.headers.get(SETTINGS_HEADER)
+    services().verifier.verify_form(_called_url(), form, signature, form.get("AccountSid"), settings)
     return message_of_form(form)
 
 
@@ -50,7 +52,8 @@ def events() -> Response:
     """An Event Streams webhook sink."""
     request.max_content_length = EVENTS_LIMIT_BYTES
     body = request.get_data(cache=False)
-    signers = services().verifier.verify_json(_called_url(), body, request.headers.get("X-Twilio-Signature"))
+    signature, settings = request.headers.get("X-Twilio-Signature"), request.headers.get(SETTINGS_HEADER)
+    signers = services().verifier.verify_json(_called_url(), body, signature, settings)
     messages, rejected = messages_of_events(body)
     # The token of one account must not authenticate events of another account.
     own = [message for message in messages if message.account_sid in signers]

@@ -64,6 +64,7 @@ def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
         places.append(("smtp", "oauth2.client_secret", config.smtp.oauth2.client_secret))
     for name, account in config.twilio.items():
         places += [(f"twilio.{name}", "auth_token", token) for token in account.auth_token]
+        places += [(f"twilio.{name}", "shared_key", key) for key in account.shared_key]
     places += [(name, "redcap_token", config.projects[name].redcap_token) for name in projects]
     for subject, key, secret in places:
         try:
