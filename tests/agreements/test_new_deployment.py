@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,12 +21,15 @@ DEMO = ROOT / "deploy" / "demo"
 SECRETS = "/run/secrets/"
 
 
-def make_deployment(root: Path) -> subprocess.CompletedProcess[str]:
-    """Run deploy/new-deployment in a folder that holds nothing else of the project."""
+def make_deployment(root: Path, **answers: str) -> subprocess.CompletedProcess[str]:
+    """Run deploy/new-deployment in a folder that holds nothing else of the project; it asks nothing."""
     (root / "deploy").mkdir(exist_ok=True)
     shutil.copy(ROOT / "deploy" / "new-deployment", root / "deploy")
     shutil.copy(ROOT / "config.example.toml", root)
-    return subprocess.run([root / "deploy" / "new-deployment"], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [root / "deploy" / "new-deployment"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], **answers},
+    )  # fmt: skip
 
 
 def references(value: Any) -> set[str]:
@@ -51,6 +55,48 @@ def test_a_new_deployment_fits_the_program(tmp_path: Path) -> None:
     settings = (tmp_path / ".env").read_text().splitlines()
     assert {"OPTOUT_DEPLOYMENT=./deployment", "COMPOSE_FILE=docker-compose.yml"} <= set(settings)
     assert [line for line in settings if line.startswith("COMPOSE_PROJECT_NAME=optout")]
+
+
+ANSWERS = {
+    "PUBLIC_URL": "https://optout.example.edu/a?b=1&c=2|3",
+    "TWILIO_ACCOUNT_SID": "AC" + "5" * 32,
+    "TWILIO_AUTH_TOKEN": "token-of-twilio",
+    "REDCAP_URL": "https://redcap.example.edu/redcap/api/",
+    "REDCAP_TOKEN": "token-of-redcap",
+    "SMTP_URL": "smtp://us%40er:pass%2Fword&@relay.example.edu:25",
+}
+
+
+def test_answers_are_written_where_the_program_reads_them(tmp_path: Path) -> None:
+    done = make_deployment(tmp_path, **ANSWERS)
+    folder = tmp_path / "deployment"
+    config = load_config(folder / "config.toml")
+    assert config.public_url == ANSWERS["PUBLIC_URL"]
+    assert config.twilio["main"].account_sid == ANSWERS["TWILIO_ACCOUNT_SID"]
+    assert [project.redcap_url for project in config.projects.values()] == [ANSWERS["REDCAP_URL"]]
+    read = {
+        name: (folder / "secrets" / name).read_text().strip()
+        for name in ("twilio/main", "redcap/asthma", "smtp_url")
+    }
+    assert list(read.values()) == [
+        ANSWERS[name] for name in ("TWILIO_AUTH_TOKEN", "REDCAP_TOKEN", "SMTP_URL")
+    ]
+    assert "Fill in" not in done.stdout
+    assert not [value for value in read.values() if value in done.stdout]
+
+
+def test_without_answers_the_files_to_fill_in_are_named(tmp_path: Path) -> None:
+    shown = make_deployment(tmp_path).stdout
+    for name in ("twilio/main", "redcap/asthma", "smtp_url"):
+        assert f"./deployment/secrets/{name}" in shown
+    assert "secrets/redis_url" not in shown
+
+
+@pytest.mark.parametrize("answer", ['https://a"b', "https://a\\b", "https://a\nb"])
+def test_an_answer_that_would_break_the_file_is_rejected(tmp_path: Path, answer: str) -> None:
+    assert make_deployment(tmp_path, PUBLIC_URL=answer).returncode == 1
+    assert not (tmp_path / "deployment").exists()
+    assert not (tmp_path / ".env").exists()
 
 
 def test_a_deployment_keeps_the_settings_that_stand_in_env(tmp_path: Path) -> None:
