@@ -15,7 +15,7 @@ import click
 import yaml  # type: ignore[import-untyped]
 from pydantic_core import PydanticUndefined
 
-from shared.config.schema import Config, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
+from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 from shared.config.secrets import Secret
 from worker.checks.findings import CATALOGUE, Severity
 from worker.cli import main as command_line
@@ -31,6 +31,10 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "retention_days": 400,
     },
     Reconcile: {"at": "02:30"},
+    Operator: {
+        "notify": ["research-it@example.edu"],
+        "ping_url": "https://hc-ping.com/your-check",
+    },
     Smtp: {
         "url": "file:/run/secrets/smtp_url",
         "sender": "optout-bridge@example.edu",
@@ -79,6 +83,11 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
 TABLES: list[tuple[type[Table], str, str]] = [
     (Config, "Top-level keys", "These keys come before the first `[table]`."),
     (Reconcile, "[reconcile]", "The nightly reconciliation with Twilio's message log. Optional."),
+    (
+        Operator,
+        "[operator]",
+        "The people who run the platform: see [monitor](../how-to/monitor.md#tell-the-operator). Optional.",
+    ),
     (Smtp, "[smtp]", "How e-mail is sent. Required if any project has `notify`."),
     (
         SmtpOAuth2,

@@ -72,6 +72,11 @@ class Services:
     def _session(self) -> requests.Session:
         return new_session()
 
+    @property
+    def http(self) -> requests.Session:
+        """For requests that are neither REDCap's nor Twilio's."""
+        return self._session
+
     def project_config(self, name: str) -> Project | None:
         """A project's configuration, or None where it has been taken out of the file."""
         return self.config.projects.get(name)

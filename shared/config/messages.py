@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
-from shared.config.schema import Config, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
+from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 
 
 def describe_errors(error: ValidationError) -> Iterator[str]:
@@ -32,7 +32,7 @@ def describe_errors(error: ValidationError) -> Iterator[str]:
 
 def _table_of(path: list[str]) -> type[Table]:
     tables: dict[str, type[Table]] = {
-        "projects": Project, "twilio": TwilioAccount, "smtp": Smtp, "reconcile": Reconcile,
+        "projects": Project, "twilio": TwilioAccount, "smtp": Smtp, "reconcile": Reconcile, "operator": Operator,
     }  # fmt: skip
     if path[:2] == ["smtp", "oauth2"] and len(path) > 2:
         return SmtpOAuth2

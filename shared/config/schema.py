@@ -105,6 +105,21 @@ class Reconcile(Table):
     )
 
 
+class Operator(Table):
+    """`[operator]`: the people who run the platform."""
+
+    notify: list[MailAddress] = Field(
+        [],
+        description="Recipients of e-mails about the platform: problems of projects, failed or missed "
+        "reconciliations, processes that do not run, changes that wait for an hour, and a weekly report.",
+    )
+    ping_url: WebAddress | None = Field(
+        None,
+        description="Address that a worker requests every minute while it works, such as a check of Healthchecks, "
+        "which raises an alarm when the requests stop.",
+    )
+
+
 class SmtpOAuth2(Table):
     """`[smtp.oauth2]`: tokens instead of a password (XOAUTH2)."""
 
@@ -279,6 +294,7 @@ class Config(Table):
         400, description="How long finished events are kept; Twilio keeps its log for 400 days."
     )
     reconcile: Reconcile = Reconcile()
+    operator: Operator = Operator()
     smtp: Smtp | None = Field(None, description="Needed as soon as a project has notify.")
     twilio: Annotated[dict[str, TwilioAccount], Field(min_length=1)] = Field(
         description="At least one [twilio.NAME] table."
@@ -329,9 +345,10 @@ class Config(Table):
                 )
 
     def _notifications_without_smtp(self) -> Iterator[str]:
-        notifying = [name for name, project in self.projects.items() if project.notify]
+        notifying = [f"projects.{name}" for name, project in self.projects.items() if project.notify]
+        notifying += ["operator"] if self.operator.notify else []
         if notifying and self.smtp is None:
-            yield f"smtp: missing, but projects.{notifying[0]} has notify; add an [smtp] table with sender"
+            yield f"smtp: missing, but {notifying[0]} has notify; add an [smtp] table with sender"
 
     def _conflicting_forwards(self) -> Iterator[str]:
         seen: dict[tuple[str, str], tuple[str, str]] = {}

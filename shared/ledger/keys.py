@@ -9,6 +9,8 @@ CONFIGURATIONS = (
     f"{PREFIX}:configurations"  # hash: "kind|host|process id" -> digest of its configuration and ms
 )
 METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
+OPERATOR = f"{PREFIX}:operator"  # hash: what is wrong with the platform -> JSON of text, since_ms and mailed
+OPERATOR_WEEK = f"{PREFIX}:operator-week"  # string: the week of the last weekly e-mail to the operator
 PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from being written
 # hash: project -> "" while it is configured, else the ms since when it is missing
 PROJECTS = f"{PREFIX}:projects"

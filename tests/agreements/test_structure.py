@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shared.config.schema import Config, Project, Reconcile, Smtp, SmtpOAuth2, TwilioAccount
+from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, TwilioAccount
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.messaging.celery_config import QUEUES, TaskName
 from tests.builders import config
@@ -300,12 +300,12 @@ class TestDocuments:
 
     def test_every_configuration_key_is_described_where_the_example_points_to(self) -> None:
         document = (ROOT / "docs/reference/configuration.md").read_text()
-        tables = set(Config.model_fields) - {"reconcile", "smtp", "twilio", "projects"}
+        tables = set(Config.model_fields) - {"reconcile", "operator", "smtp", "twilio", "projects"}
         keys = tables.union(
-            *(table.model_fields for table in (Reconcile, Smtp, SmtpOAuth2, TwilioAccount, Project))
+            *(table.model_fields for table in (Reconcile, Operator, Smtp, SmtpOAuth2, TwilioAccount, Project))
         )
         assert sorted(key for key in keys if f"`{key}`" not in document) == []
 
     def test_every_key_says_what_it_is(self) -> None:
-        for table in (Reconcile, Smtp, SmtpOAuth2, TwilioAccount, Project):
+        for table in (Reconcile, Operator, Smtp, SmtpOAuth2, TwilioAccount, Project):
             assert [key for key, field in table.model_fields.items() if not field.description] == []

@@ -44,14 +44,16 @@ def test_generated_pages_are_what_the_code_makes_of_them(name: str) -> None:
 
 def test_every_key_has_an_example_and_all_examples_together_are_valid() -> None:
     tables = {table: dict(values) for table, values in generate.EXAMPLES.items()}
-    config, reconcile, smtp, oauth2, twilio, project = (tables[table] for table, _, _ in generate.TABLES)
+    config, reconcile, operator, smtp, oauth2, twilio, project = (
+        tables[table] for table, _, _ in generate.TABLES
+    )
     parse_config(
         {
-            **config, "reconcile": reconcile, "smtp": {**smtp, "oauth2": oauth2}, "twilio": {"main": twilio},
-            "projects": {"asthma": project},
+            **config, "reconcile": reconcile, "operator": operator, "smtp": {**smtp, "oauth2": oauth2},
+            "twilio": {"main": twilio}, "projects": {"asthma": project},
         }
     )  # fmt: skip
-    nested = {"reconcile", "smtp", "oauth2", "twilio", "projects"}
+    nested = {"reconcile", "operator", "smtp", "oauth2", "twilio", "projects"}
     for table, values in generate.EXAMPLES.items():
         assert values.keys() == {key for key in table.model_fields if key not in nested or table is Project}
 
@@ -59,7 +61,7 @@ def test_every_key_has_an_example_and_all_examples_together_are_valid() -> None:
 def test_every_key_says_what_it_means() -> None:
     for table in generate.EXAMPLES:
         for key, field in table.model_fields.items():
-            assert field.description or key == "reconcile"
+            assert field.description or key in {"reconcile", "operator"}
 
 
 def test_examples_in_the_reference_are_toml() -> None:

@@ -16,6 +16,7 @@ from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services
 from worker.steps.lookup_records import lookup_records
+from worker.steps.notify_operator import notify_operator, ping
 from worker.steps.reconcile import reconcile
 from worker.steps.send_email import send_email
 from worker.steps.sweep import sweep
@@ -56,4 +57,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(base=_Step, name=TaskName.SWEEP)
     def _sweep() -> dict[str, int]:
-        return sweep(services())
+        published = sweep(services())
+        notify_operator(services())
+        ping(services())
+        return published

@@ -1,0 +1,177 @@
+"""Notify the people who run the platform of what concerns the platform, and feed a dead man's switch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from zoneinfo import ZoneInfo
+
+import requests
+import structlog
+
+from shared.domain.events import from_milliseconds, milliseconds
+from shared.errors import ConfigError, MailDeferred, MailRejected
+from shared.ledger import keys
+from shared.ledger.loaded_configurations import loaded_configurations
+from shared.ledger.locks import held
+from worker.mail.operator_mail import Condition, StudyWeek, addressed, changes_mail, weekly_mail
+from worker.mail.smtp import outcome_of
+from worker.services import Services
+from worker.steps.sweep import RECONCILE_OVERDUE_MS
+
+# Shorter than this is a restart, or a fault that retries heal.
+LASTS_MS = 5 * 60 * 1000
+WAITS_TOO_LONG_MS = 3600 * 1000
+MAIL_EVERY_SECONDS = 300
+PING_EVERY_SECONDS = 50
+PING_TIMEOUT_SECONDS = 5
+WEEKLY_HOUR = 8
+EXPECTED = ("beat", "web")
+
+log = structlog.get_logger(__name__)
+
+
+def notify_operator(services: Services) -> None:
+    """Mail what started or ended, at most every five minutes, and on Mondays how the platform stands."""
+    if not services.config.operator.notify:
+        return
+    with held(services.redis, "operator") as mine:
+        if mine:
+            open_ = list(_conditions(services))
+            _mail_changes(open_, services)
+            _mail_weekly(open_, services)
+
+
+def ping(services: Services) -> None:
+    """Request `ping_url`: the service behind it raises an alarm when the requests stop."""
+    url = services.config.operator.ping_url
+    if url is None or not services.coalescer.first("ping", seconds=PING_EVERY_SECONDS):
+        return
+    try:
+        services.http.get(url, timeout=PING_TIMEOUT_SECONDS).raise_for_status()
+    except requests.RequestException as error:  # its text contains the address, which is a kind of password
+        log.warning("ping_failed", error=type(error).__name__)
+
+
+# --- what is wrong ------------------------------------------------------------------------------------
+
+
+def _conditions(services: Services) -> Iterator[Condition]:
+    now_ms = milliseconds(services.now())
+    for project in services.config.projects:
+        yield from _problem(project, services)
+        yield from _reconciliation(project, services, now_ms)
+        yield from _waiting(project, services, now_ms)
+    running = {each.process.split()[0] for each in loaded_configurations(services.redis, now_ms=now_ms)}
+    for kind in EXPECTED:
+        if kind not in running:
+            yield Condition(f"silent:{kind}", f"{kind} does not run, or does not reach Redis")
+
+
+def _problem(project: str, services: Services) -> Iterator[Condition]:
+    if text := services.redis.hget(keys.PROBLEMS, project):
+        problem = json.loads(text)
+        kept = " Changes are kept until it is fixed." if problem.get("events_kept", True) else ""
+        yield Condition(
+            f"problem:{project}:{problem['problem']}",
+            f"{project}: {problem['problem']}: {problem['detail'].rstrip('.')}.{kept}",
+        )
+
+
+def _reconciliation(project: str, services: Services, now_ms: int) -> Iterator[Condition]:
+    stored = services.redis.hgetall(keys.reconciled(project))
+    success, failure = (int(stored.get(f"{name}_ms", 0)) for name in ("success", "failure"))
+    if failure > success:
+        errors = json.loads(stored.get("report", "{}")).get("errors") or ["see the log"]
+        text = f"{project}: the last reconciliation failed: {'; '.join(errors[:3])}"
+        yield Condition(f"reconciliation:{project}", text)
+    elif success and now_ms - success > RECONCILE_OVERDUE_MS:
+        text = f"{project}: no reconciliation since {_local(success, services)}"
+        yield Condition(f"reconciliation:{project}", text)
+
+
+def _waiting(project: str, services: Services, now_ms: int) -> Iterator[Condition]:
+    oldest = services.redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
+    if oldest and now_ms - oldest[0][1] > WAITS_TOO_LONG_MS:
+        number = services.redis.zcard(keys.unfinished(project))
+        many = f"{number} changes wait" if number != 1 else "1 change waits"
+        text = f"{project}: {many}, the oldest since {_local(oldest[0][1], services)}"
+        yield Condition(f"waiting:{project}", text)
+
+
+def _local(moment_ms: float, services: Services) -> str:
+    zone = ZoneInfo(services.config.time_zone)
+    return from_milliseconds(int(moment_ms)).astimezone(zone).strftime("%Y-%m-%d %H:%M")
+
+
+# --- e-mails ------------------------------------------------------------------------------------------
+
+
+def _mail_changes(open_: Sequence[Condition], services: Services) -> None:
+    now_ms = milliseconds(services.now())
+    stored = {key: json.loads(text) for key, text in services.redis.hgetall(keys.OPERATOR).items()}
+    current = {condition.key: condition for condition in open_}
+    for key in current.keys() - stored.keys():
+        stored[key] = _store(services, current[key], since_ms=now_ms, mailed=False)
+    for key in [key for key, state in stored.items() if key not in current and not state["mailed"]]:
+        services.redis.hdel(keys.OPERATOR, key)
+        del stored[key]
+    started = [
+        condition
+        for key, condition in current.items()
+        if not stored[key]["mailed"] and now_ms - stored[key]["since_ms"] >= LASTS_MS
+    ]
+    resolved = [Condition(key, state["text"]) for key, state in stored.items() if key not in current]
+    if not (started or resolved) or not _send(
+        changes_mail(started, resolved, open_, services.config.public_url), "operator-mail", services
+    ):
+        return
+    for condition in started:
+        _store(services, condition, since_ms=stored[condition.key]["since_ms"], mailed=True)
+    for condition in resolved:
+        services.redis.hdel(keys.OPERATOR, condition.key)
+
+
+def _store(services: Services, condition: Condition, *, since_ms: int, mailed: bool) -> dict[str, object]:
+    state: dict[str, object] = {"text": condition.text, "since_ms": since_ms, "mailed": mailed}
+    services.redis.hset(keys.OPERATOR, condition.key, json.dumps(state))
+    return state
+
+
+def _mail_weekly(open_: Sequence[Condition], services: Services) -> None:
+    local = services.now().astimezone(ZoneInfo(services.config.time_zone))
+    week = (local - timedelta(hours=WEEKLY_HOUR)).strftime("%G-W%V")
+    last = services.redis.get(keys.OPERATOR_WEEK)
+    if last is None:
+        services.redis.set(keys.OPERATOR_WEEK, week)  # the first e-mail comes on the next Monday
+    elif last != week:
+        studies = [_study_week(project, local, services) for project in services.config.projects]
+        if _send(weekly_mail(open_, studies, services.config.public_url), "operator-week", services):
+            services.redis.set(keys.OPERATOR_WEEK, week)
+
+
+def _study_week(project: str, now: datetime, services: Services) -> StudyWeek:
+    since = milliseconds(now - timedelta(days=7))
+    changes = services.redis.zcount(keys.events(project), since, "+inf")
+    success = services.redis.hget(keys.reconciled(project), "success_ms")
+    return StudyWeek(project, changes, _local(int(success), services) if success else "")
+
+
+def _send(message: EmailMessage, name: str, services: Services) -> bool:
+    """Whether it was sent. One that fails is tried again after five minutes."""
+    if not services.coalescer.first(name, seconds=MAIL_EVERY_SECONDS):
+        return False
+    try:
+        mailer = services.mailer
+        if mailer is None:
+            return False
+        addressed(message, mailer.sender, services.config.operator.notify, services.now())
+        outcome = outcome_of(mailer.send(message), message)
+    except (MailDeferred, MailRejected, ConfigError) as error:
+        services.ledger.count("mails", "", "operator", "failed")
+        log.error("operator_not_mailed", error=str(error))
+        return False
+    services.ledger.count("mails", "", "operator", outcome.partition(":")[0])
+    return True
