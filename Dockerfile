@@ -46,6 +46,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 COPY shared shared
 LABEL org.opencontainers.image.title="Opt-Out Bridge" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.description="Records Twilio opt-outs in REDCap" \
       org.opencontainers.image.licenses="MIT"
 

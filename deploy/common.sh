@@ -44,6 +44,13 @@ while IFS= read -r elsewhere; do
 done < <(docker ps --all --filter "label=com.docker.compose.project=${name:-optout}" \
     --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u)
 
+# Images of a registry are pulled, others are built.
+get_images() {
+    case $(setting OPTOUT_IMAGE) in
+    */*) docker compose pull web worker ;;
+    *) docker compose build ;;
+    esac
+}
 count() { docker compose ps --quiet "$1" | wc -l; }
 has_proxy() { docker compose config --services | grep -qx proxy; }
 

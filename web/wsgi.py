@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from shared.config import load_config, redis_url
 from shared.errors import ConfigError
 from shared.ledger.loaded_configurations import keep_publishing
+from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
@@ -22,6 +23,7 @@ try:
     app = create_app(build_services(config, redis, make_publisher(redis)))
     keep_publishing(redis, "web", lambda: config.digest)
     with suppress(RedisError):
+        require_ledger_version(redis)
         report_missing_rights({"OPTOUT_REDIS_URL": missing_rights(redis)})
 except ConfigError as error:
     structlog.get_logger(__name__).critical("configuration_error", problems=error.problems)

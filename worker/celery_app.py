@@ -7,6 +7,7 @@ configuration.
 import gc
 import os
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from redis.exceptions import RedisError
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
 from shared.ledger.loaded_configurations import keep_publishing
+from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
 from shared.messaging.celery_config import TaskName, make_celery
 from shared.messaging.publisher import make_publisher
@@ -91,6 +93,8 @@ def _read_configuration(**_: Any) -> None:
         services().hasher  # noqa: B018  resolves the hash key
         report_templates(services().config)
         _require_redis_rights(services().redis)
+        with suppress(RedisError):
+            require_ledger_version(services().redis)
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None

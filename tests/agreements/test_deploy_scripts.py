@@ -188,6 +188,20 @@ def test_a_clone_that_was_moved_keeps_its_containers(tmp_path: Path) -> None:
     assert clone.run("make", "ps").returncode == 0
 
 
+@pytest.mark.parametrize("command", ["make up", "make upgrade"])
+@pytest.mark.parametrize(
+    ("image", "call"),
+    [("", "compose build"), ("OPTOUT_IMAGE=registry.example.edu/optout\n", "compose pull web worker")],
+)
+def test_images_of_a_registry_are_pulled_and_others_built(
+    tmp_path: Path, command: str, image: str, call: str
+) -> None:
+    clone = Clone(tmp_path, CONFIGURED + image)
+    assert clone.run(*command.split()).returncode == 0
+    calls = [line.partition(" | ")[2] for line in clone.calls.read_text().splitlines()]
+    assert [line for line in calls if line.startswith(("compose build", "compose pull"))] == [call]
+
+
 OTHERS = "OPTOUT_DEPLOYMENT=./deployment\nOPTOUT_UID=54321\nOPTOUT_GID=54321\n"
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -297,6 +298,10 @@ class TestDocuments:
         assert set(targets) == phony
         without = [name for name in targets if not re.search(rf"^{name}:.*## \S", text, re.MULTILINE)]
         assert without == []
+
+    def test_the_images_are_labelled_with_the_version(self) -> None:
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        assert f'image.version="{version}"' in (ROOT / "Dockerfile").read_text()
 
     def test_every_configuration_key_is_described_where_the_example_points_to(self) -> None:
         document = (ROOT / "docs/reference/configuration.md").read_text()
