@@ -77,6 +77,9 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "redcap_requests_per_minute": 300,
         "forward_url": "https://redcap.example.edu/surveys/?s=EXAMPLE",
         "blocked_messages": True,
+        "suspected_opt_outs": "notify",
+        "suspected_digest_after": 5,
+        "watch_sends": True,
     },
 }
 

@@ -82,6 +82,8 @@ def opt_out_event(
     project: str = "asthma",
     source: Source = Source.WEBHOOK,
     phone_hash: str | None = None,
+    scope: str = SERVICE_SID,
+    blocked: bool = True,
 ) -> OptOutEvent:
     """An event; its phone is given as E.164, and hashed."""
     return OptOutEvent(
@@ -91,6 +93,8 @@ def opt_out_event(
         occurred_at=when or datetime.now(UTC),
         source=source,
         phone_hash=hashed(phone) if phone_hash is None else phone_hash,
+        scope=scope,
+        blocked=blocked,
     )
 
 

@@ -21,7 +21,7 @@ from urllib3 import HTTPResponse
 
 from shared.config import Config
 from shared.domain.events import Change, OptOutEvent
-from shared.errors import MailDeferred
+from shared.errors import MailDeferred, TwilioRejected
 from shared.ledger import Accepted, Entry, Ledger, keys
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
@@ -152,6 +152,10 @@ class Study:
     mailer: FakeMailer = field(default_factory=FakeMailer)
     clock: Clock = field(default_factory=Clock)
     later: list[Message] = field(default_factory=list)  # published with a delay; tests do them when they like
+    text_times: dict[str, datetime] = field(default_factory=dict)  # by message SID, as Twilio knows them
+    twilio_errors: deque[Exception] = field(
+        default_factory=deque
+    )  # raised first, when Twilio is asked for a time
 
     def __post_init__(self) -> None:
         self.redcap = RedcapSimulator(self.projects)
@@ -162,7 +166,15 @@ class Study:
         services = Services(config=self.config, redis=self.redis, publish=self.published, now=self.clock)
         services.__dict__["_session"] = in_process_session(self.redcap)
         services.__dict__["mailer"] = self.mailer
+        services.__dict__["time_of_text"] = self._time_of_text
         return services
+
+    def _time_of_text(self, _project: str, message_sid: str) -> datetime:
+        if self.twilio_errors:
+            raise self.twilio_errors.popleft()
+        if message_sid not in self.text_times:
+            raise TwilioRejected("twilio_rejected", "status 404, code 20404")
+        return self.text_times[message_sid].replace(microsecond=0)
 
     @property
     def ledger(self) -> Ledger:
@@ -176,9 +188,11 @@ class Study:
     # --- what happens -----------------------------------------------------------------------------
 
     def text(self, phone: str, change: str | Change = Change.STOP, **more: Any) -> OptOutEvent:
-        """A participant texts; the change is accepted. `received` is when (default: now)."""
+        """A participant texts; the change is accepted. `received` is when (default: more than a second later)."""
+        self.clock.ahead += timedelta(seconds=1.1)
         received = more.pop("received", None) or self.clock()
         event = builders.opt_out_event(phone, change, when=more.pop("when", None) or received, **more)
+        self.text_times.setdefault(event.event_id, event.occurred_at)
         self.accept([event], now=received)
         return event
 

@@ -9,6 +9,7 @@ from shared.config.schema import TwilioAccount
 from shared.config.secrets import Secret
 from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
+from shared.ledger.learned_words import LearnedWords
 from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.publisher import Publisher
 from shared.redis_client import RedisClient
@@ -39,6 +40,7 @@ def build_services(
         ),
         router=Router(config, hasher, ServiceSenders(redis, hasher)),
         request_counter=RequestCounter(ledger, schedule),
+        learned_words=LearnedWords(ledger.redis),
     )
 
 

@@ -6,6 +6,7 @@ from flask import Flask, current_app
 
 from shared.config import Config
 from shared.ledger import Ledger
+from shared.ledger.learned_words import LearnedWords
 from shared.messaging.publisher import Publisher
 from web.monitoring.request_counter import RequestCounter
 from web.twilio.routing import Router
@@ -24,6 +25,7 @@ class Services:
     verifier: SignatureVerifier
     router: Router
     request_counter: RequestCounter
+    learned_words: LearnedWords
 
 
 def init_app(app: Flask, services: Services) -> None:

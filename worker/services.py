@@ -12,7 +12,7 @@ from shared.config import Config, Project
 from shared.domain.events import Notice
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, ProjectProblem
-from shared.ledger import Kind, Ledger
+from shared.ledger import Kind, Ledger, keys
 from shared.ledger.deduplication import Coalescer
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import BulkPublisher
@@ -24,6 +24,7 @@ from worker.redcap.client import RedcapClient, new_session
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.phone_index import PhoneIndex
 from worker.redcap.rate_limit import RateLimiter
+from worker.twilio.client import time_of_message, working_client
 
 # A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
 MAILS_PER_MESSAGE = 25
@@ -110,10 +111,19 @@ class Services:
         """A project's phone index."""
         return PhoneIndex(name, self.redis)
 
+    def time_of_text(self, project: str, message_sid: str) -> datetime:
+        """When Twilio received a text. Raises TwilioUnavailable, TwilioRejected (also if unknown) or ConfigError."""
+        account = self.config.twilio[self.config.projects[project].twilio]
+        return time_of_message(working_client(account), message_sid)
+
     def unmatched_notice(self, project: str) -> Notice | None:
         """What to tell about a number that no record holds: nothing, unless the project asked for it."""
         config = self.config.projects[project]
         return Notice.UNMATCHED if config.notify_unmatched and config.notify else None
+
+    def is_updating(self, project: str) -> bool:
+        """Whether a worker is writing to the project."""
+        return bool(self.redis.exists(keys.lock(f"update:{project}")))
 
     def request_update(self, project: str) -> None:
         """Ask for the project's pending statuses to be written; one message in the queue is enough."""

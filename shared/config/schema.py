@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -220,16 +220,34 @@ class Project(Table):
     )
     keyword_fallback: bool = Field(
         False,
-        description="Recognize opt-in keywords in the message if Twilio sends no OptOutType (no Advanced Opt-Out).",
+        description="Without effect, as keywords always count: remove it.",
     )
     opt_out_keywords: list[Phrase] = Field(
         [], description='Opt-out keywords and phrases in addition to Twilio\'s defaults, such as "no mas".'
     )
-    opt_in_keywords: list[Word] = Field([], description="Opt-in keywords in addition to Twilio's defaults.")
+    opt_in_keywords: list[Word] = Field(
+        [],
+        description='Opt-in keywords in addition to "start" and "unstop"; not on toll-free numbers, which only those '
+        "two unblock.",
+    )
     ignored_keywords: list[Word] = Field(
         [],
         description="Twilio's default keywords that do not count, because they were removed in the Console's "
         "Advanced Opt-Out.",
+    )
+    suspected_opt_outs: Annotated[str, StringConstraints(pattern=r"^(notify|off)$")] = Field(
+        "notify",
+        description='What happens to texts that may be an opt-out: "notify" (staff decide: `optout review`) or '
+        '"off".',
+    )
+    suspected_digest_after: Annotated[int, Field(ge=0, le=1000)] = Field(
+        5,
+        description="How many reviews of a day are mailed singly; the others go into one e-mail at the end of the "
+        "day.",
+    )
+    watch_sends: bool = Field(
+        True,
+        description="The nightly reconciliation also reports texts that the study sent after an opt-out.",
     )
     channels: list[Channel] = Field(
         ["sms", "rcs"], description="Channels whose changes count: sms (with MMS), rcs, whatsapp."
@@ -257,10 +275,15 @@ class Project(Table):
     @property
     def keywords(self) -> Keywords:
         """The opt-out and opt-in keywords."""
+        return self.keywords_with((), ())
+
+    def keywords_with(self, opt_out: Sequence[str], opt_in: Sequence[str]) -> Keywords:
+        """The keywords, and further ones that Twilio has shown."""
         return Keywords(
-            opt_out=tuple(self.opt_out_keywords),
-            opt_in=tuple(self.opt_in_keywords),
+            opt_out=(*self.opt_out_keywords, *opt_out),
+            opt_in=(*self.opt_in_keywords, *opt_in),
             ignored=tuple(self.ignored_keywords),
+            suspects=self.suspected_opt_outs == "notify",
         )
 
     @model_validator(mode="after")

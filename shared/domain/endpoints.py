@@ -4,3 +4,5 @@ INBOUND_PATH = "/twilio/inbound"  # a Messaging Service's or number's inbound-me
 EVENTS_PATH = "/twilio/events"  # an Event Streams webhook sink
 # Source: Twilio docs, Event Streams, "Event types list".
 INBOUND_EVENT = "com.twilio.messaging.inbound-message.received"
+# `optout test-message` sends messages with such SIDs: Twilio's are hexadecimal, so none of them begins like this.
+TEST_SID_PREFIX = "SMoptouttest"

@@ -1,9 +1,10 @@
 """Opt-out events: what happened, to which project, seen where, and how far it has come."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from shared.domain.endpoints import TEST_SID_PREFIX
 
 
 class Change(StrEnum):
@@ -11,6 +12,7 @@ class Change(StrEnum):
 
     STOP = "STOP"
     START = "START"
+    UNCLEAR = ""  # perhaps an opt-out, or another person: staff decide
 
 
 class Source(StrEnum):
@@ -20,6 +22,7 @@ class Source(StrEnum):
     EVENT_STREAM = "event_stream"
     MESSAGE_LOG = "message_log"
     BLOCKED_MESSAGE = "blocked_message"
+    STAFF = "staff"  # `optout record`
 
 
 class State(StrEnum):
@@ -31,6 +34,7 @@ class State(StrEnum):
     ALREADY_CURRENT = "already_current"
     SUPERSEDED = "superseded"
     NO_MATCHING_RECORD = "no_matching_record"
+    NEEDS_REVIEW = "needs_review"
     FAILED = "failed"
 
 
@@ -43,13 +47,15 @@ class Notice(StrEnum):
     SAVED = "saved"
     UNSAVED = "unsaved"
     UNMATCHED = "unmatched"
+    REVIEW = "review"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptOutEvent:
     """A change by one participant, for one project. Its identity is (project, event_id).
 
-    `event_id` is Twilio's message SID. `phone_hash` is empty where the sender is no phone number.
+    `event_id` is Twilio's message SID, or begins with "staff-". `phone_hash` is empty if the sender is not a phone
+    number; a staff decision is about a record, and has its `staff_key` there. `scope`: see `shared.domain.scopes`.
     """
 
     project: str
@@ -58,47 +64,14 @@ class OptOutEvent:
     occurred_at: datetime
     source: Source
     phone_hash: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """The latest change of one phone in one project.
-
-    `last_start_ms` is the time of the latest START that is known, even if it came after a newer STOP:
-    an opt-out time in REDCap that is older than it belongs to an opt-out that has ended.
-    """
-
-    change: Change
-    occurred_ms: int
-    event_id: str
-    last_start_ms: int
-
-    @classmethod
-    def decode(cls, text: str) -> "Status":
-        """Read the form that `shared/ledger/scripts/accept.lua` stores."""
-        change, occurred_ms, event_id, last_start_ms = text.split("|")
-        return cls(
-            change=Change(change),
-            occurred_ms=int(occurred_ms),
-            event_id=event_id,
-            last_start_ms=int(last_start_ms),
-        )
+    scope: str = ""
+    # Whether Twilio reported the text as an opt-out (OptOutType) and so blocks further texts.
+    blocked: bool = False
 
     @property
-    def occurred_at(self) -> datetime:
-        """Time of the change, UTC."""
-        return from_milliseconds(self.occurred_ms)
-
-
-def latest_of(statuses: Iterable[Status]) -> Status:
-    """The status that counts for a record, of all the phones that it holds: a STOP before any START, then the latest.
-
-    A record is opted out while any of its phones is: one number cannot end the opt-out of another. Raises ValueError
-    if there is none.
-    """
-    return max(
-        statuses, key=lambda status: (status.change is Change.STOP, status.occurred_ms, status.event_id)
-    )
+    def is_exact(self) -> bool:
+        """Whether the time is known to the millisecond. Other sources cut it, or give the time of receipt."""
+        return self.source in {Source.EVENT_STREAM, Source.STAFF} or self.event_id.startswith(TEST_SID_PREFIX)
 
 
 def milliseconds(moment: datetime) -> int:

@@ -5,13 +5,14 @@ The scripts use keys that they derive from their arguments, so Redis must not be
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from shared.domain.events import (
@@ -20,10 +21,10 @@ from shared.domain.events import (
     OptOutEvent,
     Source,
     State,
-    Status,
     from_milliseconds,
     milliseconds,
 )
+from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
 from shared.ledger.deliveries import Delivery
 from shared.messaging.publisher import NO_MESSAGE, Message
@@ -37,8 +38,6 @@ FIRST_PAUSE_MS = 60_000
 LONGEST_PAUSE_MS = 300_000
 # For how long a lookup in the queue is believed to be there: what comes after that sends another.
 LOOKUP_WAITS_MS = 5_000
-# As long as Twilio keeps its message log, and a day for clocks. Source: Twilio docs, "Messages resource".
-ORDINARY_KEPT_MS = 401 * 86_400_000
 # What failed is tried again sooner a few times, for what passes within a minute.
 QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 
@@ -46,6 +45,9 @@ QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 CHUNK = 500
 # How many old ids are looked at per trim, once a minute: Redis does nothing else for a millisecond or two.
 MOST_TRIMMED = 1_000
+
+# Longer than a day in any time zone.
+REVIEW_DAYS_KEPT_SECONDS = 3 * 86_400
 
 Kind = Literal["lookup", "update", "email", "digest"]
 
@@ -56,7 +58,6 @@ class Accepted(StrEnum):
     NEW = "new"
     KNOWN = "known"
     STALE = "stale"
-    UNMATCHED = "unmatched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,17 @@ class Entry:
     finished_at: datetime | None
     mail_since: datetime | None = None  # when the mail became due, or somebody asked to send it again
     delivery: Delivery = field(default_factory=Delivery)
+    scope: str = ""
+    blocked: bool = False  # Twilio blocks further texts
+    timed: bool = False  # Twilio has confirmed the time
+    decided_by: str = ""  # of a staff decision
+    decision: str = ""  # its reason, in the words of staff
+    first_received_ms: int = 0  # whatever was replayed since
+
+    @property
+    def arrived_at(self) -> datetime:
+        """When it was received first."""
+        return from_milliseconds(self.first_received_ms) if self.first_received_ms else self.received_at
 
     @classmethod
     def decode(cls, stored: dict[str, str]) -> "Entry":
@@ -101,6 +113,12 @@ class Entry:
             finished_at=from_milliseconds(int(finished)) if finished else None,
             mail_since=from_milliseconds(int(since)) if since else None,
             delivery=Delivery.decode(stored, notice),
+            first_received_ms=int(stored.get("arrived_ms") or 0),
+            scope=stored.get("scope", ""),
+            blocked=stored.get("blocked") == "1",
+            timed=stored.get("timed") == "1",
+            decided_by=stored.get("decided_by", ""),
+            decision=stored.get("decision", ""),
         )
 
 
@@ -123,7 +141,8 @@ class Outcome:
     reason: str = ""
     records: Sequence[str] = ()
     notice: Notice | None = None
-    read_status: str = ""  # the status as it was read; the phone stays pending if it has changed since
+    written: Sequence[str] = ()  # the records that were written
+    gather_seconds: int | None = None  # collect its notice for so long, whatever the project's digest says
 
 
 class Ledger:
@@ -154,6 +173,7 @@ class Ledger:
         now: datetime,
         counted: Sequence[str] = (),
         messages: Sequence[Message] = (),
+        confirmed: bool = False,
     ) -> list[Accepted]:
         """Record events all together or not at all, each once. Raises redis.RedisError where that failed.
 
@@ -163,6 +183,8 @@ class Ledger:
         A webhook waits for the disk only once, so on the way: `counted` is the label of a figure of `/metrics`
         to add to, and `messages` are put into their queues, each if its event is new and no other lookup of its
         project waits there: that one takes it along (`take_arrived`).
+
+        A START by webhook counts only once its time is `confirmed`, by a second call for the same event.
         """
         with self.redis.pipeline(transaction=True) as pipe:
             for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
@@ -173,13 +195,13 @@ class Ledger:
                     if len(pipe)
                     else partial(pipe.eval, self._accept_script)
                 )
-                self._accept_one(event, message, now, script)
+                self._accept_one(event, message, now, script, confirmed)
             if counted:
                 pipe.hincrby(keys.METRICS, "|".join(counted), 1)
             return [Accepted(answer) for answer in pipe.execute()[: len(events)]]
 
     def _accept_one(
-        self, event: OptOutEvent, message: Message, now: datetime, script: Callable[..., Any]
+        self, event: OptOutEvent, message: Message, now: datetime, script: Callable[..., Any], confirmed: bool
     ) -> None:
         project, now_ms = event.project, milliseconds(now)
         newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
@@ -197,7 +219,14 @@ class Ledger:
             keys.arrived(project),
             keys.queued(f"lookup:{project}"),
             keys.ATTEMPTS,
+            keys.seen_starts(project),
+            keys.reviews(project),
         ]
+        unconfirmed = (
+            event.change is Change.START
+            and event.source is Source.WEBHOOK
+            and not (confirmed or event.is_exact)
+        )
         script(
             len(names),
             *names,
@@ -214,6 +243,11 @@ class Ledger:
             self._retention_seconds,
             message.text,
             LOOKUP_WAITS_MS,
+            event.scope,
+            "1" if event.is_exact else "0",
+            "1" if event.blocked else "0",
+            "1" if unconfirmed else "0",
+            "1" if confirmed else "0",
         )
 
     def load(self, project: str, event_id: str) -> Entry | None:
@@ -224,6 +258,11 @@ class Ledger:
     def entries(self, project: str, *, newest_first: bool = True) -> Iterator[Entry]:
         """All events of a project that are still kept."""
         ids = self.redis.zrange(keys.events(project), 0, -1, desc=newest_first)
+        yield from chain.from_iterable(self._in_chunks(project, ids))
+
+    def entries_between(self, project: str, since: datetime, until: datetime) -> Iterator[Entry]:
+        """The events of a project that were received within a time, oldest first."""
+        ids = self.redis.zrangebyscore(keys.events(project), milliseconds(since), milliseconds(until))
         yield from chain.from_iterable(self._in_chunks(project, ids))
 
     def _in_chunks(self, project: str, event_ids: Sequence[str]) -> Iterator[list[Entry]]:
@@ -243,17 +282,6 @@ class Ledger:
             for event_id in event_ids:
                 pipe.exists(keys.event(project, event_id))
             return {event_id for event_id, found in zip(event_ids, pipe.execute(), strict=True) if found}
-
-    def note_ordinary(self, projects: Sequence[str], message_sid: str, *, now: datetime) -> None:
-        """Remember a text with an opt-in word that Twilio told us as an ordinary message."""
-        with self.redis.pipeline(transaction=True) as pipe:
-            for project in projects:
-                pipe.zadd(keys.ordinary(project), {message_sid: milliseconds(now)})
-            pipe.execute()
-
-    def ordinary(self, project: str, message_sids: Sequence[str]) -> set[str]:
-        """Those of the texts that `note_ordinary` remembers."""
-        return self._members(keys.ordinary(project), message_sids)
 
     def unfinished(self, project: str, event_ids: Sequence[str]) -> set[str]:
         """Those of the ids whose events have not ended."""
@@ -299,27 +327,35 @@ class Ledger:
         return {entry.event_id for (entry, _), matched in zip(found, answers, strict=True) if matched}
 
     def settle(
-        self, project: str, outcomes: Iterable[Outcome], *, now: datetime, digest_seconds: int = 0
+        self,
+        project: str,
+        outcomes: Iterable[Outcome],
+        *,
+        now: datetime,
+        digest_seconds: int = 0,
+        written: Mapping[str, str] = MappingProxyType({}),
     ) -> list[str]:
-        """End events. Answers the ids of those whose e-mail is now due by itself.
+        """End events. Returns the ids of those whose e-mail is now due by itself.
 
-        With `digest_seconds`, notices are gathered for so long; what could not be saved is told at once.
+        With `digest_seconds`, notices are collected for so long; what could not be saved is mailed at once. `written`
+        are the statuses, as they were read, of phones that need no further update unless these have changed.
         """
         outcomes = list(outcomes)
         # All together, as Redis then waits for its disk once, not for every few kilobytes of the pipeline.
         with self.redis.pipeline(transaction=True) as pipe:
             for outcome in outcomes:
-                gather_ms = 0 if outcome.notice is Notice.UNSAVED else digest_seconds * 1000
-                self._settle_one(project, outcome, milliseconds(now), gather_ms, pipe)
-            answers = pipe.execute()
+                self._settle_one(
+                    project, outcome, milliseconds(now), _gather_ms(outcome, digest_seconds), pipe
+                )
+            for phone, status in written.items():
+                self._release(project, phone, status, milliseconds(now), pipe)
+            answers = pipe.execute()[: len(outcomes)]
         return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
 
     def _settle_one(self, project: str, outcome: Outcome, now_ms: int, gather_ms: int, pipe: Any) -> None:
         self._scripts["settle"](
             keys=[
                 keys.event(project, outcome.event_id),
-                keys.status(project),
-                keys.pending(project),
                 keys.unfinished(project),
                 keys.DUE,
                 keys.COUNTS,
@@ -327,6 +363,7 @@ class Ledger:
                 keys.mailing(project),
                 keys.ATTEMPTS,
                 keys.gathered(project),
+                keys.reviews(project),
             ],
             args=[
                 project,
@@ -339,11 +376,38 @@ class Ledger:
                 now_ms,
                 now_ms + FIRST_PAUSE_MS,
                 self._retention_seconds,
-                outcome.read_status,
                 gather_ms,
+                "\n".join(outcome.written),
             ],
             client=pipe,
         )
+
+    def _release(self, project: str, phone: str, status: str, now_ms: int, pipe: Any) -> None:
+        self._scripts["release"](
+            keys=[keys.status(project), keys.pending(project), keys.DUE],
+            args=[project, phone, status, now_ms, now_ms + FIRST_PAUSE_MS],
+            client=pipe,
+        )
+
+    def place_of_review(self, project: str, day: str, phone: str, event_id: str) -> int | None:
+        """Return which of the day's mailed reviews this is, from 1; None if the participant had one that day."""
+        key = keys.reviews_mailed(project, day)
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(key, phone, event_id)
+            pipe.hget(key, phone)
+            pipe.hlen(key)
+            pipe.expire(key, REVIEW_DAYS_KEPT_SECONDS)
+            _, first, place, _ = pipe.execute()
+        return int(place) if first == event_id else None
+
+    def reviews(self, project: str, limit: int = -1) -> list[Entry]:
+        """Events that wait for a person's decision, longest waiting first."""
+        ids = self.redis.zrange(keys.reviews(project), 0, limit - 1 if limit > 0 else -1)
+        return [entry for batch in self._in_chunks(project, ids) for entry in batch]
+
+    def record_decision(self, project: str, event_id: str, *, decided_by: str, reason: str) -> None:
+        """Keep who decided about an event, and why."""
+        self.redis.hset(keys.event(project, event_id), mapping={"decided_by": decided_by, "decision": reason})
 
     def gathered(self, project: str, limit: int, *, skip: int = 0) -> list[str]:
         """Ids of events that wait for the digest, longest waiting first."""
@@ -434,16 +498,16 @@ class Ledger:
         return self.redis.zscore(keys.pending(project), phone) is not None
 
     def statuses(self, project: str, phones: Sequence[str]) -> dict[str, str]:
-        """Encoded latest status per phone hash, as `Status.decode` reads it."""
+        """Encoded latest changes per phone hash, as `decode_statuses` reads them."""
         if not phones:
             return {}
         stored = self.redis.hmget(keys.status(project), phones)
         return {phone: text for phone, text in zip(phones, stored, strict=True) if text}
 
-    def status(self, project: str, phone: str) -> Status | None:
-        """The latest change of a phone, or None."""
+    def status(self, project: str, phone: str) -> tuple[Status, ...]:
+        """The latest change of a phone in each scope."""
         stored = self.statuses(project, [phone]).get(phone)
-        return Status.decode(stored) if stored else None
+        return decode_statuses(stored) if stored else ()
 
     def count_statuses(self, project: str) -> int:
         """How many phones have a status."""
@@ -480,7 +544,7 @@ class Ledger:
         def restore(pipe: Any) -> bool:
             current = pipe.hget(keys.status(project), phone)
             pipe.multi()
-            if current is None or Status.decode(current).event_id != event_id:
+            if event_id not in {status.event_id for status in decode_statuses(current or "")}:
                 return False
             if before is None:
                 pipe.hdel(keys.status(project), phone)
@@ -492,15 +556,19 @@ class Ledger:
 
     def forget(self, project: str, phone: str) -> dict[str, int]:
         """Remove all traces of a phone: status, pending, intent, its events and their due work. Answers how many."""
-        ids = [entry.event_id for entry in self.entries(project) if entry.phone_hash == phone]
+        entries = [entry for entry in self.entries(project) if entry.phone_hash == phone]
+        ids = [entry.event_id for entry in entries]
+        records = {record for entry in entries for record in entry.records}
         due = [f"{kind}|{project}|{event_id}" for event_id in ids for kind in ("lookup", "email")]
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hdel(keys.status(project), phone)
             pipe.zrem(keys.pending(project), phone)
             pipe.hdel(keys.intents(project), phone)
+            if records:
+                pipe.hdel(keys.written(project), *records)
             if ids:
                 pipe.delete(*(keys.event(project, event_id) for event_id in ids))
-                for key in (keys.events, keys.unfinished, keys.mailing):
+                for key in (keys.events, keys.unfinished, keys.mailing, keys.reviews, keys.seen_starts):
                     pipe.zrem(key(project), *ids)
                 for key in (keys.arrived, keys.outbox):
                     for event_id in ids:
@@ -607,7 +675,6 @@ class Ledger:
     def trim(self, project: str, *, now: datetime) -> int:
         """Forget the ids of events that have expired: of a thousand per call. Answers how many."""
         now_ms = milliseconds(now)
-        self.redis.zremrangebyscore(keys.ordinary(project), "-inf", now_ms - ORDINARY_KEPT_MS)
         oldest = now_ms - self._retention_seconds * 1000
         return int(
             self._scripts["trim"](
@@ -621,3 +688,9 @@ class Ledger:
     def count(self, *label: str, by: int = 1) -> None:
         """Add to a figure of `/metrics`; its name and label values are `label`."""
         self.redis.hincrby(keys.METRICS, "|".join(label), by)
+
+
+def _gather_ms(outcome: Outcome, digest_seconds: int) -> int:
+    if outcome.gather_seconds is not None:
+        return outcome.gather_seconds * 1000
+    return 0 if outcome.notice is Notice.UNSAVED else digest_seconds * 1000

@@ -55,11 +55,6 @@ def outbox(project: str) -> str:
     return f"{PREFIX}:outbox:{project}"
 
 
-def ordinary(project: str) -> str:
-    """Sorted set: SIDs of texts that Twilio told us without calling them an opt-in, by time of receipt in ms."""
-    return f"{PREFIX}:ordinary:{project}"
-
-
 def status(project: str) -> str:
     """Hash: phone hash -> latest change."""
     return f"{PREFIX}:status:{project}"
@@ -85,6 +80,11 @@ def index_records(project: str) -> str:
     return f"{PREFIX}:index:{project}:records"
 
 
+def index_since(project: str) -> str:
+    """Hash: "phone hash|record id" -> ms of the export that first showed the phone, where it was added later."""
+    return f"{PREFIX}:index:{project}:since"
+
+
 def index_state(project: str) -> str:
     """Hash: when the index was built and refreshed, and what was counted."""
     return f"{PREFIX}:index:{project}:state"
@@ -100,11 +100,37 @@ def reconciled(project: str) -> str:
     return f"{PREFIX}:reconciled:{project}"
 
 
+def written(project: str) -> str:
+    """Hash: record id -> what the program wrote last: the opt-out's time in ms, its scope and event id."""
+    return f"{PREFIX}:written:{project}"
+
+
+def seen_starts(project: str) -> str:
+    """Sorted set: ids of all STARTs, by time of receipt in ms; kept for good, so that none counts twice."""
+    return f"{PREFIX}:seen-starts:{project}"
+
+
+def reviews(project: str) -> str:
+    """Sorted set: ids of events that wait for a person's decision, by the ms since when."""
+    return f"{PREFIX}:reviews:{project}"
+
+
+def reviews_mailed(project: str, day: str) -> str:
+    """Hash: phone hash -> id of the event whose review was mailed on that day, and their number; expires."""
+    return f"{PREFIX}:reviews-mailed:{project}:{day}"
+
+
+def words(scope: str) -> str:
+    """Hash: word -> the change that Twilio (OptOutType) said it asks for, per Messaging Service."""
+    return f"{PREFIX}:words:{scope}"
+
+
 def of_project(project: str) -> list[str]:
     """All keys of a project, but for those of its single events."""
     kinds = [
-        events, unfinished, arrived, mailing, gathered, outbox, ordinary, status, pending, intents,
-        index_phones, index_records, index_state, structure, reconciled,
+        events, unfinished, arrived, mailing, gathered, outbox, status, pending, intents,
+        index_phones, index_records, index_since, index_state, structure, reconciled,
+        written, seen_starts, reviews,
     ]  # fmt: skip
     return [kind(project) for kind in kinds]
 

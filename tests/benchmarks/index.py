@@ -16,7 +16,7 @@ from tests.benchmarks.load import percentile
 from tests.benchmarks.report import Section
 from tests.benchmarks.world import PROJECT, configuration, platform
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
-from worker.redcap.gateway import RecordState
+from worker.redcap.opt_out_fields import RecordState
 from worker.redcap.phone_index import PhoneIndex
 
 LOOKUPS = 2_000

@@ -23,6 +23,7 @@ from redis.exceptions import ResponseError
 from werkzeug.serving import make_server
 
 from shared.config import parse_config, redis_url
+from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Source, State
 from shared.domain.phone import PhoneHasher
 from shared.errors import TwilioRejected
@@ -56,12 +57,11 @@ from tests.simulators.twilio import (
 )
 from web.app import build_services, create_app
 from worker.checks.configuration import check_configuration
-from worker.checks.end_to_end import TEST_SID_PREFIX
 from worker.checks.findings import CATALOGUE, Finding, Passed, Severity, format_records
 from worker.checks.redcap import check_redcap
 from worker.checks.redis import check_broker, check_redis, check_rights
 from worker.checks.runner import checks_for, run_checks
-from worker.checks.web import check_backlog, check_web, check_workers
+from worker.checks.web import check_backlog, check_unrouted, check_web, check_workers
 from worker.cli.check import check as check_command
 from worker.mail.smtp import Mailer
 from worker.services import Services
@@ -356,6 +356,7 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "configuration-stale": ("configuration: processes", _old_configuration),
     "redcap-rates-differ": ("configuration", _rate),
     "redcap-rate-near-ban": ("configuration", table(redcap_requests_per_minute=590)),
+    "keyword-fallback-needless": ("configuration", table(keyword_fallback=True)),
     "nobody-notified": ("configuration", table(notify=[])),
     "templates-broken": ("templates", _broken_template),
     "smtp-unreachable": ("smtp", environment("OPTOUT_SMTP_URL", f"smtp://127.0.0.1:{free_port()}")),
@@ -410,9 +411,6 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "replies-not-forwarded": (INBOUND, _forgotten_number_address),
     "sink-failed": (INBOUND, _failed_sink),
     "sink-not-subscribed": (INBOUND, _unsubscribed),
-    "keywords-off": (
-        INBOUND, lambda world: world.as_number(sms_url=OURS) and world.table.update(keyword_fallback=False)
-    ),
     "advanced-opt-out-unseen": (INBOUND, lambda world: None),
     "campaign-unverified": (INBOUND, lambda world: world.service.campaigns.clear()),
     "numbers-redacted": (INBOUND, _redacted(redact_numbers=True)),
@@ -428,7 +426,8 @@ PRODUCED_ELSEWHERE = {
     "smtp-deferred", "smtp-helo-rejected", "smtp-login-rejected", "smtp-token-endpoint-unreachable",
     "smtp-client-rejected", "smtp-token-rejected", "smtp-sender-rejected", "smtp-relay-denied",
     "smtp-recipient-rejected", "smtp-message-rejected",
-    "events-failed", "reconcile-late", "reconcile-never", "check-unfinished",
+    "events-failed", "reviews-wait", "log-erased", "messages-of-no-project", "reconcile-late", "reconcile-never",
+    "check-unfinished",
 }  # fmt: skip
 
 
@@ -813,6 +812,32 @@ def test_events_that_wait_for_long_are_found(world: World) -> None:
     ledger.accept([builders.opt_out_event()], now=NOW - timedelta(minutes=11))
     assert "events-wait" in ids(list(check_backlog(ledger, "asthma", NOW)))
     assert "events-wait" not in ids(list(check_backlog(ledger, "asthma", NOW - timedelta(minutes=5))))
+
+
+def test_a_review_that_waits_for_long_is_found(world: World) -> None:
+    ledger, event = world.services().ledger, builders.opt_out_event(change="")
+    ledger.accept([event], now=NOW)
+    ledger.settle(
+        "asthma",
+        [Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=State.NEEDS_REVIEW)],
+        now=NOW,
+    )
+    assert "reviews-wait" in ids(list(check_backlog(ledger, "asthma", NOW + timedelta(hours=25))))
+    assert "reviews-wait" not in ids(list(check_backlog(ledger, "asthma", NOW + timedelta(hours=5))))
+
+
+def test_a_log_that_is_being_erased_is_found(world: World) -> None:
+    missing = {"sender": SERVICE_SID, "since": "2026-05-04", "until": "2026-05-05", "messages": 3}
+    world.redis.hset(keys.reconciled("asthma"), "report", json.dumps({"missing_from_log": [missing]}))
+    found = list(check_backlog(world.services().ledger, "asthma", NOW))
+    assert "log-erased" in ids(found)
+    assert f"3 of {SERVICE_SID}" in str(found)
+
+
+def test_messages_of_no_project_are_found(world: World) -> None:
+    assert ids(list(check_unrouted(world.redis))) == set()
+    world.redis.hset(keys.METRICS, "webhooks|inbound|no_project", 2)
+    assert ids(list(check_unrouted(world.redis))) == {"messages-of-no-project"}
 
 
 def test_events_that_have_failed_are_found(world: World) -> None:

@@ -70,7 +70,7 @@ class TestMessages:
         assert request.status == 200
 
     def test_blocked_texts_are_asked_for_by_the_studys_own_number(self, sim: TwilioSimulator) -> None:
-        list(opened().blocked_pages(SENDER, NOON))
+        list(opened().sent_pages(SENDER, NOON))
         (request,) = sim.requests_to("Messages")
         assert request.query == {"From": SENDER, "PageSize": "1000"}
 
@@ -108,7 +108,7 @@ class TestMessages:
         sim.block(SERVICE_SID, PAT)
         refused = sim.send_outbound(to=PAT, service=SERVICE_SID, at=NOON)
         assert refused.sent is False
-        ((event,),) = opened().blocked_pages(SENDER, NOON)
+        (((event,), _),) = opened().sent_pages(SENDER, NOON)
         assert (event.event_id, event.occurred_at) == (refused.sid, NOON)
 
     def test_messages_without_date_sent_are_read_to_the_same_end(

@@ -13,7 +13,8 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
-from shared.domain.events import Change, Status, milliseconds
+from shared.domain.events import Change, milliseconds
+from shared.domain.precedence import Status, decide
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
 from tests.builders import REDCAP_TOKEN, at, config, hashed, project_table
@@ -32,6 +33,7 @@ from worker.redcap import redaction
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import RedcapClient
 from worker.redcap.gateway import RedcapProject
+from worker.redcap.opt_out_fields import Plan, RecordState, plan
 from worker.redcap.redaction import redact
 from worker.redcap.responses import ExportTooLarge, RowsRejected
 
@@ -155,8 +157,12 @@ class _Scripted(BaseAdapter):
         """Nothing is open."""
 
 
-def status(change: str = "STOP", when: Any = NOON) -> Status:
-    return Status(change=Change(change), occurred_ms=milliseconds(when), event_id="SM1", last_start_ms=0)
+def planned(project: RedcapProject, state: RecordState, change: str = "STOP") -> tuple[RecordState, Plan]:
+    """What a STOP at noon, or the START after it, changes in a record."""
+    noon = milliseconds(NOON)
+    status = Status(change=Change(change), occurred_ms=noon, event_id="SM1", since_ms=noon, stop_ms=noon)
+    starts = [status] if status.change is Change.START else []
+    return state, plan(state, decide([status]), [status], form=project.form, starts=starts)
 
 
 class TestReading:
@@ -276,8 +282,8 @@ class TestReading:
 class TestWriting:
     def write(self, gateway: Gateway, *records: str, change: str = "STOP") -> None:
         states = gateway.project.read(records)
-        wanted = {record: (states[record], status(change)) for record in records}
-        for rows in gateway.project.rows_to_write(wanted):
+        wanted = {record: planned(gateway.project, states[record], change) for record in records}
+        for rows in gateway.project.rows(wanted):
             gateway.project.write(rows)
 
     def test_a_stop_is_written_and_a_start_clears_it(self, made: Any) -> None:
@@ -294,7 +300,8 @@ class TestWriting:
         gateway = made(opt_out_checkbox="sms_opt_out")
         gateway.study.set_value("2", "sms_opt_out___1", "1")
         states = gateway.project.read(["1", "2", "3"])
-        groups = gateway.project.rows_to_write({name: (state, status()) for name, state in states.items()})
+        wanted = {record: planned(gateway.project, state) for record, state in states.items()}
+        groups = gateway.project.rows(wanted)
         assert [[row["record_id"] for row in rows] for rows in groups] == [["1", "3"], ["2"]]
         assert set(groups[1][0]) == {"record_id", "sms_opt_out_at"}
 

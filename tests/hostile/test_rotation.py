@@ -44,7 +44,7 @@ def test_with_an_empty_ledger_one_run_brings_every_status_back_and_tells_nobody_
     report = night.run()
     assert (report.outcome, report.changes_recovered, report.records_corrected) == ("success", 1, 0)
     assert night.value() == before == shown(seconds(0))
-    assert night.study.ledger.status("asthma", new_hash(PAT)) is not None
+    assert night.study.ledger.status("asthma", new_hash(PAT)) != ()
     assert night.changes_told == []
 
 
@@ -65,8 +65,8 @@ def test_over_the_old_ledger_statuses_stay_lost_as_their_messages_are_known_alre
     restart(night, monkeypatch, empty=False)
     report = night.run()
     assert report.changes_recovered == 0
-    assert night.study.ledger.status("asthma", new_hash(PAT)) is None
-    assert night.study.ledger.status("asthma", hashed(PAT)) is not None
+    assert night.study.ledger.status("asthma", new_hash(PAT)) == ()
+    assert night.study.ledger.status("asthma", hashed(PAT)) != ()
 
 
 def test_nothing_under_the_old_key_is_left_in_an_emptied_ledger(

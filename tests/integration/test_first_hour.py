@@ -124,11 +124,10 @@ def test_from_an_empty_directory_to_production(stranger: Stranger) -> None:
     assert stranger.errors() - {"web-not-ready"} == {
         "opt-out-field-unfit",
         "inbound-elsewhere",
-        "keywords-off",
     }
     stranger.study.change_field("sms_opt_out_at", validation="datetime_seconds_ymd")
     stranger.restart()
-    wait_until(lambda: stranger.errors() == {"inbound-elsewhere", "keywords-off"}, what="the field is mended")
+    wait_until(lambda: stranger.errors() == {"inbound-elsewhere"}, what="the field is mended")
 
     # 7. Connect Twilio
     said = stranger.optout("setup", "--yes").stdout

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.ledger import keys
 from tests.fakes import fake_redis
-from worker.redcap.gateway import RecordState
+from worker.redcap.opt_out_fields import RecordState
 from worker.redcap.phone_index import PhoneIndex
 
 BEGIN = datetime(2026, 5, 4, tzinfo=UTC)

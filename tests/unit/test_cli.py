@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from redis.exceptions import ConnectionError as RedisDown
 
-from shared.domain.events import OptOutEvent
+from shared.domain.events import OptOutEvent, Source
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.messaging.celery_config import TaskName
@@ -118,7 +118,7 @@ class TestStatus:
         assert (shown["event_id"], shown["event"]["state"]) == (event.event_id, "updated")
 
     def test_after_a_start_it_is_opted_in(self, asthma: Study, run: Run) -> None:
-        asthma.text(fictional_phone(1), "START")
+        asthma.text(fictional_phone(1), "START", source=Source.EVENT_STREAM)
         [shown] = json.loads(run("status", fictional_phone(1), "--json").stdout)
         assert (shown["status"], shown["pending"]) == ("opted_in", False)
 

@@ -96,6 +96,8 @@ def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
         "service_sid": "SERVICE",
         "name": "NAME",
         "host": "HOST",
+        "day": "DAY",
+        "scope": "SCOPE",
     }
     functions = [
         value for value in vars(keys).values() if inspect.isfunction(value) and value.__name__ != "of_project"

@@ -84,7 +84,7 @@ class TestBothParts:
 
     def test_an_opt_in_that_could_not_be_saved_asks_to_clear_the_field(self, kind: str) -> None:
         text = part(mail(Notice.UNSAVED, change=Change.START, reason="no"), kind)
-        assert "clear the opt-out by hand" in " ".join(text.split())
+        assert "ask the participant whether they want texts again" in " ".join(text.split())
 
     def test_an_unmatched_number_is_told_by_its_message_alone(self, kind: str) -> None:
         text = part(mail(Notice.UNMATCHED, records=()), kind)

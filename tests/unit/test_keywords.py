@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.domain.events import Change
-from shared.domain.keywords import Keywords
+from shared.domain.keywords import Keywords, learnable
 
 DEFAULT = Keywords()
 
@@ -48,21 +48,57 @@ def test_what_can_mean_nothing_else_opts_out(body: str) -> None:
         "",
         " ",
         "HELP",
-        "STO P",
         "ST0P",
-        "STOP?",
         "Stopped",
         "no",
         "yes",
         "YES",
         "yes please",
         "start now",
-        "please cancel",
-        "🛑",
     ],
 )
 def test_any_other_text_changes_nothing(body: str) -> None:
     assert DEFAULT.change(body) is None
+
+
+@pytest.mark.parametrize(
+    "body", ["STO P", "STOP?", "please cancel", "wrong number", "take me off your list", "alto"]
+)
+def test_what_may_be_an_opt_out_is_unclear_unless_the_project_wants_none_of_it(body: str) -> None:
+    assert DEFAULT.change(body) is Change.UNCLEAR
+    assert Keywords(suspects=False).change(body) is None
+
+
+@pytest.mark.parametrize(
+    ("opt_out_type", "body", "expected"),
+    [
+        ("STOP", "whatever", Change.STOP),
+        ("START", "whatever", Change.START),
+        ("HELP", "please stop texting me", None),
+        ("OTHER", "STOP", Change.STOP),
+    ],
+)
+def test_twilio_s_judgement_counts_before_the_words(
+    opt_out_type: str, body: str, expected: Change | None
+) -> None:
+    assert DEFAULT.change(body, opt_out_type=opt_out_type) is expected
+
+
+@pytest.mark.parametrize(("recipient", "expected"), [("+18005550123", None), ("+16505550123", Change.START)])
+def test_on_toll_free_numbers_only_start_and_unstop_opt_in(recipient: str, expected: Change | None) -> None:
+    words = Keywords(opt_in=("YES",))
+    assert words.change("Yes", recipient=recipient) is expected
+    assert words.change("Yes", opt_out_type="START", recipient=recipient) is expected
+    assert words.change("UNSTOP", recipient=recipient) is Change.START
+    assert words.change("STOP", recipient=recipient) is Change.STOP
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [(" PARAR ", "parar"), ("停止", "停止"), ("stop it", None), ("6505550123", None), ("", None)],
+)
+def test_only_a_word_is_learned(body: str, word: str | None) -> None:
+    assert learnable(body) == word
 
 
 def test_a_yes_opts_in_only_if_it_is_configured() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from shared.domain.events import Change, Notice, OptOutEvent, Source, State
+from shared.domain.precedence import decide
 from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, Due, Ledger, Outcome, keys
 from tests.builders import at, hashed, opt_out_event, sid
 
@@ -27,7 +31,8 @@ def stop(minute: float = 0, **more: Any) -> OptOutEvent:
 
 
 def start(minute: float = 0, **more: Any) -> OptOutEvent:
-    return opt_out_event(change="START", when=minutes(minute), **more)
+    """A START whose time is known."""
+    return opt_out_event(change="START", when=minutes(minute), **{"source": Source.EVENT_STREAM, **more})
 
 
 @pytest.fixture
@@ -45,8 +50,7 @@ def states(ledger: Ledger, *events: OptOutEvent) -> list[str]:
 
 
 def latest(ledger: Ledger) -> tuple[str, str]:
-    status = ledger.status("asthma", PHONE)
-    assert status is not None
+    [status] = ledger.status("asthma", PHONE)
     return status.change.value, status.event_id
 
 
@@ -58,8 +62,13 @@ def outcome(event: OptOutEvent, state: State = State.UPDATED, **more: Any) -> Ou
     return Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=state, **more)
 
 
-def settle(ledger: Ledger, *outcomes: Outcome, now: datetime = NOON) -> list[str]:
-    return ledger.settle("asthma", outcomes, now=now)
+def settle(
+    ledger: Ledger,
+    *outcomes: Outcome,
+    now: datetime = NOON,
+    written: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    return ledger.settle("asthma", outcomes, now=now, written=written)
 
 
 def matched(ledger: Ledger, event: OptOutEvent, *records: str) -> None:
@@ -127,25 +136,74 @@ class TestAccept:
         assert states(ledger, newer, older) == ["received", "superseded"]
         assert latest(ledger) == ("START", newer.event_id)
 
-    def test_of_two_changes_in_one_millisecond_the_later_delivery_wins(self, ledger: Ledger) -> None:
-        first, second = stop(0), start(0)
-        assert accept(ledger, first, second) == ["new", "new"]
-        assert latest(ledger) == ("START", second.event_id)
-
-    def test_of_two_changes_in_one_second_of_the_message_log_the_first_read_wins(
+    def test_of_a_stop_and_a_start_in_one_second_of_the_message_log_the_stop_counts(
         self, ledger: Ledger
     ) -> None:
         newest = start(0, source=Source.MESSAGE_LOG)
         oldest = stop(0, source=Source.MESSAGE_LOG)
-        assert accept(ledger, newest, oldest) == ["new", "stale"]
-        assert latest(ledger) == ("START", newest.event_id)
+        assert accept(ledger, newest, oldest) == ["new", "new"]
+        assert latest(ledger) == ("STOP", oldest.event_id)
+        assert states(ledger, newest, oldest) == ["superseded", "received"]
 
-    def test_a_sender_without_phone_number_ends_at_once(self, ledger: Ledger) -> None:
+    def test_milliseconds_decide_within_a_second_if_both_are_known(self, ledger: Ledger) -> None:
+        first, second = stop(0, source=Source.EVENT_STREAM), start(0.001)
+        assert accept(ledger, first, second) == ["new", "new"]
+        assert latest(ledger) == ("START", second.event_id)
+
+    def test_a_start_in_the_very_millisecond_of_a_stop_ends_nothing(self, ledger: Ledger) -> None:
+        first, second = stop(0, source=Source.EVENT_STREAM), start(0)
+        assert accept(ledger, first, second) == ["new", "stale"]
+        assert latest(ledger) == ("STOP", first.event_id)
+
+    def test_a_start_in_another_scope_leaves_the_stop_in_force(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(5, scope="number:other")
+        assert accept(ledger, first, second) == ["new", "new"]
+        assert states(ledger, first, second) == ["received", "received"]
+        assert decide(ledger.status("asthma", PHONE)).shown.event_id == first.event_id
+
+    def test_a_start_by_webhook_counts_once_its_time_is_confirmed(self, ledger: Ledger) -> None:
+        first, second = stop(0), start(5, source=Source.WEBHOOK)
+        assert accept(ledger, first, second, now=minutes(5)) == ["new", "new"]
+        assert latest(ledger) == ("STOP", first.event_id)
+        assert [each.value for each in ledger.accept([second], now=minutes(6), confirmed=True)] == ["new"]
+        assert latest(ledger) == ("START", second.event_id)
+
+    def test_a_start_that_twilio_received_before_the_stop_ends_as_superseded(self, ledger: Ledger) -> None:
+        first, second = stop(4), start(5, source=Source.WEBHOOK)
+        accept(ledger, first, second, now=minutes(5))
+        told = replace(second, occurred_at=minutes(3))
+        assert [each.value for each in ledger.accept([told], now=minutes(6), confirmed=True)] == ["stale"]
+        assert states(ledger, second) == ["superseded"]
+        assert latest(ledger) == ("STOP", first.event_id)
+
+    def test_a_start_that_is_repeated_after_its_retention_changes_nothing(self, ledger: Ledger) -> None:
+        begun = start(0, source=Source.WEBHOOK)
+        accept(ledger, begun, stop(9), now=minutes(9))
+        ledger.redis.delete(keys.event("asthma", begun.event_id))  # as its expiry does
+        again = replace(begun, occurred_at=minutes(20))
+        assert accept(ledger, again, now=minutes(20)) == ["known"]
+        assert latest(ledger)[0] == "STOP"
+
+    def test_an_unclear_text_changes_no_status(self, ledger: Ledger) -> None:
+        first, unclear = start(0), opt_out_event(change="", when=minutes(1))
+        assert accept(ledger, first, unclear) == ["new", "new"]
+        assert latest(ledger) == ("START", first.event_id)
+        assert states(ledger, unclear) == ["received"]
+
+    def test_what_was_unclear_counts_once_twilio_says_that_it_is_an_opt_out(self, ledger: Ledger) -> None:
+        unclear = opt_out_event(change="", when=NOON)
+        accept(ledger, unclear)
+        settle(ledger, outcome(unclear, State.NEEDS_REVIEW))
+        assert [entry.event_id for entry in ledger.reviews("asthma")] == [unclear.event_id]
+        assert accept(ledger, replace(unclear, change=Change.STOP)) == ["new"]
+        assert latest(ledger) == ("STOP", unclear.event_id)
+        assert ledger.reviews("asthma") == []
+
+    def test_a_sender_without_phone_number_is_left_to_the_lookup(self, ledger: Ledger) -> None:
         event = stop(phone_hash="")
-        assert accept(ledger, event) == ["unmatched"]
-        assert states(ledger, event) == ["no_matching_record"]
-        assert due_members(ledger) == set()
-        assert ledger.redis.hgetall(keys.COUNTS) == {"asthma|webhook|no_matching_record": "1"}
+        assert accept(ledger, event) == ["new"]
+        assert due_members(ledger) == {f"lookup|asthma|{event.event_id}"}
+        assert ledger.count_statuses("asthma") == 0
 
     def test_a_change_whose_write_has_begun_is_left_for_the_updater_to_judge(self, ledger: Ledger) -> None:
         first, second = stop(0), start(1)
@@ -162,8 +220,7 @@ class TestAccept:
         accept(ledger, second)
         settle(ledger, outcome(second, State.ALREADY_CURRENT))
         assert accept(ledger, missed) == ["stale"]
-        status = ledger.status("asthma", PHONE)
-        assert status is not None
+        [status] = ledger.status("asthma", PHONE)
         assert (status.event_id, status.last_start_ms) == (
             second.event_id,
             at("2026-05-04T12:05").timestamp() * 1000,
@@ -183,8 +240,7 @@ class TestAccept:
 
     def test_the_latest_start_is_carried_over_to_later_changes(self, ledger: Ledger) -> None:
         accept(ledger, start(3), stop(10), stop(20))
-        status = ledger.status("asthma", PHONE)
-        assert status is not None
+        [status] = ledger.status("asthma", PHONE)
         assert status.last_start_ms == int(minutes(3).timestamp() * 1000)
 
     def test_each_end_is_counted_by_project_source_and_state(self, ledger: Ledger) -> None:
@@ -249,14 +305,14 @@ class TestSettle:
         matched(ledger, first)
         read = ledger.statuses("asthma", [PHONE])[PHONE]
         accept(ledger, start(1))
-        settle(ledger, outcome(first, read_status=read))
+        settle(ledger, outcome(first), written={PHONE: read})
         assert ledger.pending("asthma", 10) == [PHONE]
 
     def test_a_phone_whose_status_was_written_leaves_the_pending_set(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
         matched(ledger, event)
-        settle(ledger, outcome(event, read_status=ledger.statuses("asthma", [PHONE])[PHONE]))
+        settle(ledger, outcome(event), written=ledger.statuses("asthma", [PHONE]))
         assert ledger.pending("asthma", 10) == []
         assert states(ledger, event) == ["updated"]
         assert ledger.redis.zcard(keys.unfinished("asthma")) == 0
@@ -270,6 +326,17 @@ class TestSettle:
         assert entry is not None
         ledger.notified(entry, Notice.SAVED, "sent")
         assert settle(ledger, saved) == []
+
+    def test_a_record_that_is_written_later_is_mailed_too(self, ledger: Ledger) -> None:
+        event = stop()
+        accept(ledger, event)
+        for records in (["1"], ["1"], ["1", "9"], ["9"]):
+            due = settle(ledger, outcome(event, notice=Notice.SAVED, records=["1", "9"], written=records))
+            entry = ledger.load("asthma", event.event_id)
+            assert entry is not None
+            assert bool(due) == (records in (["1"], ["1", "9"]) and entry.notice is Notice.SAVED)
+            if entry.notice:
+                ledger.notified(entry, Notice.SAVED, "sent")
 
     def test_another_kind_of_notice_is_given_beside_the_first(self, ledger: Ledger) -> None:
         event = stop()
@@ -319,7 +386,7 @@ class TestSettle:
         ledger.require_update("asthma", [PHONE], now=NOON)
         ledger.redis.delete(keys.event("asthma", event.event_id))
         read = ledger.statuses("asthma", [PHONE])[PHONE]
-        assert settle(ledger, outcome(event, notice=Notice.SAVED, read_status=read)) == []
+        assert settle(ledger, outcome(event, notice=Notice.SAVED), written={PHONE: read}) == []
         assert ledger.pending("asthma", 10) == []
         assert not ledger.redis.exists(keys.event("asthma", event.event_id))
 
@@ -378,6 +445,7 @@ class TestReopen:
     def test_an_event_without_phone_number_is_not_reopened(self, ledger: Ledger) -> None:
         event = stop(phone_hash="")
         accept(ledger, event)
+        settle(ledger, outcome(event, State.NO_MATCHING_RECORD))
         assert not ledger.reopen("asthma", event.event_id, now=NOON)
         assert states(ledger, event) == ["no_matching_record"]
 
@@ -588,7 +656,7 @@ class TestKeeping:
 
     def test_an_unknown_event_loads_as_none(self, ledger: Ledger) -> None:
         assert ledger.load("asthma", sid()) is None
-        assert ledger.status("asthma", PHONE) is None
+        assert ledger.status("asthma", PHONE) == ()
 
     def test_the_answers_are_those_of_the_script(self) -> None:
-        assert {answer.value for answer in Accepted} == {"new", "known", "stale", "unmatched"}
+        assert {answer.value for answer in Accepted} == {"new", "known", "stale"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.domain.events import OptOutEvent, State
+from shared.domain.events import OptOutEvent, Source, State
 from shared.ledger import Outcome, keys
 from shared.messaging.celery_config import QUEUES, TaskName
 from shared.messaging.publisher import RedisPublisher
@@ -180,8 +180,11 @@ def test_a_lookup_after_the_crash_of_a_written_update_is_left_to_the_updater() -
 class TestTakingAlong:
     """Where broker and ledger share a Redis, a lookup takes along all that has arrived."""
 
-    def arrive(self, asthma: Study, *phones: str, change: str = "STOP") -> list[OptOutEvent]:
-        events = [opt_out_event(phone, change) for phone in phones]
+    def arrive(
+        self, asthma: Study, *phones: str, change: str = "STOP", source: Source = Source.WEBHOOK
+    ) -> list[OptOutEvent]:
+        when = asthma.clock() if change == "STOP" else asthma.clock() + timedelta(seconds=2)
+        events = [opt_out_event(phone, change, source=source, when=when) for phone in phones]
         for event in events:
             accept([event], ledger=asthma.ledger, publish=RedisPublisher(asthma.redis))
         return events
@@ -226,7 +229,7 @@ class TestTakingAlong:
         asthma = enrolled(2)
         (first,) = self.arrive(asthma, fictional_phone(1))
         (stop,) = self.arrive(asthma, fictional_phone(2))
-        (start,) = self.arrive(asthma, fictional_phone(2), change="START")
+        (start,) = self.arrive(asthma, fictional_phone(2), change="START", source=Source.EVENT_STREAM)
         lookup_records("asthma", first.event_id, asthma.services)
         assert [asthma.state(event) for event in (first, stop, start)] == ["pending", "superseded", "pending"]
 

@@ -52,14 +52,16 @@ def message(**changes: Any) -> MessageInstance:
 
 def read(*messages: MessageInstance, **changes: Any) -> tuple[list[OptOutEvent], MessageLog]:
     """The events of a page of messages that came to a sender."""
-    log = MessageLog("asthma", project(**changes), client(*messages), hashed)
+    own = project(**changes)
+    log = MessageLog("asthma", own, client(*messages), hashed, own.keywords)
     return [event for events in log.pages(SENDER, SINCE) for event in events], log
 
 
 def read_blocked(*messages: MessageInstance, **changes: Any) -> tuple[list[OptOutEvent], MessageLog]:
     """The events of a page of the study's own texts."""
-    log = MessageLog("asthma", project(**changes), client(*messages), hashed)
-    return [event for events in log.blocked_pages(SENDER, SINCE) for event in events], log
+    own = project(**changes)
+    log = MessageLog("asthma", own, client(*messages), hashed, own.keywords)
+    return [event for events, _ in log.sent_pages(SENDER, SINCE) for event in events], log
 
 
 class Page(list[MessageInstance]):
@@ -106,6 +108,7 @@ def test_a_stop_becomes_an_event_with_twilios_time() -> None:
         occurred_at=datetime(2026, 5, 4, 10, 20, 30, tzinfo=UTC),
         source=Source.MESSAGE_LOG,
         phone_hash=hashed(PAT),
+        scope=f"number:{hashed(SENDER)}",
     )
     assert (log.counts.messages, log.counts.pages) == (1, 1)
 
@@ -118,7 +121,8 @@ def test_a_message_that_is_not_yet_handed_on_has_the_time_of_its_creation() -> N
 def in_pages_of_two(*messages: MessageInstance) -> tuple[list[str], Messages, MessageLog]:
     """The SIDs of the events that are found, and what was asked for."""
     shown = Messages(*messages, size=2)
-    log = MessageLog("asthma", project(), cast(Client, SimpleNamespace(messages=shown)), hashed)
+    own = project()
+    log = MessageLog("asthma", own, cast(Client, SimpleNamespace(messages=shown)), hashed, own.keywords)
     return [event.event_id for events in log.pages(SENDER, SINCE) for event in events], shown, log
 
 

@@ -15,7 +15,7 @@ from tests.builders import REDCAP_TOKEN, at, hashed
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from worker.redcap import phone_index as module
-from worker.redcap.gateway import RecordState
+from worker.redcap.opt_out_fields import RecordState
 from worker.redcap.phone_index import PhoneIndex
 
 pytestmark = pytest.mark.usefixtures("naps")

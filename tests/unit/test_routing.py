@@ -144,24 +144,31 @@ class TestChanges:
         assert changes(some, opt_out_type="START", body="STOP") == ["START"]
         assert changes(some, opt_out_type="HELP", body="STOP") == []
 
-    def test_a_text_that_says_stop_always_counts_and_an_opt_in_only_where_the_project_reads_it(self) -> None:
-        asking = router(asthma=project_table(keyword_fallback=True))
-        for some in (router(), asking):
-            assert changes(some, opt_out_type="", body=" Stop, please. ") == ["STOP"]
-            assert changes(some, opt_out_type="", body="stop it") == []
-        assert changes(router(), opt_out_type="", body="Start") == []
-        assert changes(asking, opt_out_type="", body="Start") == ["START"]
+    def test_the_words_count_where_twilio_does_not_judge(self) -> None:
+        for body, expected in (
+            (" Stop, please. ", ["STOP"]), ("Start", ["START"]), ("yes", []), ("please stop texting me", [""]),
+            ("wrong number", [""]), ("see you tomorrow", []),
+        ):  # fmt: skip
+            assert changes(router(), opt_out_type="", body=body) == expected
 
-    def test_a_text_that_may_ask_to_stop_is_suspected_unless_twilio_judged_it(self) -> None:
-        for body, kind, expected in (
-            ("please stop texting me", "", True),
-            ("wrong number", "", True),
-            ("please stop texting me", "HELP", False),
-            ("see you tomorrow", "", False),
-        ):
-            sent = message(opt_out_type=kind, body=body)
-            assert router().is_suspected_opt_out(sent, ["asthma"]) is expected
-            assert not router().is_suspected_opt_out(sent, [])
+    def test_unclear_texts_are_left_alone_if_the_project_says_so(self) -> None:
+        some = router(asthma=project_table(suspected_opt_outs="off"))
+        assert changes(some, opt_out_type="", body="please stop texting me") == []
+
+    def test_the_scope_is_the_service_or_the_number_and_each_whatsapp_sender(self) -> None:
+        table = project_table(senders=["+16505550177"], channels=["sms", "rcs", "whatsapp"])
+        for sent, scope in (
+            (message(), SERVICE_SID),
+            (message(messaging_service_sid="", recipient="+16505550177"), f"number:{hashed('+16505550177')}"),
+            (message(sender="whatsapp:+16505550100", recipient="whatsapp:+16505550177"),
+             f"whatsapp:{hashed('+16505550177')}"),
+        ):  # fmt: skip
+            assert [event.scope for event in events(router(asthma=table), sent)] == [scope]
+
+    def test_twilio_blocks_only_what_it_judged_itself(self) -> None:
+        for kind, blocked in (("STOP", True), ("", False)):
+            [event] = events(router(), message(opt_out_type=kind, body="STOP"))
+            assert event.blocked is blocked
 
     def test_each_project_has_words_of_its_own(self) -> None:
         some = router(
@@ -170,7 +177,7 @@ class TestChanges:
         )
         for body, expected in (("alto", ["asthma"]), ("ALTA", ["sleep"]), ("stop", ["asthma", "sleep"])):
             found = events(some, message(opt_out_type="", body=body))
-            assert [event.project for event in found] == expected
+            assert [event.project for event in found if event.change] == expected
 
     def test_in_event_streams_the_words_always_count(self) -> None:
         assert changes(router(), opt_out_type="", body="stop", source=Source.EVENT_STREAM) == ["STOP"]

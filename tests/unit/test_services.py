@@ -30,8 +30,8 @@ class TestIntake:
         for expected in (Accepted.NEW, Accepted.KNOWN):
             assert accept([event], ledger=ledger, publish=published) == [expected]
         unmatched = opt_out_event(phone_hash="")
-        assert accept([unmatched], ledger=ledger, publish=published) == [Accepted.UNMATCHED]
-        assert published.of(TaskName.LOOKUP) == [("asthma", event.event_id)]
+        assert accept([unmatched], ledger=ledger, publish=published) == [Accepted.NEW]
+        assert published.of(TaskName.LOOKUP) == [("asthma", event.event_id), ("asthma", unmatched.event_id)]
 
     @pytest.mark.parametrize("error", [OperationalError("away"), ConnectionRefusedError()])
     def test_a_broker_that_is_away_is_no_failure(self, redis: Any, error: Exception) -> None:

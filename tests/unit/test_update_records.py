@@ -31,9 +31,11 @@ from tests.simulators.redcap import (
 from worker.redcap import gateway as project_module
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.schema import arm_of, is_repeating, missing_data_codes
-from worker.steps import update_records as module
-from worker.steps.reconcile import _Run as Run
+from worker.steps import update_records as updater
+from worker.steps.reconcile.compare import Comparison
+from worker.steps.reconcile.recover import LedgerView
 from worker.steps.reconcile.report import Report
+from worker.steps.update_records import round as round_module
 from worker.steps.update_records import update_records
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -56,16 +58,16 @@ def refuse_record(asthma: Study, record: str) -> None:
 
 def after_reading(asthma: Study, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something between the updater's export and its import."""
-    real = module._Round._write_and_settle
+    real = RedcapProject.rows
     done: list[bool] = []
 
-    def meddled(self: Any, *args: Any) -> None:
+    def meddled(self: Any, *args: Any) -> Any:
         if not done:
             done.append(True)
             act()
-        real(self, *args)
+        return real(self, *args)
 
-    monkeypatch.setattr(module._Round, "_write_and_settle", meddled)
+    monkeypatch.setattr(RedcapProject, "rows", meddled)
 
 
 class TestWriting:
@@ -94,7 +96,8 @@ class TestWriting:
     def test_more_records_than_one_request_may_name_are_written_in_portions(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_RECORDS_PER_REQUEST", 10)
+        for place in (updater, round_module):
+            monkeypatch.setattr(place, "MAX_RECORDS_PER_REQUEST", 10)
         asthma = enrolled(25)
         asthma.redcap.most_records_named = 10
         for number in range(1, 26):
@@ -106,7 +109,7 @@ class TestWriting:
     def test_a_number_on_more_records_than_one_request_may_name_is_read_and_written_in_portions(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for place in (module, project_module):
+        for place in (updater, round_module, project_module):
             monkeypatch.setattr(place, "MAX_RECORDS_PER_REQUEST", 10)
         asthma = enrolled(0)
         asthma.redcap.most_records_named = 10
@@ -183,13 +186,14 @@ class TestWriting:
         asthma.sweep_later()
         assert asthma.value("1") == "2026-05-04 18:00:00"
 
-    def test_a_time_that_somebody_typed_in_another_form_is_left_alone(self) -> None:
+    def test_a_text_that_somebody_typed_is_left_alone_and_reviewed(self) -> None:
         asthma = enrolled(project=classic_study(opt_out_validation=""))
         asthma.project.set_value("1", "sms_opt_out_at", "told us on the phone")
         event = asthma.text(fictional_phone(1))
         asthma.work()
         assert asthma.value("1") == "told us on the phone"
-        assert asthma.state(event) == "already_current"
+        assert asthma.state(event) == "needs_review"
+        assert len(asthma.mailer.sent) == 1
 
     def test_nothing_pending_asks_redcap_nothing(self) -> None:
         asthma = enrolled()
@@ -362,7 +366,7 @@ class TestMissingDataCodes:
         asthma = self.coded("nask")
         event = asthma.text(fictional_phone(1))
         asthma.work()
-        assert (asthma.value("1"), asthma.state(event)) == ("nask", "already_current")
+        assert (asthma.value("1"), asthma.state(event)) == ("nask", "needs_review")
 
     @pytest.mark.parametrize(
         ("stored", "codes"),
@@ -420,10 +424,10 @@ class TestArms:
         asthma.work()
         for _ in range(2):
             asthma.clock.ahead += timedelta(days=1)
-            run = Run("asthma", asthma.services, Report(project="asthma"), lambda _stage, _number: None)
-            run.compare_and_write()
+            report, view = Report(project="asthma"), LedgerView("asthma", asthma.services)
+            Comparison(report, asthma.services, view, lambda _stage, _number: None).run()
             asthma.work()
-            assert (run.report.records_corrected, run.report.refused, run.report.still_pending) == (0, [], 0)
+            assert (report.records_corrected, report.refused, report.still_pending) == (0, [], 0)
         assert len(asthma.mailer.sent) == 1
 
     def test_it_is_written_once_it_is_in_the_arm(self) -> None:
@@ -668,7 +672,8 @@ class TestRememberedStructure:
 
     def test_many_unknown_numbers_cost_one_reading_of_the_structure(self) -> None:
         asthma = self.two_events()
-        events = [asthma.text(f"+165055590{number:02}") for number in range(20)]
+        now = asthma.clock() - asthma.clock.ahead
+        events = [asthma.text(f"+165055590{number:02}", received=now) for number in range(20)]
         before = asthma.redcap.count(content="metadata")
         asthma.work()
         assert {asthma.state(event) for event in events} == {"no_matching_record"}
@@ -843,11 +848,11 @@ class TestOutages:
         asthma = enrolled(2)
         event = asthma.text(fictional_phone(1), when=NOON)
 
-        def crash(*_: object) -> None:
+        def crash(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(module, "settle", crash)
+            patched.setattr(round_module, "settle", crash)
             with pytest.raises(KeyboardInterrupt):
                 asthma.work()
         assert (asthma.value("1"), asthma.state(event)) == (SHOWN, "pending")
@@ -862,11 +867,11 @@ class TestOutages:
         asthma = enrolled(2)
         stop = asthma.text(fictional_phone(1), when=NOON)
 
-        def crash(*_: object) -> None:
+        def crash(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(module, "settle", crash)
+            patched.setattr(round_module, "settle", crash)
             with pytest.raises(KeyboardInterrupt):
                 asthma.work()
         start = asthma.text(fictional_phone(1), "START", when=NOON + timedelta(minutes=1))

@@ -17,7 +17,7 @@ from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
-from shared.ledger import Ledger, keys
+from shared.ledger import keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
@@ -127,38 +127,17 @@ class TestInbound:
         ingress.inbound(inbound_form(Body="STOP", OptOutType="HELP"))
         assert ingress.nothing_happened()
 
-    def test_an_opt_in_word_that_twilio_does_not_call_one_is_remembered_as_ordinary(self) -> None:
-        yes = {"opt_in_keywords": ["YES"]}
-        ingress = Ingress(
-            {"asthma": project_table(**yes), "sleep": project_table(keyword_fallback=True, **yes)}
-        )
-        form = inbound_form(Body=" Yes", OptOutType="")
-        assert ingress.inbound(form).status_code == 200
-        ledger = Ledger(ingress.redis)
-        assert ledger.ordinary("asthma", [form["MessageSid"], "SM1"]) == {form["MessageSid"]}
-        assert ledger.ordinary("sleep", [form["MessageSid"]]) == set()
-        assert (ingress.stored("asthma"), ingress.stored("sleep")) == ([], [form["MessageSid"]])
-
-    def test_a_text_that_may_ask_to_stop_is_logged_by_its_sid_and_counted_apart(
-        self, ingress: Ingress
-    ) -> None:
+    def test_a_text_that_may_ask_to_stop_is_recorded_without_its_text(self, ingress: Ingress) -> None:
         form = inbound_form(Body="please take me off your list", OptOutType="")
         with capture_logs() as logs:
             assert ingress.inbound(form).status_code == 200
-        [line] = [line for line in logs if line["event"] == "possible_opt_out"]
-        assert line["message_sid"] == form["MessageSid"]
-        assert "list" not in str(logs)
-        assert ingress.nothing_happened()
+        assert ingress.event(form["MessageSid"])["change"] == ""
+        assert "list" not in str(logs) + str(ingress.event(form["MessageSid"]))
 
-    @pytest.mark.parametrize(
-        "changes", [{"Body": "START", "OptOutType": "START"}, {"Body": "STOP", "OptOutType": ""}]
-    )
-    def test_what_is_an_opt_in_or_no_opt_in_word_is_not(
-        self, ingress: Ingress, changes: dict[str, str]
-    ) -> None:
-        form = inbound_form(**changes)
-        ingress.inbound(form)
-        assert Ledger(ingress.redis).ordinary("asthma", [form["MessageSid"]]) == set()
+    def test_a_keyword_of_advanced_opt_out_is_learned_and_not_who_sent_it(self, ingress: Ingress) -> None:
+        for body in ("Parar", "no me escriban 6505550100"):
+            ingress.inbound(inbound_form(Body=body, OptOutType="STOP"))
+        assert ingress.redis.hgetall(keys.words(SERVICE_SID)) == {"parar": "STOP"}
 
     def test_a_redelivered_webhook_is_answered_and_counts_once(self, ingress: Ingress) -> None:
         form = inbound_form()
@@ -177,11 +156,10 @@ class TestInbound:
         ingress.inbound(form)
         assert ingress.stored("asthma") == ingress.stored("sleep") == [form["MessageSid"]]
 
-    def test_a_short_code_sender_ends_as_no_matching_record(self, ingress: Ingress) -> None:
+    def test_a_short_code_sender_is_recorded_without_a_number(self, ingress: Ingress) -> None:
         form = inbound_form(From="266739")
         assert ingress.inbound(form).status_code == 200
-        assert ingress.event(form["MessageSid"])["state"] == "no_matching_record"
-        assert not ingress.published.messages
+        assert ingress.event(form["MessageSid"])["phone"] == ""
 
     def test_a_blank_parameter_and_one_that_is_repeated_are_part_of_the_signature(
         self, ingress: Ingress
@@ -540,8 +518,7 @@ class TestMetrics:
         ingress.redis.hset(keys.PROBLEMS, "asthma", "{}")
         figures = self.figures(ingress)
         expected = {
-            'optout_events_total{project="asthma",source="webhook",state="no_matching_record"}': 1,
-            'optout_unfinished_events{project="asthma"}': 1,
+            'optout_unfinished_events{project="asthma"}': 2,
             'optout_pending_phones{project="asthma"}': 0,
             'optout_due_mails{project="asthma"}': 0,
             'optout_project_problem{project="asthma"}': 1,

@@ -1,5 +1,6 @@
 """The metrics of `/metrics`. All come from Redis, so that every web process returns the same values."""
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -33,6 +34,8 @@ class LedgerCollector(Collector):
         yield from self._unfinished()
         yield from self._counted()
         yield from self._reconciled()
+        yield from self._last_report()
+        yield from self._reviews()
         yield self._problems()
         yield self._index()
         yield self._queues()
@@ -100,6 +103,41 @@ class LedgerCollector(Collector):
                 if f"{outcome}_ms" in stored:
                     last.add_metric([project, outcome], int(stored[f"{outcome}_ms"]) / 1000)
         yield last
+
+    def _last_report(self) -> Iterator[Metric]:
+        """What the last reconciliation of each project saw."""
+        covered = GaugeMetricFamily(
+            "optout_log_covered_ratio",
+            "Share of the opt-out messages of webhooks and Event Streams that Twilio's log still had",
+            labels=["project"],
+        )
+        unwanted = GaugeMetricFamily(
+            "optout_texts_after_opt_out",
+            "Texts to participants who had opted out, in the last reconciliation",
+            labels=["project", "outcome"],
+        )
+        for project in self._projects:
+            report = json.loads(self._redis.hget(keys.reconciled(project), "report") or "{}")
+            missing = sum(each["messages"] for each in report.get("missing_from_log", ()))
+            expected = report.get("messages_expected", 0)
+            covered.add_metric([project], 1 - missing / expected if expected else 1.0)
+            for outcome in ("refused", "delivered"):
+                texts = sum(each[outcome] for each in report.get("texts_after_opt_out", ()))
+                unwanted.add_metric([project, outcome], texts)
+        yield from (covered, unwanted)
+
+    def _reviews(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "optout_reviews", "Events that wait for a person's decision", labels=["project"]
+        )
+        oldest = GaugeMetricFamily(
+            "optout_oldest_review_age_seconds", "Age of the oldest of them", labels=["project"]
+        )
+        for project in self._projects:
+            waiting.add_metric([project], self._redis.zcard(keys.reviews(project)))
+            first = self._redis.zrange(keys.reviews(project), 0, 0, withscores=True)
+            oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
+        yield from (waiting, oldest)
 
     def _problems(self) -> Metric:
         family = GaugeMetricFamily(

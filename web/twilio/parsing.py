@@ -95,7 +95,7 @@ def _message_of_event(event: dict[str, Any]) -> InboundMessage:
         messaging_service_sid=_text(data, "messagingServiceSid"),
         sender=_required("from", _text(data, "from")),
         recipient=_required("to", _text(data, "to")),
-        body="" if opt_out_type else _text(data, "body"),  # OptOutType is sufficient
+        body=_text(data, "body"),
         opt_out_type=opt_out_type,
         source=Source.EVENT_STREAM,
         occurred_at=_time(_text(data, "timestamp") or _text(event, "time")),

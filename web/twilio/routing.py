@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from datetime import datetime
 
-from shared.config import Config, Project
-from shared.domain.events import Change, OptOutEvent, Source
+from shared.config import Config
+from shared.domain.events import Change, OptOutEvent
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
-from shared.domain.wishes import Wish, classify
+from shared.domain.scopes import scope_of
 from shared.ledger.service_senders import ServiceSenders
 from web.twilio.parsing import InboundMessage
 from web.twilio.twiml import EMPTY_RESPONSE, redirect
@@ -61,9 +61,13 @@ class Router:
         """The changes that a message makes, one per project; none for HELP and all other texts."""
         channel, address = channel_and_address(message.sender)
         number = sender_number(address)
+        services = {message.messaging_service_sid, *self._services(message)}
         for name in projects:
-            change = self._change(message, name)
-            if change is None or channel not in self._projects[name].channels:
+            project = self._projects[name]
+            change = self._keywords[name].change(
+                message.body, opt_out_type=message.opt_out_type, recipient=message.recipient
+            )
+            if change is None or channel not in project.channels:
                 continue
             yield OptOutEvent(
                 project=name,
@@ -72,44 +76,14 @@ class Router:
                 occurred_at=message.occurred_at or now,
                 source=message.source,
                 phone_hash=self._hasher(number) if number else "",
+                scope=scope_of(
+                    project.messaging_service_sid,
+                    services,
+                    message.recipient,
+                    self._hasher,
+                ),
+                blocked=message.opt_out_type == Change.STOP,
             )
-
-    def _change(self, message: InboundMessage, name: str) -> Change | None:
-        """Twilio's OptOutType if it is set (Advanced Opt-Out is on), otherwise what the text itself asks for.
-
-        A text that asks to stop always counts: keeping an opt-out too many contacts nobody. A text that opts in
-        counts only if the project reads keywords, or from Event Streams, which may omit OptOutType.
-        """
-        if message.opt_out_type:
-            return {change.value: change for change in Change}.get(message.opt_out_type)
-        change = self._keywords[name].change(message.body)
-        if change is Change.START and not self._reads_opt_ins(name, message):
-            return None
-        return change
-
-    def _reads_opt_ins(self, name: str, message: InboundMessage) -> bool:
-        project: Project = self._projects[name]
-        return project.keyword_fallback or message.source is Source.EVENT_STREAM
-
-    def is_suspected_opt_out(self, message: InboundMessage, projects: list[str]) -> bool:
-        """Whether a text to a project may be an opt-out, or comes from another person, and Twilio did not say so."""
-        suspected = not message.opt_out_type and classify(message.body) in {Wish.SUSPECTED, Wish.WRONG_NUMBER}
-        return bool(projects) and suspected
-
-    def non_opt_in_projects(self, message: InboundMessage, projects: list[str]) -> list[str]:
-        """The projects for which a text is an opt-in keyword that Twilio did not treat as an opt-in.
-
-        With Advanced Opt-Out, the webhook shows this by the absence of OptOutType. The message log contains only
-        the text, so reconciliation has to know. Source: Twilio docs, "Advanced Opt-Out".
-        """
-        if message.opt_out_type or message.source is not Source.WEBHOOK:
-            return []
-        return [
-            name
-            for name in projects
-            if not self._projects[name].keyword_fallback
-            and self._keywords[name].change(message.body) is Change.START
-        ]
 
     def answer(self, projects: list[str]) -> str:
         """The TwiML for Twilio: empty, or a redirect to the address where REDCap handles the message."""

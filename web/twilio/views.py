@@ -10,7 +10,8 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_PATH
-from shared.domain.events import OptOutEvent
+from shared.domain.events import Change, OptOutEvent
+from shared.domain.keywords import learnable
 from shared.errors import Forged, Malformed, Rejected
 from shared.messaging.record_events import accept
 from web.context import services
@@ -93,30 +94,27 @@ def _record(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
     projects: list[str] = []
     changes: list[OptOutEvent] = []
     for message in messages:
-        projects = _projects(message, now)
+        projects = _projects(message)
         changes += services().router.events(message, projects, now)
     if changes:
         _accept(endpoint, changes, now)
+        _learn_words(messages, changes)
     else:
-        services().request_counter.add(endpoint, _outcome_without_change(messages))
+        services().request_counter.add(endpoint, "ignored" if projects else "no_project")
     return projects
 
 
-def _outcome_without_change(messages: Sequence[InboundMessage]) -> str:
-    """Count texts that may ask to stop apart, and log their SIDs, with which staff can read them at Twilio."""
-    router = services().router
-    suspected = [each for each in messages if router.is_suspected_opt_out(each, router.projects(each))]
-    for message in suspected:
-        log.warning("possible_opt_out", message_sid=message.message_sid)
-    return "possible_opt_out" if suspected else "ignored"
+def _learn_words(messages: Sequence[InboundMessage], changes: Sequence[OptOutEvent]) -> None:
+    """Keep the words that Twilio's Advanced Opt-Out treats as keywords: the message log does not say so."""
+    for message in messages:
+        if message.opt_out_type in {"STOP", "START"} and (word := learnable(message.body)):
+            scopes = {event.scope for event in changes if event.event_id == message.message_sid}
+            services().learned_words.add(scopes, word, Change(message.opt_out_type))
 
 
-def _projects(message: InboundMessage, now: datetime) -> list[str]:
-    """The projects that a message was sent to; remembers for which of them it is not an opt-in."""
-    router = services().router
-    projects = router.projects(message)
-    if not_opt_in := router.non_opt_in_projects(message, projects):
-        services().ledger.note_ordinary(not_opt_in, message.message_sid, now=now)
+def _projects(message: InboundMessage) -> list[str]:
+    """The projects that a message was sent to."""
+    projects = services().router.projects(message)
     if not projects:
         log.warning("message_of_no_project", message_sid=message.message_sid)
     return projects

@@ -31,6 +31,8 @@ def check_configuration(config: Config, projects: list[str]) -> Iterator[Finding
         project = config.projects[name]
         if in_the_clear(project.redcap_url):
             yield Finding(id="redcap-not-https", subject=name, observed=f"redcap_url is {project.redcap_url}")
+        if project.keyword_fallback:
+            yield Finding(id="keyword-fallback-needless", subject=name, observed="keyword_fallback = true")
         if not project.notify:
             yield Finding(id="nobody-notified", subject=name, observed="notify is empty")
     yield from _rates(config, projects)

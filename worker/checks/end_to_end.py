@@ -17,18 +17,19 @@ import requests
 from twilio.request_validator import RequestValidator
 
 from shared.config import Project
-from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
+from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH, TEST_SID_PREFIX
 from shared.domain.events import UNFINISHED, Change, State
-from shared.ledger import Entry
+from shared.domain.precedence import decode_statuses
+from shared.ledger import Entry, Outcome
 from shared.ledger.locks import held
+from shared.ledger.written_values import WrittenValue, WrittenValues
 from worker.http_session import post
-from worker.redcap.gateway import RecordState, RedcapProject
+from worker.redcap.gateway import RedcapProject
+from worker.redcap.opt_out_fields import RecordState
 from worker.services import Services
 
 # Reserved for fiction in the North American numbering plan: nobody can have it.
 TEST_NUMBER = "+16505550100"
-# By this a message SID of ours is told from Twilio's, which are hexadecimal.
-TEST_SID_PREFIX = "SMoptouttest"
 
 _POLL_SECONDS = 0.02
 Show = Callable[[Change, float, str], None]
@@ -56,6 +57,7 @@ class _Before:
     gateway: RedcapProject
     status: str | None
     states: dict[str, RecordState] = field(default_factory=dict)
+    written: dict[str, WrittenValue] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -117,12 +119,14 @@ class Rehearsal:
         ids = index.records([self._phone]).get(self._phone, [])
         found = gateway.read(ids) if ids else {}
         states = {record: state for record, state in found.items() if self._phone in state.phones}
-        return _Before(gateway, self.services.ledger.statuses(name, [self._phone]).get(self._phone), states)
+        status = self.services.ledger.statuses(name, [self._phone]).get(self._phone)
+        return _Before(gateway, status, states, WrittenValues(name, self.services.redis).of(list(states)))
 
     @staticmethod
     def _is_opted_out(before: _Before) -> bool:
         shown = any(state.opt_out_value or state.ticked for state in before.states.values())
-        return shown or (before.status or "").startswith(Change.STOP)
+        statuses = decode_statuses(before.status) if before.status else ()
+        return shown or any(status.change is Change.STOP for status in statuses)
 
     # --- there and back -----------------------------------------------------------------------------
 
@@ -232,7 +236,7 @@ class Rehearsal:
             change, sid, began, "written to REDCap", _has_ended,
             "REDCap, or the worker, is in the way: optout check looks into it",
         )  # fmt: skip
-        if entry.state not in {State.UPDATED, State.ALREADY_CURRENT}:
+        if entry.state not in self._expected_states(change):
             raise BrokenRehearsal(f"the {change} ended as {entry.state}: {entry.reason}")
         self._see_record(change, began)
         if not self._config.notify or entry.state is not State.UPDATED:
@@ -241,6 +245,15 @@ class Rehearsal:
             self.show(change, _since(began), "e-mail gathered for the project's digest")
         else:
             self._see_mail(change, sid, began)
+
+    def _expected_states(self, change: Change) -> set[State]:
+        """An opt-out that was there before (--force) is not the program's own: the START leaves it alone."""
+        states = {State.UPDATED, State.ALREADY_CURRENT}
+        return states | {State.NEEDS_REVIEW} if change is Change.START and self._was_opted_out else states
+
+    @property
+    def _was_opted_out(self) -> bool:
+        return self._is_opted_out(self._before[self.project])
 
     def _see_mail(self, change: Change, sid: str, began: float) -> None:
         entry = self._await(
@@ -266,16 +279,16 @@ class Rehearsal:
     def _see_record(self, change: Change, began: float) -> None:
         """Read the records back: believe REDCap, not the ledger."""
         before = self._before[self.project]
-        status = self.services.ledger.status(self.project, self._phone)
+        form = before.gateway.form
         states = before.gateway.read(list(before.states))
         wrong = [
             record
             for record, state in states.items()
-            if status is None or status.change is not change or not before.gateway.matches(state, status)
+            if form.is_empty(state.opt_out_value) is (change is Change.STOP or self._was_opted_out)
         ]
         if wrong or states.keys() != before.states.keys():
             raise BrokenRehearsal(f"REDCap does not show the {change} on record {', '.join(wrong)}")
-        shown = "the opt-out" if change is Change.STOP else "none"
+        shown = "the opt-out" if change is Change.STOP or self._was_opted_out else "none"
         self.show(change, _since(began), f"read back: record {', '.join(states)} shows {shown}")
 
     # --- putting back -------------------------------------------------------------------------------
@@ -310,12 +323,23 @@ class Rehearsal:
                 )
             if not self.services.ledger.restore_status(name, self._phone, started, before.status):
                 return
+            self._close_review(name, entry)
             now = before.gateway.read(list(before.states)) if before.states else {}
             changed = [
                 state for record, state in before.states.items() if now.get(record) not in {None, state}
             ]
             if changed:
                 before.gateway.restore(changed)
+            WrittenValues(name, self.services.redis).remember(before.written)
+
+    def _close_review(self, name: str, entry: Entry) -> None:
+        if entry.state is State.NEEDS_REVIEW:
+            reason = "a test message, whose record was opted out before"
+            outcome = Outcome(
+                event_id=entry.event_id, phone_hash=self._phone, state=State.SUPERSEDED, reason=reason,
+                records=entry.records,
+            )  # fmt: skip
+            self.services.ledger.settle(name, [outcome], now=self.services.now())
 
 
 _OTHER = "is that this program?"

@@ -134,6 +134,12 @@ CATALOGUE: dict[str, Kind] = {
         "such as people's browsers behind one firewall, counts too.",
         "write at most 400 in redcap_requests_per_minute, or ask the REDCap administrator to except this address",
     ),
+    "keyword-fallback-needless": _note(
+        "keyword_fallback has no effect",
+        "STOP, START and the configured words always count, whether Twilio sends OptOutType or not. (`optout setup` "
+        "still reads it: numbers of such a project stay outside a Messaging Service.)",
+        "remove keyword_fallback from the project",
+    ),
     "nobody-notified": _note(
         "Nobody is told about this project's changes",
         "The project has no `notify`: REDCap shows the opt-out, but no e-mail says so, not even when it could "
@@ -333,6 +339,24 @@ CATALOGUE: dict[str, Kind] = {
         "An event normally ends within a second. What waits for longer than ten minutes waits for REDCap, for a "
         "worker, or for someone to fix the project.",
         "fix this project's other findings; optout events --state pending lists them",
+    ),
+    "reviews-wait": _warning(
+        "Texts or entries wait for a person's decision",
+        "A text may be an opt-out, or a START came where a person had entered an opt-out. Until somebody decides, "
+        "nothing is written.",
+        "list them with optout review; optout review EVENT stop or dismiss decides one",
+    ),
+    "log-erased": _warning(
+        "Messages are missing from Twilio's log",
+        "REDCap deletes the messages that it has handled from Twilio's log. For that sender and time, the nightly "
+        "reconciliation cannot find an opt-out whose webhook was missed.",
+        "use both a webhook and Event Streams for that sender (optout setup --mode both), so that two independent "
+        "deliveries have to fail before an opt-out is missed",
+    ),
+    "messages-of-no-project": _warning(
+        "Messages came to senders that no project names",
+        "A STOP to such a sender is not recorded anywhere.",
+        "look for message_of_no_project in web's log, and add the sender or service to its project",
     ),
     "events-failed": _warning(
         "Events have failed",
@@ -594,19 +618,11 @@ CATALOGUE: dict[str, Kind] = {
         "com.twilio.messaging.inbound-message.received.",
         "run optout setup --mode events",
     ),
-    "keywords-off": _error(
-        "No START of this project is recognized",
-        "A number without Messaging Service has no Advanced Opt-Out, so its webhooks do not say how Twilio handled "
-        "a text. A text that says STOP is recognized in any case; a START is not, because the project does not read "
-        "opt-in keywords: participants stay opted out in REDCap.",
-        "write keyword_fallback = true in the project, or put the number into a Messaging Service",
-    ),
     "advanced-opt-out-unseen": _note(
         "Whether Advanced Opt-Out is on has not been seen yet",
-        "No API shows it. Without it, Twilio's webhook does not say how Twilio handled a text: only texts that say "
-        "STOP are recognized, and opt-ins only with keyword_fallback. The first real STOP proves it, and this note "
-        "disappears; `optout test-message` proves "
-        "nothing of it, as it says itself what Twilio would say.",
+        "No API shows it. Without it, Twilio's webhook does not say how Twilio handled a text: keywords of other "
+        "languages are recognized only if opt_out_keywords names them. The first real STOP proves it, and this note "
+        "disappears; `optout test-message` does not prove it, as it sets OptOutType itself.",
         "Twilio console: Messaging, Services, the service, Opt-Out Management, enable; then text STOP and START "
         "from your own phone",
     ),

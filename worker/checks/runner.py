@@ -17,7 +17,7 @@ from worker.checks.mail import check_mail, check_templates
 from worker.checks.redcap import check_redcap
 from worker.checks.redis import check_broker, check_redis, check_rights
 from worker.checks.twilio import check_account, check_inbound
-from worker.checks.web import check_backlog, check_web, check_workers
+from worker.checks.web import check_backlog, check_unrouted, check_web, check_workers
 from worker.services import Services
 
 Check = Callable[[], Iterable[Finding | Passed]]
@@ -66,6 +66,7 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
         "templates": partial(check_templates, config, projects),
         "web": partial(check_web, web_url, services.now),
         "worker": partial(check_workers, app),
+        "unrouted messages": partial(check_unrouted, redis),
     }
     if broker_url() != redis_url():
         checks["broker"] = partial(check_broker, broker_url())

@@ -5,13 +5,13 @@ from typing import Any
 
 from shared.config import Config, Project
 from shared.config.schema import TwilioAccount
+from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Source
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Entry, Ledger
 from shared.ledger.service_senders import ServiceSenders
 from shared.redis_client import RedisClient
-from worker.checks.end_to_end import TEST_SID_PREFIX
 from worker.checks.findings import Finding, Passed
 from worker.twilio.account import (
     MessagingService,
@@ -265,11 +265,6 @@ class _Way:
                 yield self._finding("number-in-service", f"{number.name} is in {service_sid}")
             else:
                 yield from self._number(number)
-                yield from self._words()
-
-    def _words(self) -> Iterator[Finding]:
-        if not self._streams and not self._project.keyword_fallback:
-            yield self._finding("keywords-off", "keyword_fallback is false")
 
     def _number(self, number: Number) -> Iterator[Finding | Passed]:
         if self._streams:

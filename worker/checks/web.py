@@ -1,5 +1,6 @@
 """The public address as Twilio sees it, the workers behind it, and what waits in the ledger."""
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,7 @@ from celery import Celery
 
 from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
+from shared.redis_client import RedisClient
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Passed
 from worker.http_session import get
@@ -16,6 +18,7 @@ from worker.http_session import get
 SUBJECT = "web"
 TIMEOUT_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 600
+LONGEST_REVIEW_SECONDS = 86_400
 RECONCILE_OVERDUE_SECONDS = 26 * 3600
 
 
@@ -82,6 +85,7 @@ def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Findi
     if age > LONGEST_WAIT_SECONDS:
         seen = f"{redis.zcard(keys.unfinished(project))} events, the oldest since {_span(age)}"
         yield Finding(id="events-wait", subject=project, observed=seen)
+    yield from _reviews(ledger, project, now_ms)
     failed = sum(entry.state is State.FAILED for entry in ledger.entries(project))
     if failed:
         yield Finding(id="events-failed", subject=project, observed=f"{failed} events ended as failed")
@@ -91,6 +95,33 @@ def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Findi
     elif now_ms - int(stored) > RECONCILE_OVERDUE_SECONDS * 1000:
         age = (now_ms - int(stored)) / 1000
         yield Finding(id="reconcile-late", subject=project, observed=f"the last success was {_span(age)} ago")
+
+    yield from _erased(redis.hget(keys.reconciled(project), "report"), project)
+
+
+def _reviews(ledger: Ledger, project: str, now_ms: int) -> Iterator[Finding]:
+    waiting = ledger.redis.zrange(keys.reviews(project), 0, 0, withscores=True)
+    age = (now_ms - waiting[0][1]) / 1000 if waiting else 0
+    if age > LONGEST_REVIEW_SECONDS:
+        seen = f"{ledger.redis.zcard(keys.reviews(project))} wait, the oldest for {_span(age)}"
+        yield Finding(id="reviews-wait", subject=project, observed=seen)
+
+
+def _erased(report: str | None, project: str) -> Iterator[Finding]:
+    """What the last reconciliation could not see."""
+    for missing in json.loads(report).get("missing_from_log", ()) if report else ():
+        seen = f"{missing['messages']} of {missing['sender']}, {missing['since']} to {missing['until']}"
+        yield Finding(id="log-erased", subject=project, observed=seen)
+
+
+def check_unrouted(redis: RedisClient) -> Iterator[Finding]:
+    """Look for messages of no project."""
+    counts = redis.hgetall(keys.METRICS)
+    number = sum(
+        int(count) for name, count in counts.items() if name.startswith("webhooks|") and "|no_project" in name
+    )
+    if number:
+        yield Finding(id="messages-of-no-project", subject="web", observed=f"{number} so far")
 
 
 def _span(seconds: float) -> str:

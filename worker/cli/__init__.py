@@ -13,7 +13,9 @@ from worker.cli.check import check
 from worker.cli.events import events
 from worker.cli.forget import forget
 from worker.cli.reconcile import reconcile
+from worker.cli.record import record
 from worker.cli.replay import replay
+from worker.cli.review import review
 from worker.cli.setup import setup
 from worker.cli.status import status
 from worker.cli.test_message import test_message
@@ -48,5 +50,5 @@ def main() -> None:
     configure_logging(os.environ.get("OPTOUT_LOG_LEVEL") or "WARNING")
 
 
-for command in (check, setup, test_message, top, events, status, replay, reconcile, forget):
+for command in (check, setup, test_message, top, events, status, record, review, replay, reconcile, forget):
     main.add_command(command)

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from shared.domain.precedence import Status, decide
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
 from worker.cli.phone_argument import one_number, typed
 from worker.services import Services
@@ -41,9 +42,14 @@ def status(number: str, project: str | None, as_json: bool) -> None:
     )
 
 
+def _time(status: Status) -> int:
+    return status.occurred_ms
+
+
 def _status(services: Services, project: str, number: str) -> dict[str, Any]:
     phone = services.hasher(one_number(number, project, services))
-    latest = services.ledger.status(project, phone)
+    decision = decide(statuses := services.ledger.status(project, phone))
+    latest = decision.shown if decision.opted_out else max(statuses, key=_time, default=None)
     entry = services.ledger.load(project, latest.event_id) if latest else None
     return {
         "project": project,

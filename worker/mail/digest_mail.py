@@ -6,6 +6,7 @@ from email.message import EmailMessage
 from zoneinfo import ZoneInfo
 
 from shared.config import Project
+from shared.domain.events import Notice
 from shared.ledger import Entry
 from worker.mail.event_mail import mail, mail_facts, render
 from worker.redcap.schema import ProjectSchema
@@ -28,11 +29,14 @@ def compose_digest(
         for entry in ordered
         if entry.notice is not None
     ]
+    decided = [change for change in changes if change["notice"] != Notice.REVIEW]
     facts = {
         "project": ordered[0].project,
         "changes": changes,
-        "opt_outs": sum(change["opted_out"] for change in changes),
-        "opt_ins": sum(not change["opted_out"] for change in changes),
+        "opt_outs": sum(change["change"] == "STOP" for change in decided),
+        "opt_ins": sum(change["change"] == "START" for change in decided),
+        "reviews": len(changes) - len(decided),
+        "all_blocked": all(change["blocked"] for change in changes if change["change"] == "STOP"),
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
     }

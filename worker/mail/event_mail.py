@@ -20,7 +20,7 @@ from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, PrefixLoader, 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.config import Project
-from shared.domain.events import Change, Notice
+from shared.domain.events import Change, Notice, Source
 from shared.ledger import Entry
 from worker.redcap.schema import ProjectSchema
 
@@ -41,7 +41,7 @@ class RecordLink:
         return self.id
 
 
-def compose(
+def compose(  # noqa: PLR0913  all that a mail may say
     entry: Entry,
     notice: Notice,
     project: Project,
@@ -49,9 +49,10 @@ def compose(
     zone: ZoneInfo,
     sender: str,
     schema: ProjectSchema | None = None,
+    account_sid: str = "",
 ) -> EmailMessage:
-    """The message, with a plain and an HTML part. `schema` is the known REDCap project, for links."""
-    facts = mail_facts(entry, notice, project, zone, schema)
+    """The message, with a plain and an HTML part. `schema` and `account_sid` are for links to REDCap and Twilio."""
+    facts = mail_facts(entry, notice, project, zone, schema, account_sid)
     texts = [_render_with_fallback(part, facts, project.templates) for part in PARTS]
     since = entry.finished_at or entry.received_at
     message = mail(texts, project, sender, since, f"{entry.project}.{entry.event_id}.{notice}")
@@ -77,13 +78,13 @@ def mail(texts: Sequence[str], project: Project, sender: str, since: datetime, n
     message["Message-ID"] = f"<{name}@{_domain(sender)}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents out-of-office replies
     message["X-Auto-Response-Suppress"] = "All"  # Exchange's header for the same
-    message.set_content(text, cte=_encoding(text))
-    message.add_alternative(html, subtype="html", cte=_encoding(html))
+    message.set_content(text, cte=encoding(text))
+    message.add_alternative(html, subtype="html", cte=encoding(html))
     return message
 
 
-def _encoding(text: str) -> str | None:
-    """Quoted-printable unless ASCII: the standard library may choose 8bit, which not every server accepts."""
+def encoding(text: str) -> str | None:
+    """Return quoted-printable unless ASCII: the standard library may choose 8bit, which not every server accepts."""
     return None if text.isascii() else "quoted-printable"
 
 
@@ -92,7 +93,12 @@ def _domain(address: str) -> str:
 
 
 def mail_facts(
-    entry: Entry, notice: Notice, project: Project, zone: ZoneInfo, schema: ProjectSchema | None
+    entry: Entry,
+    notice: Notice,
+    project: Project,
+    zone: ZoneInfo,
+    schema: ProjectSchema | None,
+    account_sid: str = "",
 ) -> dict[str, Any]:
     """The variables of templates; docs/how-to/customise-mails.md lists them."""
     return {
@@ -106,7 +112,19 @@ def mail_facts(
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
         "source": str(entry.source),
+        "change": str(entry.change),
+        "blocked": entry.blocked,
+        "by_staff": entry.source is Source.STAFF,
+        "decided_by": entry.decided_by,
+        "message_link": _message_link(account_sid, entry),
     }
+
+
+def _message_link(account_sid: str, entry: Entry) -> str:
+    """Address of a message in Twilio's console, where authorised staff can read it; "" for what is not a message."""
+    if not account_sid or entry.source is Source.STAFF:
+        return ""
+    return f"https://www.twilio.com/console/sms/logs/{account_sid}/{entry.event_id}"
 
 
 def _link(record: str, project: Project, schema: ProjectSchema | None) -> str:

@@ -46,7 +46,10 @@ def _first_problem(part: str, folder: str) -> str:
 def _examples() -> Iterator[dict[str, Any]]:
     """Variables of every kind of mail, with and without optional parts."""
     for notice in Notice:
-        for opted_out in (True, False):
+        for change in (
+            ("STOP", "START", "") if notice in {Notice.REVIEW, Notice.UNMATCHED} else ("STOP", "START")
+        ):
+            opted_out = change == "STOP"
             links = [RecordLink("17", "https://redcap.example.edu/"), RecordLink("18", "")]
             for records in ([], links[:1], links) if notice is not Notice.UNMATCHED else ([],):
                 yield {
@@ -60,4 +63,9 @@ def _examples() -> Iterator[dict[str, Any]]:
                     "field": "sms_opt_out_at",
                     "checkbox": "sms_opt_out",
                     "source": "webhook",
+                    "change": change,
+                    "blocked": opted_out,
+                    "by_staff": False,
+                    "decided_by": "",
+                    "message_link": "https://www.twilio.com/console/",
                 }

@@ -5,7 +5,7 @@ REDCap's peculiarities end here: events, repeating rows, checkbox columns, valid
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,40 +14,27 @@ from zoneinfo import ZoneInfo
 
 from shared.batches import batches
 from shared.config.schema import Project
-from shared.domain.events import Change, Status, milliseconds
+from shared.domain.events import milliseconds
 from shared.domain.phone import PhoneHasher, numbers_in
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
 from shared.redis_client import RedisClient
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST, RedcapClient, Row
+from worker.redcap.opt_out_fields import FieldForm, Plan, RecordState
 from worker.redcap.responses import ExportTooLarge
 from worker.redcap.schema import (
-    MINUTES,
     SECONDS,
     ProjectInfo,
     ProjectSchema,
     hidden_fields,
     ids_look_hashed,
     inspect,
-    read_time,
 )
 
 # A project's structure rarely changes; after a rejected import it is read again at once.
 SCHEMA_CACHE_SECONDS = 3600
 # This many record ids show whether REDCap hashes them: it hashes all or none.
 ENOUGH_IDS = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordState:
-    """A record as it is now: its phones and its opt-out fields."""
-
-    record_id: str
-    phones: frozenset[str]
-    opt_out_value: str
-    ticked: bool
-    # Whether it is in the arm of the opt-out event. A row for another arm would create the record there.
-    in_arm: bool = True
 
 
 def cached_schema(redis: RedisClient, project: str) -> ProjectSchema | None:
@@ -236,69 +223,44 @@ class RedcapProject:
         arm = self.schema.arm
         return not self.schema.longitudinal or arm(_event(row)) == arm(self.config.opt_out_event)
 
-    # --- desired state, and writing it --------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
-    def time_text(self, status: Status) -> str:
-        """Return what the opt-out field should contain: the time of the STOP in the project's zone, or ""."""
-        if status.change is Change.START:
-            return ""
-        return status.occurred_at.astimezone(self.zone).strftime(self.schema.time_format)
+    @property
+    def form(self) -> FieldForm:
+        """How the opt-out fields are written."""
+        schema = self.schema
+        return FieldForm(
+            zone=self.zone,
+            time_format=schema.time_format,
+            missing_codes=frozenset(schema.missing_codes),
+            has_checkbox=bool(schema.checkbox_column),
+        )
 
-    def matches(self, state: RecordState, status: Status) -> bool:
-        """Return whether a record shows the status, as far as it has fields for it."""
-        return not (state.in_arm and self._difference(state, status))
-
-    def unreachable_reason(self, state: RecordState, status: Status) -> str:
+    def unreachable_reason(self, state: RecordState, plan: Plan) -> str:
         """Return why a record that differs cannot be written without creating it in another arm, or ""."""
-        if state.in_arm or not self._difference(state, status):
+        if state.in_arm or not plan.writes:
             return ""
         event = self.config.opt_out_event
         return (
             f"it is not in arm {self.schema.arm(event)}, where opt_out_event {event} is; nothing was written"
         )
 
-    def _difference(self, state: RecordState, status: Status) -> dict[str, str]:
-        """Return the columns to write, with their values."""
-        opted_out = status.change is Change.STOP
-        changes: dict[str, str] = {}
-        if self._field_differs(state, status):
-            changes[self.config.opt_out_field] = self.time_text(status)
-        if state.ticked != opted_out:
-            changes |= self._checkbox(opted_out)
-        return changes
+    def rows(self, plans: Mapping[str, tuple[RecordState, Plan]]) -> list[list[dict[str, str]]]:
+        """Return import rows for what differs, in groups whose rows have the same columns."""
+        groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+        for record, (state, plan) in plans.items():
+            changes = self._columns(plan)
+            if changes and state.in_arm:
+                groups[tuple(changes)].append(self._row_of(record) | changes)
+        return list(groups.values())
+
+    def _columns(self, plan: Plan) -> dict[str, str]:
+        value = {} if plan.value is None else {self.config.opt_out_field: plan.value}
+        return value if plan.ticked is None else value | self._checkbox(plan.ticked)
 
     def _checkbox(self, ticked: bool) -> dict[str, str]:
         column = self.schema.checkbox_column
         return {column: "1" if ticked else "0"} if column else {}
-
-    def _field_differs(self, state: RecordState, status: Status) -> bool:
-        # A missing data code means that there is no value.
-        value = "" if state.opt_out_value in self.schema.missing_codes else state.opt_out_value
-        if value == self.time_text(status):
-            return False
-        if status.change is Change.START or not value:
-            return True
-        # A repeated STOP keeps the time of the first one. But a time from before the last START belongs to an
-        # opt-out that has ended.
-        return self._is_before(value, status.last_start_ms)
-
-    def _is_before(self, value: str, moment_ms: int) -> bool:
-        read = read_time(value)
-        if read is None:
-            return False  # text of the study's own, which stays
-        shown, form = read
-        shown_ms = shown.replace(tzinfo=self.zone).timestamp() * 1000
-        precision_ms = 60_000 if form == MINUTES else 1000
-        return shown_ms < moment_ms - precision_ms
-
-    def rows_to_write(self, wanted: dict[str, tuple[RecordState, Status]]) -> list[list[dict[str, str]]]:
-        """Return import rows for what differs, in groups whose rows have the same columns."""
-        groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
-        for record, (state, status) in wanted.items():
-            changes = self._difference(state, status)
-            if changes and state.in_arm:
-                groups[tuple(changes)].append(self._row_of(record) | changes)
-        return list(groups.values())
 
     def write(self, rows: Sequence[dict[str, str]]) -> None:
         """Import rows of records that have just been read. Raises RowsRejected with a reason per record.

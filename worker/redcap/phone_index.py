@@ -12,11 +12,13 @@ import structlog
 from shared.batches import batches
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.domain.phone import READING_VERSION
+from shared.domain.scopes import record_of
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
 from shared.ledger.locks import held
 from shared.redis_client import RedisClient
-from worker.redcap.gateway import RecordState, RedcapProject
+from worker.redcap.gateway import RedcapProject
+from worker.redcap.opt_out_fields import RecordState
 
 # dateRangeBegin is in the REDCap server's wall clock, whose zone the API does not report, and changes appear in it
 # late (PHPCap's tests wait a minute and more): read back further than any zone's offset.
@@ -43,8 +45,9 @@ log = structlog.get_logger(__name__)
 # A record that comes twice in one generation (its rows stood apart in the export) keeps the phones of both.
 # What an export that began later has said about a record takes precedence: the reconciliation's may be read for
 # minutes, while a lookup's refresh ends. Generation 0 is not an export, but certain knowledge: it always applies.
-# KEYS: 1 phones, 2 records, 3 status, 4 pending, 5 due
+# KEYS: 1 phones, 2 records, 3 status, 4 pending, 5 due, 6 since when a phone that was added later is known
 # ARGV: 1 generation, 2 now ms, 3 due member, 4 due ms, 5 by how many ms a later export is believed to be later,
+#       6 "1" if the index was complete before, so that a phone that is new now was added since,
 #       then per record: id, number of phones, the phones
 # Returns the number of phones that were added to the pending set.
 _SET = """
@@ -85,6 +88,7 @@ local function set(id, first, n)
       else
         local others = without(redis.call('HGET', KEYS[1], phone) or '', id)
         redis.call('HSET', KEYS[1], phone, others == '' and id or others .. '\\n' .. id)
+        if ARGV[6] == '1' then redis.call('HSET', KEYS[6], phone .. '|' .. id, generation) end
         if redis.call('HEXISTS', KEYS[3], phone) == 1 then
           found = found + redis.call('ZADD', KEYS[4], 'NX', now, phone)
         end
@@ -92,6 +96,7 @@ local function set(id, first, n)
     end
   end
   for phone in pairs(have) do
+    redis.call('HDEL', KEYS[6], phone .. '|' .. id)
     local left = without(redis.call('HGET', KEYS[1], phone) or '', id)
     if left == '' then redis.call('HDEL', KEYS[1], phone) else redis.call('HSET', KEYS[1], phone, left) end
   end
@@ -101,7 +106,7 @@ local function set(id, first, n)
     redis.call('HSET', KEYS[2], id, generation .. '\\n' .. table.concat(phones, '\\n'))
   end
 end
-local i = 6
+local i = 7
 while i <= #ARGV do
   local n = tonumber(ARGV[i + 1])
   set(ARGV[i], i + 2, n)
@@ -121,12 +126,23 @@ class PhoneIndex:
         self._phones = keys.index_phones(project)
         self._records = keys.index_records(project)
         self._state = keys.index_state(project)
+        self._since = keys.index_since(project)
         self._set = redis.register_script(_SET)
 
     def records(self, phones: Sequence[str]) -> dict[str, list[str]]:
         """Return record ids by phone hash, without phones that no record holds."""
         stored = self._redis.hmget(self._phones, phones) if phones else []
-        return {phone: ids.split("\n") for phone, ids in zip(phones, stored, strict=True) if ids}
+        found = {phone: ids.split("\n") for phone, ids in zip(phones, stored, strict=True) if ids}
+        return found | {phone: [record] for phone in phones if (record := record_of(phone)) is not None}
+
+    def held_at(self, phone: str, record: str, moment: datetime) -> bool:
+        """Return whether a record held a phone at that time, as far as exports have shown."""
+        since = self._redis.hget(self._since, f"{phone}|{record}")
+        return since is None or int(since) <= milliseconds(moment)
+
+    def knows(self, record: str) -> bool:
+        """Return whether a record held a phone when it was last exported."""
+        return bool(self._redis.hexists(self._records, record))
 
     def any_record(self) -> str | None:
         """Return the id of a record that holds a phone, or None."""
@@ -230,11 +246,20 @@ class PhoneIndex:
 
     def _set_batch(self, phones: Sequence[tuple[str, frozenset[str]]], generation: int) -> None:
         project = self._project
+        was_complete = "1" if self.refreshed_at() else "0"
         args: list[str | int] = [generation, generation, f"update|{project}|", generation, LONGEST_EXPORT_MS]
+        args.append(was_complete)
         for record, held_phones in phones:
             args += [record, len(held_phones), *sorted(held_phones)]
         self._set(
-            keys=[self._phones, self._records, keys.status(project), keys.pending(project), keys.DUE],
+            keys=[
+                self._phones,
+                self._records,
+                keys.status(project),
+                keys.pending(project),
+                keys.DUE,
+                self._since,
+            ],
             args=args,
         )
 

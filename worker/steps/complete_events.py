@@ -1,26 +1,62 @@
-"""How events end: noted in the ledger, logged, and told where the project has somebody to tell."""
+"""How events end: recorded in the ledger, logged, and mailed if the project has recipients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
+from types import MappingProxyType
 
 import structlog
 
+from shared.domain.events import Notice
 from shared.ledger import Outcome
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
 
-def settle(project: str, outcomes: Sequence[Outcome], services: Services) -> None:
-    """End events, and ask for their e-mails; also those of a project that is configured no more."""
+def settle(
+    project: str,
+    outcomes: Sequence[Outcome],
+    services: Services,
+    *,
+    written: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """End events, and request their e-mails; also those of a project that is no longer configured.
+
+    `written`: see `Ledger.settle`.
+    """
     config = services.project_config(project)
     if config is None or not config.notify:
         outcomes = [replace(outcome, notice=None) for outcome in outcomes]
+    outcomes = [_with_review_limits(project, outcome, services) for outcome in outcomes]
     digest_seconds = config.digest_seconds if config else 0
-    due = services.ledger.settle(project, outcomes, now=services.now(), digest_seconds=digest_seconds)
+    due = services.ledger.settle(
+        project, outcomes, now=services.now(), digest_seconds=digest_seconds, written=written
+    )
     for outcome in outcomes:
         log.info(
             "event_ended", project=project, event_id=outcome.event_id, state=outcome.state,
             reason=outcome.reason, records=len(outcome.records),
         )  # fmt: skip
     services.request_mails(project, due)
+
+
+def _with_review_limits(project: str, outcome: Outcome, services: Services) -> Outcome:
+    """At most one review of a participant is mailed per day; what exceeds the project's number goes into one mail."""
+    if outcome.notice is not Notice.REVIEW:
+        return outcome
+    config = services.config.projects[project]
+    now = services.now().astimezone(services.config.zone(config))
+    day = now.strftime("%Y-%m-%d")
+    place = services.ledger.place_of_review(project, day, outcome.phone_hash, outcome.event_id)
+    if place is None:
+        return replace(outcome, notice=None)
+    if place > config.suspected_digest_after and not config.digest_seconds:
+        return replace(outcome, gather_seconds=_seconds_left(now))
+    return outcome
+
+
+def _seconds_left(now: datetime) -> int:
+    """Seconds until the day ends."""
+    tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return max(1, int(tomorrow.timestamp() - now.timestamp()))

@@ -1,11 +1,13 @@
-"""Which records hold the phone of an event?"""
+"""Which records hold the phone of an event? And, where a person has to decide: whether anything has to be decided."""
 
 from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
 
-from shared.domain.events import UNFINISHED, Notice, State, Status
+from shared.domain.events import UNFINISHED, Change, Notice, State
+from shared.domain.precedence import decide, decode_statuses
+from shared.domain.scopes import staff_key
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import Entry, Outcome
 from worker.projects.problems import known_problem, note_problem
@@ -13,9 +15,10 @@ from worker.redcap.gateway import RedcapProject
 from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY
 from worker.services import Services
 from worker.steps.complete_events import settle
+from worker.steps.start_times import TimeUnknown, is_time_unconfirmed, with_confirmed_time
 
-# After this long an outage is no outage any more: the event ends as failed and the team is told. The
-# nightly run still mends the record when REDCap is back.
+# After an outage of this length the event ends as failed and the team is notified. The reconciliation still fixes the
+# record when REDCap is available again.
 GIVE_UP_AFTER = timedelta(days=1)
 
 # At a time, so that the first of a storm are on their way to REDCap while the others are looked up.
@@ -34,7 +37,7 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
         return  # it rests: see worker/projects/removed.py
     own = services.ledger.load(project, event_id)
     if own is not None:
-        _look_up(own, services)
+        look_up(own, services)
     while arrived := services.ledger.take_arrived(project, MOST_TAKEN_ALONG):
         waiting = [entry for entry in arrived if entry.state is State.RECEIVED]
         known = _known(project, waiting, services)
@@ -42,14 +45,14 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
         handed_on = {entry.event_id for entry, _ in known}
         for entry in waiting:
             if entry.event_id not in handed_on:
-                _look_up(entry, services)
+                look_up(entry, services)
 
 
 def _known(project: str, entries: Sequence[Entry], services: Services) -> list[tuple[Entry, list[str]]]:
-    """Those whose phone is in the index and was not changed again since, with their records."""
-    phones = [entry.phone_hash for entry in entries]
+    """The opt-outs whose phone is in the index and has not changed again since, with their records."""
+    phones = [entry.phone_hash for entry in entries if entry.change is Change.STOP]
     records, statuses = services.index(project).records(phones), services.ledger.statuses(project, phones)
-    latest = {Status.decode(text).event_id for text in statuses.values()}
+    latest = {status.event_id for text in statuses.values() for status in decode_statuses(text)}
     return [
         (entry, records[entry.phone_hash])
         for entry in entries
@@ -57,30 +60,85 @@ def _known(project: str, entries: Sequence[Entry], services: Services) -> list[t
     ]
 
 
-def _look_up(entry: Entry, services: Services) -> None:
-    ledger, project = services.ledger, entry.project
+def look_up(entry: Entry, services: Services) -> None:
+    """Find the records of one event, and request their update; or end it if there is nothing to write."""
     if entry.state not in UNFINISHED:
         return
-    status = ledger.status(project, entry.phone_hash)
-    if (
-        status is not None
-        and status.event_id != entry.event_id
-        # Its own write may have reached REDCap: then the updater judges.
-        and ledger.intents(project, [entry.phone_hash]).get(entry.phone_hash) != entry.event_id
-    ):
-        _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {status.event_id}")
+    if not entry.phone_hash:
+        _end_without_number(entry, services)
         return
+    if is_time_unconfirmed(entry):
+        confirmed = _with_confirmed_time(entry, services)
+        if confirmed is None:
+            return
+        entry = confirmed
+    if newer := _overtaken_by(entry, services):
+        _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {newer}")
+        return
+    _find_and_hand_on(entry, services)
+
+
+def _end_without_number(entry: Entry, services: Services) -> None:
+    notice = services.unmatched_notice(entry.project)
+    reason = "the sender is not a phone number"
+    _end(entry, services, State.NO_MATCHING_RECORD, reason=reason, notice=notice)
+
+
+def _find_and_hand_on(entry: Entry, services: Services) -> None:
     try:
         records = _find_with_current_schema(entry, services)
+        is_decided = bool(records) and _is_decided(entry, records, services)
     except RedcapUnavailable as error:
         _put_off(entry, error, services)
     except ProjectProblem as error:
-        note_problem(project, error, services)
+        note_problem(entry.project, error, services)
     except RedcapRejected as error:
-        note_problem(project, error, services)
+        note_problem(entry.project, error, services)
         _end(entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED)
     else:
-        _hand_on(entry, records, services)
+        if is_decided:
+            _end(entry, services, State.ALREADY_CURRENT, reason="opted out already", records=records)
+        else:
+            _hand_on(entry, records, services)
+
+
+def _with_confirmed_time(entry: Entry, services: Services) -> Entry | None:
+    """The event with Twilio's time; None if it has ended, or has to wait for that time."""
+    try:
+        return with_confirmed_time(entry, services)
+    except TimeUnknown as error:
+        if services.now() - entry.received_at <= GIVE_UP_AFTER:
+            log.warning("start_waits", project=entry.project, event_id=entry.event_id, error=str(error))
+            services.retry_soon("lookup", entry.project, entry.event_id)
+            return None
+    records = services.index(entry.project).records([entry.phone_hash]).get(entry.phone_hash, [])
+    reason = "it came within minutes of a STOP, and Twilio does not say which came last"
+    _end(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
+    return None
+
+
+def _overtaken_by(entry: Entry, services: Services) -> str | None:
+    """The newer change of the same phone and scope. Not if the write may have reached REDCap: the updater checks."""
+    ledger, project, phone = services.ledger, entry.project, entry.phone_hash
+    if entry.change is Change.UNCLEAR:
+        return None
+    latest = [status for status in ledger.status(project, phone) if status.scope == entry.scope]
+    if not latest or latest[0].event_id == entry.event_id:
+        return None
+    begun = ledger.intents(project, [phone]).get(phone) == entry.event_id
+    return None if begun else latest[0].event_id
+
+
+def _is_decided(entry: Entry, records: Sequence[str], services: Services) -> bool:
+    """Whether an unclear text comes from somebody who is opted out already: then nothing has to be decided."""
+    if entry.change is not Change.UNCLEAR:
+        return False
+    stored = services.ledger.statuses(entry.project, [entry.phone_hash, *map(staff_key, records)])
+    if decide(status for text in stored.values() for status in decode_statuses(text)).opted_out:
+        return True
+    gateway = services.project(entry.project)
+    states = gateway.read(records).values()
+    return bool(states) and all(state.ticked or gateway.form.is_time(state.opt_out_value) for state in states)
 
 
 def _find_with_current_schema(entry: Entry, services: Services) -> list[str]:
@@ -142,6 +200,10 @@ def _hand_on(entry: Entry, records: list[str], services: Services) -> None:
         notice = services.unmatched_notice(entry.project)
         _end(entry, services, State.NO_MATCHING_RECORD, reason="no record holds this number", notice=notice)
         return
+    if entry.change is Change.UNCLEAR:
+        reason = "a text that may ask to stop, or comes from another person"
+        _end(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
+        return
     _ask_for_update(entry.project, [(entry, records)], services)
 
 
@@ -166,10 +228,16 @@ def _put_off(entry: Entry, error: RedcapUnavailable, services: Services) -> None
 
 
 def _end(
-    entry: Entry, services: Services, state: State, *, reason: str, notice: Notice | None = None
+    entry: Entry,
+    services: Services,
+    state: State,
+    *,
+    reason: str,
+    records: Sequence[str] = (),
+    notice: Notice | None = None,
 ) -> None:
     outcome = Outcome(
-        event_id=entry.event_id, phone_hash=entry.phone_hash, state=state, reason=reason, records=entry.records,
-        notice=notice,
+        event_id=entry.event_id, phone_hash=entry.phone_hash, state=state, reason=reason,
+        records=records or entry.records, notice=notice,
     )  # fmt: skip
     settle(entry.project, [outcome], services)

@@ -79,7 +79,10 @@ def _send_due(project: str, event_id: str, services: Services) -> None:
 def _mail_about(entry: Entry, notice: Notice, schema: ProjectSchema | None, services: Services) -> _Mail:
     def composed(config: Project, sender: str) -> EmailMessage:
         zone = services.config.zone(config)
-        return compose(entry, notice, config, zone=zone, sender=sender, schema=schema)
+        account_sid = services.config.twilio[config.twilio].account_sid
+        return compose(
+            entry, notice, config, zone=zone, sender=sender, schema=schema, account_sid=account_sid
+        )
 
     about = {"event_id": entry.event_id, "notice": notice}
     return _Mail(

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from datetime import datetime
+from typing import Any, TypeVar
 
 import requests
 from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
@@ -55,6 +56,21 @@ def _tried_client(account: TwilioAccount, place: int) -> Client:
     with translate_errors():
         client.api.v2010.accounts(account.account_sid).fetch()
     return client
+
+
+def time_of_message(client: Client, message_sid: str) -> datetime:
+    """Return when Twilio received a message. Raises TwilioUnavailable, or TwilioRejected (also without a time)."""
+    with translate_errors():
+        message = client.messages(message_sid).fetch()
+    time: datetime | None = message_time(message)
+    if time is None:
+        raise TwilioRejected("twilio_no_time", "the message has no time")
+    return time
+
+
+def message_time(message: Any) -> Any:
+    """Return when Twilio called the webhook, for an inbound message that has one; else its creation, or None."""
+    return message.date_sent or message.date_created
 
 
 @contextmanager

@@ -12,16 +12,31 @@ from twilio.rest import Client
 
 from shared.config import Project
 from shared.config.schema import TwilioAccount
-from shared.domain.events import Change, OptOutEvent, Source
+from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.keywords import Keywords
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
+from shared.domain.scopes import scope_of
 from shared.errors import TwilioRejected, TwilioUnavailable
-from worker.twilio.client import REDACTED_DIGITS, translate_errors, working_client
+from worker.twilio.client import REDACTED_DIGITS, message_time, translate_errors, working_client
 
 PAGE_SIZE = 1000  # Twilio's largest
 UNSUBSCRIBED = 21610  # "attempt to send to unsubscribed recipient"
 
 log = structlog.get_logger(__name__)
+
+
+# A text that reached a carrier. Source: Twilio docs, Messages resource, `status`.
+_DELIVERED = {"sent", "delivered", "read"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentText:
+    """A text of the study to somebody, as Twilio's log shows it."""
+
+    phone_hash: str
+    sent_ms: int
+    rejected: bool  # because the recipient had opted out
+    delivered: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,18 +59,20 @@ class MessageLog:
     config: Project
     client: Client
     hasher: PhoneHasher
+    keywords: Keywords
     counts: LogCounts = field(default_factory=LogCounts)
-    _keywords: Keywords = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._keywords = self.config.keywords
+    # SIDs of incoming messages that webhooks or Event Streams have shown; those that the log has are removed.
+    not_in_log: set[str] = field(default_factory=set)
+    _in_service: set[str] = field(default_factory=set)
 
     # --- senders ----------------------------------------------------------------------------------
 
     def senders(self) -> list[str]:
         """Return every address that the project's participants write to, on the configured channels."""
         configured = [address for sender in self.config.senders for address in self._addresses(sender)]
-        senders = dict.fromkeys([*configured, *self._service_senders()])
+        in_service = list(self._service_senders())
+        self._in_service = set(in_service)
+        senders = dict.fromkeys([*configured, *in_service])
         channels = {"sms", *self.config.channels}
         return [sender for sender in senders if channel_and_address(sender)[0] in channels]
 
@@ -89,10 +106,10 @@ class MessageLog:
         for page in self._pages_since(since, to=sender):
             yield list(filter(None, map(self._opt_out, page)))
 
-    def blocked_pages(self, sender: str, since: datetime) -> Iterator[list[OptOutEvent]]:
-        """Return the study's texts that Twilio blocked because their recipient had opted out, page by page."""
+    def sent_pages(self, sender: str, since: datetime) -> Iterator[tuple[list[OptOutEvent], list[SentText]]]:
+        """Return the study's texts page by page: as opt-outs, those that Twilio blocked for that reason; and all."""
         for page in self._pages_since(since, from_=sender):
-            yield list(filter(None, map(self._blocked, page)))
+            yield list(filter(None, map(self._blocked, page))), list(filter(None, map(self._sent, page)))
 
     def _pages_since(self, since: datetime, **filters: Any) -> Iterator[list[Any]]:
         """Return the messages of a list since that time, inclusive; stop at a page that is entirely older.
@@ -139,8 +156,11 @@ class MessageLog:
         if message.direction != "inbound":
             return None
         self._count_text(message)
-        change = self._keywords.change(message.body or "")
-        return self._event(message, message.from_, change, Source.MESSAGE_LOG) if change else None
+        self.not_in_log.discard(message.sid)
+        change = self.keywords.change(message.body or "", recipient=message.to or "")
+        if change is None:
+            return None
+        return self._event(message, message.from_, message.to, change, Source.MESSAGE_LOG)
 
     def _count_text(self, message: Any) -> None:
         if str(message.num_media or "0") == "0":
@@ -148,12 +168,29 @@ class MessageLog:
             self.counts.redacted_bodies += not message.body
 
     def _blocked(self, message: Any) -> OptOutEvent | None:
-        if str(message.error_code) != str(UNSUBSCRIBED):
+        if not _is_blocked(message):
             return None
-        return self._event(message, message.to, Change.STOP, Source.BLOCKED_MESSAGE)
+        return self._event(message, message.to, message.from_, Change.STOP, Source.BLOCKED_MESSAGE)
+
+    def _sent(self, message: Any) -> SentText | None:
+        number = sender_number(channel_and_address(message.to or "")[1])
+        if number is None or not str(message.direction).startswith("outbound"):
+            return None
+        return SentText(
+            phone_hash=self.hasher(number),
+            sent_ms=milliseconds(message_time(message) or message.date_created),
+            rejected=_is_blocked(message),
+            delivered=str(message.status) in _DELIVERED,
+        )
+
+    def scope(self, sender: str) -> str:
+        """Return the scope of an opt-out that was sent to a sender of the study."""
+        service = self.config.messaging_service_sid
+        services = [service] if service and sender in self._in_service else []
+        return scope_of(service, services, sender, self.hasher)
 
     def _event(
-        self, message: Any, participant: str | None, change: Change, source: Source
+        self, message: Any, participant: str | None, sender: str | None, change: Change, source: Source
     ) -> OptOutEvent | None:
         channel, address = channel_and_address(participant or "")
         if channel not in self.config.channels:
@@ -169,22 +206,29 @@ class MessageLog:
             occurred_at=message_time(message),
             source=source,
             phone_hash=self.hasher(number) if number else "",
+            scope=self.scope(sender or ""),
+            blocked=source is Source.BLOCKED_MESSAGE,
         )
 
 
 def open_message_log(
-    project: str, config: Project, account: TwilioAccount, hasher: PhoneHasher
+    project: str,
+    config: Project,
+    account: TwilioAccount,
+    hasher: PhoneHasher,
+    keywords: Keywords | None = None,
 ) -> MessageLog:
-    """Return the log, read with the first of the account's tokens that Twilio accepts.
+    """Return the log, read with the first of the account's tokens that Twilio accepts; by the project's keywords.
 
     Raises as `working_client` does.
     """
-    return MessageLog(project, config, _retry(partial(working_client, account)), hasher)
+    return MessageLog(
+        project, config, _retry(partial(working_client, account)), hasher, keywords or config.keywords
+    )
 
 
-def message_time(message: Any) -> Any:
-    """Return when Twilio called the webhook, for an inbound message that has one; else its creation, or None."""
-    return message.date_sent or message.date_created
+def _is_blocked(message: Any) -> bool:
+    return str(message.error_code) == str(UNSUBSCRIBED)
 
 
 def _is_complete(message: Any) -> bool:

@@ -1,22 +1,103 @@
--- Records one event, once, and makes it the phone's latest status unless a newer one is known.
+-- Records one event, once, and makes it the latest change of its phone in its scope unless a newer one is known.
+-- The rules are those of shared/domain/precedence.py; a property test compares the two.
 -- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 queue, 10 arrived,
---       11 mark of a lookup that waits in the queue, 12 attempts
--- ARGV: 1 project, 2 event id, 3 change, 4 occurred ms, 5 received ms, 6 phone hash ('' = no phone number),
+--       11 mark of a lookup that waits in the queue, 12 attempts, 13 STARTs that were ever seen, 14 reviews
+-- ARGV: 1 project, 2 event id, 3 change ('' = unclear), 4 occurred ms, 5 received ms, 6 phone hash ('' = none),
 --       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
 --       10 prefix of event keys, 11 retention in seconds, 12 message for the queue if the event is new ('' = none),
---       13 how many ms the mark stays
--- Answers: 'known', 'stale' (an older change: superseded), 'unmatched' (no phone number) or 'new'.
+--       13 how many ms the mark stays, 14 scope, 15 '1' if the time is exact, 16 '1' if Twilio blocks further texts,
+--       17 '1' if the time of a START has yet to be confirmed, 18 '1' if this confirms the time of a known START
+-- Returns 'known', 'stale' (an older change: superseded) or 'new'.
 local project, id, change, occurred = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local received, phone, source, due_at = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
-local retention = tonumber(ARGV[11])
+local newest_first, retention, exact = ARGV[9] == 'oldest', tonumber(ARGV[11]), ARGV[15] == '1'
 
 local function count(of_source, state)
   redis.call('HINCRBY', KEYS[7], project .. '|' .. of_source .. '|' .. state, 1)
 end
 
+local function number(value) return string.format('%.0f', value) end
+
+-- The latest changes of the phone, a line per scope. A line of version 1 has no scope.
+local function read_lines()
+  local lines = {}
+  for line in string.gmatch(redis.call('HGET', KEYS[2], phone) or '', '[^\n]+') do
+    local s, c, o, i, l, f, p, e =
+      string.match(line, '^([^|]*)|(%u+)|(%d+)|([^|]+)|(%d+)|(%d+)|(%d+)|([01])$')
+    if not s then
+      s, e = '', '0'
+      c, o, i, l = string.match(line, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
+      f = c == 'STOP' and o or '0'
+      p = f
+    end
+    lines[#lines + 1] = {scope = s, change = c, occurred = tonumber(o), id = i, start = tonumber(l),
+      since = tonumber(f), stop = tonumber(p), exact = e == '1'}
+  end
+  return lines
+end
+
+local function write_lines(lines)
+  local texts = {}
+  for _, line in ipairs(lines) do
+    texts[#texts + 1] = table.concat({line.scope, line.change, number(line.occurred), line.id, number(line.start),
+      number(line.since), number(line.stop), line.exact and '1' or '0'}, '|')
+  end
+  redis.call('HSET', KEYS[2], phone, table.concat(texts, '\n'))
+end
+
+local function line_of(lines, scope)
+  for _, line in ipairs(lines) do
+    if line.scope == scope then return line end
+  end
+end
+
+local function start_ends_stop(start, stop)
+  if start.exact and stop.exact then return start.occurred > stop.occurred end
+  return math.floor(start.occurred / 1000) > math.floor(stop.occurred / 1000)
+end
+
+local function comes_after(new, old)
+  if new.change == 'START' and old.change == 'STOP' then return start_ends_stop(new, old) end
+  if new.change == 'STOP' and old.change == 'START' then return not start_ends_stop(old, new) end
+  return new.occurred > old.occurred or (new.occurred == old.occurred and not newest_first)
+end
+
+-- `old` becomes what `new` makes of it.
+local function replace(old, new)
+  if new.change == 'START' then
+    old.start = math.max(new.occurred, old.start)
+  else
+    local in_force = old.change == 'STOP' and old.since > 0
+    old.since = in_force and math.min(old.since, new.occurred) or new.occurred
+    old.start = math.min(old.start, new.occurred)
+    old.stop = new.occurred
+  end
+  old.change, old.occurred, old.id, old.exact = new.change, new.occurred, new.id, new.exact
+end
+
+-- A change that is older than `old`. Returns whether what REDCap has to show changes.
+local function add_older(old, late)
+  if late.change == 'START' then
+    if old.change == 'START' or late.occurred <= old.start then return false end
+    old.start = late.occurred
+    if old.since <= late.occurred then old.since = old.occurred end
+    return true
+  end
+  if old.change == 'STOP' then
+    if late.occurred <= old.start or late.occurred >= old.since then return false end
+    old.since = late.occurred
+    return true
+  end
+  if old.since == 0 then old.since = late.occurred end
+  old.stop = math.max(old.stop, late.occurred)
+  return false
+end
+
 local function record(state, reason)
   redis.call('HSET', KEYS[1], 'project', project, 'event_id', id, 'change', change, 'occurred_ms', ARGV[4],
-    'received_ms', ARGV[5], 'phone', phone, 'source', source, 'state', state, 'reason', reason)
+    'received_ms', ARGV[5], 'phone', phone, 'source', source, 'scope', ARGV[14], 'blocked', ARGV[16],
+    'state', state, 'reason', reason)
+  redis.call('HSETNX', KEYS[1], 'arrived_ms', ARGV[5])
   redis.call('ZADD', KEYS[5], received, id)
   if state == 'received' then
     redis.call('ZADD', KEYS[4], received, id)
@@ -28,81 +109,126 @@ local function record(state, reason)
   end
 end
 
--- An unfinished event that is overtaken ends here, unless its write may already have reached REDCap
--- (an intent is open): then the updater looks first.
-local function supersede(old)
+local function end_superseded(old, reason)
   local key = ARGV[10] .. old
-  local state = redis.call('HGET', key, 'state')
+  redis.call('HSET', key, 'state', 'superseded', 'reason', reason, 'finished_ms', ARGV[5])
+  redis.call('EXPIRE', key, retention)
+  redis.call('ZREM', KEYS[4], old)
+  redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)
+  redis.call('HDEL', KEYS[12], 'lookup|' .. project .. '|' .. old)
+  count(redis.call('HGET', key, 'source'), 'superseded')
+end
+
+-- An unfinished event that is overtaken ends here, unless its write may already have reached REDCap
+-- (an intent is open): then the updater checks first.
+local function supersede(old)
+  local state = redis.call('HGET', ARGV[10] .. old, 'state')
   if (state == 'received' or state == 'pending') and redis.call('HGET', KEYS[8], phone) ~= old then
-    redis.call('HSET', key, 'state', 'superseded', 'reason', 'overtaken by ' .. id, 'finished_ms', ARGV[5])
-    redis.call('EXPIRE', key, retention)
-    redis.call('ZREM', KEYS[4], old)
-    redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)
-    redis.call('HDEL', KEYS[12], 'lookup|' .. project .. '|' .. old)
-    count(redis.call('HGET', key, 'source'), 'superseded')
+    end_superseded(old, 'overtaken by ' .. id)
   end
 end
 
--- The message log, and it alone ('oldest'), knows when Twilio called a webhook: the time of receipt is off by
--- Twilio's retries and our clock's error. So it corrects the time, and what was received in the wrong order.
-local function corrected()
-  local known_as = redis.call('HGET', KEYS[1], 'source')
-  local current = redis.call('HGET', KEYS[2], phone)
-  if not current or known_as == 'blocked_message' then return 'known' end
-  local time = ARGV[4]
-  -- Event Streams gave the time to the millisecond; the log cuts it to the second.
-  if known_as == 'event_stream' then time = redis.call('HGET', KEYS[1], 'occurred_ms') end
-  local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
-  if c_id == id then
-    if known_as == 'webhook' then
-      if change == 'START' then c_start = ARGV[4] end
-      redis.call('HSET', KEYS[2], phone, table.concat({c_change, ARGV[4], id, c_start}, '|'))
-    end
-    return 'known'
+local function request_update()
+  redis.call('ZADD', KEYS[3], received, phone)
+  redis.call('ZADD', KEYS[6], due_at, 'update|' .. project .. '|')
+end
+
+-- Makes `new` the latest change of its scope. Returns nil if it is, else the line of a newer change.
+local function apply(new, scope, comes_now)
+  local lines = read_lines()
+  local line = line_of(lines, scope)
+  if not line then
+    local stop = new.change == 'STOP' and new.occurred or 0
+    lines[#lines + 1] = {scope = scope, change = new.change, occurred = new.occurred, id = new.id,
+      start = new.change == 'START' and new.occurred or 0, since = stop, stop = stop, exact = new.exact}
+  elseif line.id == new.id then
+    return line
+  elseif comes_now or comes_after(new, line) then
+    supersede(line.id)
+    replace(line, new)
+  else
+    if add_older(line, new) then request_update() end
+    write_lines(lines)
+    return line
   end
-  if tonumber(time) <= tonumber(c_occurred) then return 'known' end
-  supersede(c_id)
-  if change == 'START' then c_start = time end
-  redis.call('HSET', KEYS[2], phone, table.concat({change, time, id, c_start}, '|'))
-  redis.call('PERSIST', KEYS[1])
-  redis.call('HDEL', KEYS[1], 'finished_ms')
-  record('received', '')
+  write_lines(lines)
+end
+
+-- Only Twilio knows when a START was sent that came by webhook.
+local function confirm(known_scope, time, time_exact)
+  redis.call('HSET', KEYS[1], 'timed', '1', 'occurred_ms', number(time))
+  local newer = apply({change = change, occurred = time, id = id, exact = time_exact}, known_scope, false)
+  if newer and newer.id ~= id then
+    end_superseded(id, 'older than ' .. newer.id)
+    return 'stale'
+  end
   return 'new'
 end
 
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  if ARGV[9] == 'oldest' and phone ~= '' then return corrected() end
-  return 'known'
-end
-if phone == '' then
-  record('no_matching_record', 'the sender is no phone number')
-  return 'unmatched'
+-- Only the message log has Twilio's time of a webhook (the time of receipt includes retries and clock error), so it
+-- may correct the stored time and the order of changes.
+local function corrected()
+  local known = redis.call('HMGET', KEYS[1], 'source', 'occurred_ms', 'state', 'timed', 'scope', 'change')
+  if known[1] == 'blocked_message' or known[1] == 'staff' or known[6] ~= change then return 'known' end
+  local from_events, scope = known[1] == 'event_stream', known[5] or ''
+  local time, time_exact = from_events and tonumber(known[2]) or occurred, from_events or exact
+  local unfinished = known[3] == 'received' or known[3] == 'pending'
+  if change == 'START' and known[1] == 'webhook' and not known[4] then
+    return unfinished and confirm(scope, time, time_exact) or 'known'
+  end
+  local lines = read_lines()
+  local line = line_of(lines, scope)
+  if not line then return 'known' end
+  if line.id == id then
+    if known[1] == 'webhook' and change == 'STOP' then
+      if line.since == line.occurred then line.since = time end
+      line.occurred, line.stop = time, time
+      write_lines(lines)
+    end
+    return 'known'
+  end
+  -- A START that was handled never counts again; one that was only overtaken by a wrong time was not handled.
+  if change == 'START' and known[3] ~= 'superseded' then return 'known' end
+  local new = {change = change, occurred = time, id = id, exact = time_exact}
+  if not comes_after(new, line) then return 'known' end
+  supersede(line.id)
+  replace(line, new)
+  write_lines(lines)
+  redis.call('PERSIST', KEYS[1])
+  redis.call('HDEL', KEYS[1], 'finished_ms')
+  record('received', '')
+  redis.call('HSET', KEYS[1], 'scope', scope, 'timed', '1')
+  return 'new'
 end
 
-local last_start = change == 'START' and occurred or 0
-local current = redis.call('HGET', KEYS[2], phone)
-if current then
-  local c_change, c_occurred, c_id, c_start = string.match(current, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
-  if c_id == id then return 'known' end
-  c_occurred, c_start = tonumber(c_occurred), tonumber(c_start)
-  -- A webhook comes now: after all that is known, also where our clock was set back or another host's is ahead.
-  local comes_now = source == 'webhook' and occurred == received
-  if not comes_now and (occurred < c_occurred or (occurred == c_occurred and ARGV[9] == 'oldest')) then
-    record('superseded', 'older than ' .. c_id)
-    -- A START that was missed between two STOPs: the time that REDCap shows may be that of the first.
-    if change == 'START' and c_change == 'STOP' and occurred > c_start then
-      redis.call('HSET', KEYS[2], phone, table.concat({c_change, string.format('%.0f', c_occurred), c_id, ARGV[4]}, '|'))
-      redis.call('ZADD', KEYS[3], received, phone)
-      redis.call('ZADD', KEYS[6], due_at, 'update|' .. project .. '|')
-    end
+local stored_change = redis.call('HGET', KEYS[1], 'change')
+if stored_change and (stored_change ~= '' or change == '') then
+  if (newest_first or ARGV[18] == '1') and phone ~= '' and change ~= '' then return corrected() end
+  return 'known'
+end
+if stored_change then  -- what was unclear is decided now
+  redis.call('PERSIST', KEYS[1])
+  redis.call('HDEL', KEYS[1], 'finished_ms', 'notice')
+  redis.call('ZREM', KEYS[14], id)
+elseif change == 'START' then
+  -- A request that is repeated after its event's retention is not a new wish.
+  if redis.call('ZADD', KEYS[13], 'NX', received, id) == 0 then return 'known' end
+end
+
+local unconfirmed = ARGV[17] == '1'
+if phone ~= '' and change ~= '' and not unconfirmed then
+  -- A webhook comes now: after all that is known, even if our clock was set back or another host's is ahead. Not so a
+  -- START: if in doubt, the opt-out stays.
+  local comes_now = source == 'webhook' and occurred == received and change == 'STOP'
+  local newer = apply({change = change, occurred = occurred, id = id, exact = exact}, ARGV[14], comes_now)
+  if newer and newer.id == id then return 'known' end
+  if newer then
+    record('superseded', 'older than ' .. newer.id)
     return 'stale'
   end
-  supersede(c_id)
-  last_start = math.min(math.max(last_start, c_start), occurred)
 end
-redis.call('HSET', KEYS[2], phone, table.concat({change, ARGV[4], id, string.format('%.0f', last_start)}, '|'))
 record('received', '')
--- One lookup takes along all that have arrived: another message is needed only where none waits in the queue.
+-- One lookup includes all that have arrived: another message is needed only if none waits in the queue.
 if ARGV[12] ~= '' then
   redis.call('RPUSH', KEYS[10], id)
   if redis.call('SET', KEYS[11], '1', 'NX', 'PX', ARGV[13]) then redis.call('LPUSH', KEYS[9], ARGV[12]) end

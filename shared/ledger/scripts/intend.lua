@@ -1,14 +1,23 @@
--- Notes that writes to REDCap begin, all or none: none where what is to be written is no longer the latest change of
--- its phone, or where the write of another change has begun meanwhile, whose end nobody has looked at yet.
+-- Records that writes to REDCap begin, all or none: none if what is to be written is no longer among the latest changes
+-- of its phone, or if the write of another change has begun in the meantime whose end nobody has checked yet.
 -- KEYS: 1 intents, 2 status, 3 pending, 4 due
 -- ARGV: 1 project, 2 now ms, 3 due ms, then per phone: its hash, event id, '1' if the begun writes of it are known
--- Answers: the phones that stand in the way; none: it is noted.
+-- Returns the conflicting phones; none: it is recorded.
+local function is_latest(phone, id)
+  for line in string.gmatch(redis.call('HGET', KEYS[2], phone) or '', '[^\n]+') do
+    if string.match(line, '^[^|]*|%u+|%d+|([^|]+)|%d+|') == id or string.match(line, '^%u+|%d+|([^|]+)|%d+$') == id then
+      return true
+    end
+  end
+  return false
+end
 local outdated = {}
 for i = 4, #ARGV, 3 do
   local phone, id = ARGV[i], ARGV[i + 1]
-  local status, begun = redis.call('HGET', KEYS[2], phone), redis.call('HGET', KEYS[1], phone)
-  local latest = status and string.match(status, '^%u+|%d+|([^|]+)|')
-  if latest ~= id or (ARGV[i + 2] == '1' and begun and begun ~= id) then outdated[#outdated + 1] = phone end
+  local begun = redis.call('HGET', KEYS[1], phone)
+  if not is_latest(phone, id) or (ARGV[i + 2] == '1' and begun and begun ~= id) then
+    outdated[#outdated + 1] = phone
+  end
 end
 if #outdated > 0 then return outdated end
 for i = 4, #ARGV, 3 do

@@ -107,6 +107,11 @@ class MessageLog:
                 self._by_sid[message.sid] = message
                 bisect.insort(self._rows, message, key=Message.order)
 
+    def remove(self, sid: str) -> None:
+        """Delete a message, as REDCap does with those that it has handled."""
+        with self._lock:
+            self._rows.remove(self._by_sid.pop(sid))
+
     def find(self, sid: str) -> Message | None:
         return self._by_sid.get(sid)
 

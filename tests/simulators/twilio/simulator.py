@@ -166,6 +166,12 @@ class TwilioSimulator(Holdings):
         self.logs[message.account_sid].add([message])
         return message
 
+    def erase(self, sid: str) -> None:
+        """Delete a message from the log, as REDCap does with those that it has handled."""
+        for log in self.logs.values():
+            if log.find(sid):
+                log.remove(sid)
+
     def block(self, scope: str, participant: str) -> None:
         """Opt a participant out of a service (MG…) or sender, with no message at all (e.g. Consent API)."""
         self.blocks.add(scope, participant)

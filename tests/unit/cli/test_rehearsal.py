@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
+from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import keys
@@ -21,7 +22,6 @@ from tests.simulators.redcap import classic_study, enrol, longitudinal_study
 from web.app import build_services, create_app
 from worker.checks.end_to_end import (
     TEST_NUMBER,
-    TEST_SID_PREFIX,
     BrokenRehearsal,
     RefusedRehearsal,
     Rehearsal,
@@ -306,7 +306,7 @@ class TestWhatIsBroken:
         rehearsal._put_back = put_back_beside  # type: ignore[method-assign]
         with pytest.raises(BrokenRehearsal, match=r"still updating asthma after 0\.3 s.*optout forget"):
             rehearsal.run()
-        assert value(bench) == ""
+        assert value(bench) == "2026-01-01 10:00:00"
         assert "START" in str(traces(bench)["status"])
 
     def test_a_mail_that_is_refused(self, bench: Bench) -> None:

@@ -27,7 +27,7 @@ def asthma(monkeypatch: pytest.MonkeyPatch) -> Study:
 def test_it_counts_what_waits_and_what_has_ended(asthma: Study) -> None:
     asthma.text(fictional_phone(1))
     asthma.work()
-    asthma.text(fictional_phone(2), received=asthma.clock() - timedelta(minutes=3))
+    asthma.text(fictional_phone(2), received=asthma.clock() - timedelta(minutes=4))
     found = command.figures(asthma.services, "asthma")
     assert (found.unfinished, found.ended, found.failed, found.mails_due) == (1, 1, 0, 0)
     assert found.oldest_seconds >= 180

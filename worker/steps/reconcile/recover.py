@@ -1,25 +1,28 @@
-"""From Twilio's message log into the ledger: what is missing goes through the one doorway.
+"""From Twilio's message log into the ledger: what is missing is recorded by the same code path as a webhook.
 
-A dry run does the same with a `DryDoorway`, which imagines the ledger's answers and changes nothing.
+A dry run does the same with a `DryRunLedger`, which only calculates what would change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from shared.domain.events import Change, OptOutEvent, Source, Status, milliseconds
+from shared.batches import batches
+from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State, milliseconds
+from shared.domain.precedence import Status, comes_after, decode_statuses, replaced, with_older
 from shared.ledger import Accepted
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
 from worker.services import Services
+from worker.steps.start_times import is_time_unconfirmed
 
 # Twilio gives up a webhook after 15 s (Twilio docs, "Webhook connection overrides"); the rest is for clocks.
 MOST_LATE_MS = 24 * 3600 * 1000
 
-_CHUNK = 500
+_BATCH = 500
 
 
-class Doorway:
-    """The ledger as a run sees and changes it."""
+class LedgerView:
+    """The ledger as a reconciliation sees and changes it."""
 
     def __init__(self, project: str, services: Services) -> None:
         self._project = project
@@ -30,57 +33,47 @@ class Doorway:
         """Those of the ids whose events the ledger has."""
         return self._ledger.known(self._project, event_ids)
 
-    def statuses(self, phones: Sequence[str]) -> dict[str, Status]:
-        """The latest change of each phone hash that has one."""
+    def statuses(self, phones: Sequence[str]) -> dict[str, tuple[Status, ...]]:
+        """The latest changes of each phone hash (or staff key) that has any."""
         stored = self._ledger.statuses(self._project, phones)
-        return {phone: Status.decode(text) for phone, text in stored.items()}
+        return {phone: decode_statuses(text) for phone, text in stored.items()}
 
-    def on_their_way(self, event_ids: Sequence[str]) -> set[str]:
-        """Those of the ids whose change has yet to be written."""
+    def in_progress(self, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose events have not ended."""
         return self._ledger.unfinished(self._project, event_ids)
 
-    def without_ordinary(self, events: Sequence[OptOutEvent]) -> list[OptOutEvent]:
-        """Without the opt-ins that are none: their webhook came, and Twilio did not call them so.
-
-        The log does not say what Twilio made of a text, and words alone would take a survey's "yes" for an opt-in
-        where YES was taken out of Advanced Opt-Out. An opt-out by its word counts in any case: to believe one too
-        many contacts nobody.
-        """
-        opt_ins = [event.event_id for event in events if event.change is Change.START]
-        ordinary = self._ledger.ordinary(self._project, opt_ins)
-        return [event for event in events if event.event_id not in ordinary]
-
     def accept(self, events: Sequence[OptOutEvent]) -> list[Accepted]:
-        """Hand events in. Not published one by one: the run finds their records by the export it makes anyway."""
+        """Record events. Not published one by one: the run finds their records by the export it makes anyway."""
         if not events:
             return []
         return accept(events, ledger=self._ledger, publish=_publish_nothing, now=self._services.now())
 
 
 def _publish_nothing(task: TaskName, *args: str, delay_seconds: float = 0) -> None:
-    """A publisher that leaves the work to the run itself (and, should it die, to sweep)."""
+    """A publisher that leaves the work to the run itself (and, if it dies, to sweep)."""
     del task, args, delay_seconds
 
 
-class DryDoorway(Doorway):
-    """A doorway that only imagines what `shared/ledger/scripts/accept.lua` would do."""
+class DryRunLedger(LedgerView):
+    """The ledger as it would be: by the rules of `shared.domain.precedence`, without a change to Redis."""
 
     def __init__(self, project: str, services: Services) -> None:
         super().__init__(project, services)
-        self._imagined: dict[str, Status] = {}
+        self._imagined: dict[str, dict[str, Status]] = {}  # phone -> scope -> status
         self._new: set[str] = set()
 
-    def statuses(self, phones: Sequence[str]) -> dict[str, Status]:
+    def statuses(self, phones: Sequence[str]) -> dict[str, tuple[Status, ...]]:
         stored = super().statuses(phones)
-        return stored | {phone: self._imagined[phone] for phone in phones if phone in self._imagined}
+        imagined = {
+            phone: tuple(self._imagined[phone].values()) for phone in phones if phone in self._imagined
+        }
+        return stored | imagined
 
-    def on_their_way(self, event_ids: Sequence[str]) -> set[str]:
-        return super().on_their_way(event_ids) | self._new.intersection(event_ids)
+    def in_progress(self, event_ids: Sequence[str]) -> set[str]:
+        return super().in_progress(event_ids) | self._new.intersection(event_ids)
 
     def accept(self, events: Sequence[OptOutEvent]) -> list[Accepted]:
-        if not events:
-            return []
-        known = self.known([event.event_id for event in events])
+        known = self.known([event.event_id for event in events]) if events else set()
         stored = super().statuses(sorted({event.phone_hash for event in events}))
         return [self._imagine(event, event.event_id in known, stored) for event in events]
 
@@ -88,119 +81,147 @@ class DryDoorway(Doorway):
         """How many phones would get their first status."""
         return len(self._imagined.keys() - super().statuses(list(self._imagined)).keys())
 
-    def _imagine(self, event: OptOutEvent, known: bool, stored: dict[str, Status]) -> Accepted:
-        status = self._imagined.get(event.phone_hash) or stored.get(event.phone_hash)
-        if known:
-            return self._imagine_correction(event, status)
-        if not event.phone_hash:
-            return Accepted.UNMATCHED
-        if status is not None and milliseconds(event.occurred_at) <= status.occurred_ms:
-            self._imagine_missed_start(event, status)
-            return Accepted.STALE
-        return self._imagine_new(event, status)
+    def _imagine(self, event: OptOutEvent, known: bool, stored: Mapping[str, tuple[Status, ...]]) -> Accepted:
+        if event.change is Change.UNCLEAR or not event.phone_hash:
+            return Accepted.KNOWN if known else self._count(event)
+        lines = self._imagined.setdefault(
+            event.phone_hash, {status.scope: status for status in stored.get(event.phone_hash, ())}
+        )
+        return self._imagine_known(event, lines) if known else self._imagine_new(event, lines)
 
-    def _imagine_correction(self, event: OptOutEvent, status: Status | None) -> Accepted:
+    def _imagine_new(self, event: OptOutEvent, lines: dict[str, Status]) -> Accepted:
+        new, old = _status(event), lines.get(event.scope)
+        if old is not None and not comes_after(new, old, newest_first=True):
+            lines[event.scope] = with_older(old, new)
+            return Accepted.STALE
+        lines[event.scope] = replaced(new, old)
+        return self._count(event)
+
+    def _imagine_known(self, event: OptOutEvent, lines: dict[str, Status]) -> Accepted:
+        """A known event with the log's time, as `corrected()` of the script does it."""
         entry = self._ledger.load(self._project, event.event_id)
-        if status is None or entry is None or entry.source is Source.BLOCKED_MESSAGE:
+        if entry is None or entry.source in {Source.BLOCKED_MESSAGE, Source.STAFF}:
             return Accepted.KNOWN
         if entry.source is Source.EVENT_STREAM:  # it knows the time better than the log
-            event = replace(event, occurred_at=entry.occurred_at)
-        occurred_ms = milliseconds(event.occurred_at)
-        if status.event_id == event.event_id and entry.source is Source.WEBHOOK:
-            start_ms = occurred_ms if event.change is Change.START else status.last_start_ms
-            self._imagined[event.phone_hash] = replace(
-                status, occurred_ms=occurred_ms, last_start_ms=start_ms
-            )
-        if status.event_id == event.event_id or occurred_ms <= status.occurred_ms:
+            event = replace(event, occurred_at=entry.occurred_at, source=entry.source)
+        old = lines.get(entry.scope)
+        if old is not None and old.event_id == event.event_id:
+            if entry.source is Source.WEBHOOK and event.change is Change.STOP:
+                lines[entry.scope] = _with_time(old, milliseconds(event.occurred_at))
             return Accepted.KNOWN
-        return self._imagine_new(event, status)
+        waits = is_time_unconfirmed(entry) and entry.state in UNFINISHED
+        if event.change is Change.START and not waits and entry.state is not State.SUPERSEDED:
+            return Accepted.KNOWN  # a START that was handled never counts again
+        new = _status(event)
+        if old is not None and not comes_after(new, old, newest_first=True):
+            return Accepted.KNOWN
+        lines[entry.scope] = replaced(new, old)
+        return self._count(event)
 
-    def _imagine_missed_start(self, event: OptOutEvent, status: Status) -> None:
-        occurred_ms = milliseconds(event.occurred_at)
-        if (event.change, status.change) == (
-            Change.START,
-            Change.STOP,
-        ) and occurred_ms > status.last_start_ms:
-            self._imagined[event.phone_hash] = replace(status, last_start_ms=occurred_ms)
-
-    def _imagine_new(self, event: OptOutEvent, status: Status | None) -> Accepted:
-        occurred_ms = milliseconds(event.occurred_at)
-        start_ms = occurred_ms if event.change is Change.START else status.last_start_ms if status else 0
+    def _count(self, event: OptOutEvent) -> Accepted:
         self._new.add(event.event_id)
-        self._imagined[event.phone_hash] = Status(
-            change=event.change, occurred_ms=occurred_ms, event_id=event.event_id, last_start_ms=start_ms
-        )
         return Accepted.NEW
 
 
-def recover(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
-    """Hand in a page of the log, newest first. Answers how many changes the ledger had missed.
+def _with_time(status: Status, time_ms: int) -> Status:
+    since = time_ms if status.since_ms == status.occurred_ms else status.since_ms
+    return replace(status, occurred_ms=time_ms, since_ms=since, stop_ms=time_ms)
+
+
+def _status(event: OptOutEvent) -> Status:
+    return Status(
+        scope=event.scope,
+        change=event.change,
+        occurred_ms=milliseconds(event.occurred_at),
+        event_id=event.event_id,
+        exact=event.is_exact,
+    )
+
+
+def recover(events: Sequence[OptOutEvent], view: LedgerView) -> int:
+    """Record a page of the log, newest first. Returns how many changes the ledger had missed.
 
     First what it has, as the log corrects times of receipt (see `shared/ledger/scripts/accept.lua`); then the others
-    newest first, so that what was overtaken is never written nor told.
+    newest first, so that what was overtaken is never written nor notified.
     """
-    known = doorway.known([event.event_id for event in events])
-    here = [event for event in events if event.event_id in known]
-    doorway.accept([event for event, status in _with_status(here, doorway) if _is_mistimed(event, status)])
-    late = [event for event, status in _with_status(here, doorway) if _was_overtaken_wrongly(event, status)]
+    known = view.known([event.event_id for event in events])
+    here = [event for event in events if event.event_id in known and event.change is not Change.UNCLEAR]
+    waiting = view.in_progress([event.event_id for event in here if event.change is Change.START])
+    latest = _with_latest(here, view)
+    view.accept([event for event, status in latest if _needs_correction(event, status, waiting)])
+    late = [
+        event
+        for event, status in _with_latest(here, view)
+        if status and _was_overtaken_wrongly(event, status)
+    ]
     missing = [event for event in events if event.event_id not in known]
-    return doorway.accept(late + missing).count(Accepted.NEW)
+    return view.accept(late + missing).count(Accepted.NEW)
 
 
-def overtaken(events: Sequence[OptOutEvent], doorway: Doorway) -> list[OptOutEvent]:
+def _needs_correction(event: OptOutEvent, status: Status | None, waiting: set[str]) -> bool:
+    """Whether the log knows better: the time of a webhook, of a START that waits for it, or what a word means."""
+    if status is None or event.event_id in waiting:
+        return True
+    return status.event_id == event.event_id and status.occurred_ms != milliseconds(event.occurred_at)
+
+
+def overtaken(events: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEvent]:
     """Of a page, what a time that is corrected on a later page could still make its phone's latest change.
 
     Only a webhook's time of receipt is ever corrected, and by seconds; so few events are kept, not the log.
     """
     return [
         event
-        for event, status in _with_status(events, doorway)
-        if status.event_id != event.event_id
+        for event, status in _with_latest(events, view)
+        if status
+        and status.event_id != event.event_id
         and 0 <= status.occurred_ms - milliseconds(event.occurred_at) <= MOST_LATE_MS
     ]
 
 
-def put_in_order(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
-    """Look at the whole run's overtaken events once more. Answers how many are the latest change after all.
+def put_in_order(events: Sequence[OptOutEvent], view: LedgerView) -> int:
+    """Check the whole run's overtaken events once more. Returns how many are the latest change after all.
 
     Pages and senders are read one after the other, so that a time is sometimes corrected too late for them.
     """
     newest_first = sorted(events, key=lambda event: event.occurred_at, reverse=True)
     restored = 0
-    for start in range(0, len(newest_first), _CHUNK):
-        page = _with_status(newest_first[start : start + _CHUNK], doorway)
-        late = [event for event, status in page if _was_overtaken_wrongly(event, status)]
-        restored += doorway.accept(late).count(Accepted.NEW)
+    for page in batches(newest_first, _BATCH):
+        latest = _with_latest(page, view)
+        late = [event for event, status in latest if status and _was_overtaken_wrongly(event, status)]
+        restored += view.accept(late).count(Accepted.NEW)
     return restored
 
 
-def _with_status(events: Sequence[OptOutEvent], doorway: Doorway) -> list[tuple[OptOutEvent, Status]]:
-    statuses = doorway.statuses(sorted({event.phone_hash for event in events}))
-    return [(event, statuses[event.phone_hash]) for event in events if event.phone_hash in statuses]
+def _with_latest(events: Sequence[OptOutEvent], view: LedgerView) -> list[tuple[OptOutEvent, Status | None]]:
+    """Events with the latest change of their phone and scope."""
+    clear = [event for event in events if event.change is not Change.UNCLEAR and event.phone_hash]
+    statuses = view.statuses(sorted({event.phone_hash for event in clear}))
+    return [(event, _of_scope(statuses.get(event.phone_hash, ()), event.scope)) for event in clear]
 
 
-def _is_mistimed(event: OptOutEvent, status: Status) -> bool:
-    return status.event_id == event.event_id and status.occurred_ms != milliseconds(event.occurred_at)
+def _of_scope(statuses: Sequence[Status], scope: str) -> Status | None:
+    return next((status for status in statuses if status.scope == scope), None)
 
 
 def _was_overtaken_wrongly(event: OptOutEvent, status: Status) -> bool:
-    return status.event_id != event.event_id and milliseconds(event.occurred_at) > status.occurred_ms
+    new = _status(event)
+    return status.event_id != event.event_id and comes_after(new, status, newest_first=True)
 
 
-def recover_blocked(events: Sequence[OptOutEvent], doorway: Doorway) -> int:
-    """Hand in refused texts, newest first: of each person's, the first one that tells something new.
+def recover_blocked(events: Sequence[OptOutEvent], view: LedgerView) -> int:
+    """Record rejected texts, newest first: of each person's, the first one that shows something new.
 
-    Every refused text says the same, so only one becomes an event; and one from before a START says nothing.
+    Every rejected text shows the same, so only one becomes an event; and one from before a START shows nothing.
     """
-    statuses = doorway.statuses(sorted({event.phone_hash for event in events}))
-    first: dict[str, OptOutEvent] = {}
-    for event in reversed(events):
-        if event.phone_hash and _tells_something(event, statuses.get(event.phone_hash)):
-            first.setdefault(event.phone_hash, event)
-    return doorway.accept(list(first.values())).count(Accepted.NEW)
+    first: dict[tuple[str, str], OptOutEvent] = {}
+    for event, status in reversed(_with_latest(events, view)):
+        if _shows_something(event, status):
+            first.setdefault((event.phone_hash, event.scope), event)
+    return view.accept(list(first.values())).count(Accepted.NEW)
 
 
-def _tells_something(event: OptOutEvent, status: Status | None) -> bool:
+def _shows_something(event: OptOutEvent, status: Status | None) -> bool:
     if status is None:
         return True
     return status.change is not event.change and milliseconds(event.occurred_at) > status.occurred_ms

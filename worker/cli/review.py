@@ -1,0 +1,80 @@
+"""`optout review`: what waits for a person's decision, and the decision."""
+
+import sys
+from typing import Any
+
+import click
+
+from shared.domain.events import Change, State
+from shared.ledger import Entry
+from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
+from worker.cli.record import os_user, show_outcome
+from worker.services import Services
+from worker.steps.staff_decisions import StaffDecision, waiting_reviews
+from worker.steps.staff_decisions import review as decide
+
+
+@click.command()
+@click.argument("event", required=False)
+@click.argument("decision", required=False, type=click.Choice(["stop", "dismiss"]))
+@click.option("--project", help="Only this project.")
+@click.option("--reason", default="", help="Why, for the audit trail; without names or numbers.")
+@click.option("--by", default=os_user, show_default="the user of the operating system", help="Who decided.")
+@click.option("--json", "as_json", is_flag=True, help="An array of objects.")
+def review(
+    event: str | None, decision: str | None, project: str | None, reason: str, by: str, as_json: bool
+) -> None:
+    """List what waits for a person's decision; or decide EVENT.
+
+    "stop": the text was an opt-out, which is written with the time of the text. "dismiss": nothing has to change.
+    For a START, "stop" and "dismiss" alike leave the opt-out as it is; optout record … start ends it.
+    """
+    if (event is None) != (decision is None):
+        raise click.UsageError('give an EVENT and "stop" or "dismiss", or neither')
+    services = make_services()
+    names = chosen_projects(services, project)
+    if event is None or decision is None:
+        _list(services, names, as_json)
+        return
+    change = Change.STOP if decision == "stop" else None
+    for entry in _found(services, names, event):
+        decided = decide(entry, change, StaffDecision(by=by, reason=reason), services)
+        show_outcome(decided)
+        if change and decided.state not in {State.UPDATED, State.ALREADY_CURRENT, State.SUPERSEDED}:
+            sys.exit(1)
+
+
+def _found(services: Services, names: list[str], event: str) -> list[Entry]:
+    """The event in each project that it concerns. Raises click.BadParameter if none waits."""
+    found = [entry for entry in (services.ledger.load(name, event) for name in names) if entry]
+    waiting = [entry for entry in found if entry.state is State.NEEDS_REVIEW]
+    if not waiting:
+        state = f"it is {found[0].state}" if found else "there is no such event"
+        raise click.BadParameter(f"{event} does not wait for a decision: {state}", param_hint="EVENT")
+    return waiting
+
+
+def _list(services: Services, names: list[str], as_json: bool) -> None:
+    shown = [_describe(entry, services) for entry in waiting_reviews(services, names)]
+    if as_json:
+        print_json(shown)
+        return
+    print_table(
+        ("When (UTC)", "Project", "Change", "Records", "Reason", "Message"),
+        (
+            (
+                each["occurred_at"][:19].replace("T", " "),
+                each["project"],
+                each["change"] or "unclear",
+                ", ".join(each["records"]),
+                each["reason"],
+                each["event_id"],
+            )
+            for each in shown
+        ),
+    )
+
+
+def _describe(entry: Entry, services: Services) -> dict[str, Any]:
+    since = entry.finished_at or entry.received_at
+    return describe(entry) | {"waiting_seconds": int((services.now() - since).total_seconds())}

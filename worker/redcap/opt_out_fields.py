@@ -1,0 +1,193 @@
+"""What a record's opt-out fields show, and what they have to show. Pure.
+
+Only what the program wrote itself is ever cleared: an entry of a person stays until a person ends it.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+from shared.domain.precedence import Decision, Status
+from shared.domain.scopes import STAFF, staff_key
+from shared.ledger.written_values import WrittenValue
+from worker.redcap.schema import MINUTES, read_time
+
+# A webhook is stamped when it is received: so much later than Twilio's own time, at most.
+TOLERANCE_MS = 60_000
+# Entries that mean "not opted out".
+NOTHING = frozenset({"", "no", "none", "n/a", "na", "0", "-"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordState:
+    """A record as it is now: its phones and its opt-out fields."""
+
+    record_id: str
+    phones: frozenset[str]
+    opt_out_value: str
+    ticked: bool
+    # Whether it is in the arm of the opt-out event. A row for another arm would create the record there.
+    in_arm: bool = True
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Under what the ledger knows changes of this record: its phones, and decisions by staff."""
+        return self.phones | {staff_key(self.record_id)}
+
+
+class Act(StrEnum):
+    """What has to happen to a record's opt-out fields."""
+
+    NONE = "none"  # they show what counts
+    SET = "set"  # enter the opt-out
+    MOVE = "move"  # the time that the program entered becomes that of another opt-out
+    TICK = "tick"  # the time is there, and only the checkbox is missing
+    TEXT = "text"  # a person's text is in the place of the time
+    CLEAR = "clear"
+    KEEP = "keep"  # a START does not clear a person's entry
+    KEEP_LATER = "keep later"  # a person entered a time after the START
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An act, the values to write (None: leave it), and the changes on whose behalf they are written."""
+
+    act: Act
+    value: str | None = None
+    ticked: bool | None = None
+    behalf: tuple[Status, ...] = ()
+    shown_by_checkbox: bool = False  # of TEXT: the checkbox says what the field does not
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything differs."""
+        return self.value is not None or self.ticked is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldForm:
+    """How a project writes its opt-out fields."""
+
+    zone: ZoneInfo
+    time_format: str
+    missing_codes: Collection[str] = ()
+    has_checkbox: bool = False
+
+    def text(self, time_ms: int) -> str:
+        """Return a time as the field shows it, in the project's zone."""
+        moment = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
+        return moment.astimezone(self.zone).strftime(self.time_format)
+
+    def is_empty(self, value: str) -> bool:
+        """Return whether a value means that there is none: missing data codes, and words for "no"."""
+        return value in self.missing_codes or value.casefold() in NOTHING
+
+    def shows(self, value: str, times_ms: Collection[int]) -> bool:
+        """Return whether a value is one of these times, within the field's precision and the tolerance."""
+        return any(abs(shown - time) <= slack for shown, slack in self._times(value) for time in times_ms)
+
+    def is_before(self, value: str, time_ms: int) -> bool:
+        """Return whether a value is a time before that time, by more than the field's precision."""
+        times = self._times(value)
+        return bool(times) and all(shown < time_ms - (slack - TOLERANCE_MS) for shown, slack in times)
+
+    def is_between(self, value: str, first_ms: int, last_ms: int) -> bool:
+        """Return whether a value is a time between these two."""
+        return any(first_ms < shown <= last_ms for shown, _ in self._times(value))
+
+    def is_time(self, value: str) -> bool:
+        """Return whether a value is a date or time as REDCap exports them."""
+        return bool(self._times(value))
+
+    def _times(self, value: str) -> list[tuple[int, int]]:
+        """The time of a value in ms, and how much it may differ; twice when the clocks go back."""
+        read = read_time(value)
+        if read is None:
+            return _days(value, self.zone)
+        local, form = read
+        slack = TOLERANCE_MS + (60_000 if form == MINUTES else 1_000)
+        return [(_ms(local.replace(tzinfo=self.zone, fold=fold)), slack) for fold in (0, 1)]
+
+
+def _days(value: str, zone: ZoneInfo) -> list[tuple[int, int]]:
+    try:
+        day = date.fromisoformat(value)
+        # No tolerance: the program never writes a date alone, so it is a person's.
+        return [(_ms(datetime(day.year, day.month, day.day, tzinfo=zone) + timedelta(days=1)), -1)]
+    except (ValueError, OverflowError):
+        return []
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def plan(  # noqa: PLR0913  all that decides
+    state: RecordState,
+    decision: Decision,
+    statuses: Sequence[Status],
+    *,
+    form: FieldForm,
+    written: WrittenValue | None = None,
+    starts: Sequence[Status] = (),
+    now_ms: int = 0,
+) -> Plan:
+    """Return what has to happen to a record.
+
+    `statuses` are the latest changes of its phones, `written` is what the program wrote last, and `starts` are those
+    STARTs that are being processed: only they clear.
+    """
+    if decision.opted_out:
+        return _plan_opt_out(state, decision.shown, statuses, form, written)
+    if form.is_empty(state.opt_out_value) and not state.ticked:
+        return Plan(Act.NONE)
+    ending = tuple(start for start in starts if _may_clear(start, state, form, written))
+    if ending:
+        value = "" if state.opt_out_value else None
+        return Plan(Act.CLEAR, value, False if form.has_checkbox and state.ticked else None, ending)
+    # An entry that was made after a START is newer than it, if the START is found late.
+    later = [form.is_between(state.opt_out_value, start.occurred_ms, now_ms) for start in starts]
+    return Plan(Act.KEEP_LATER if later and all(later) else Act.KEEP)
+
+
+def _plan_opt_out(
+    state: RecordState,
+    shown: Status,
+    statuses: Sequence[Status],
+    form: FieldForm,
+    written: WrittenValue | None,
+) -> Plan:
+    value, since = state.opt_out_value, shown.since_ms or shown.occurred_ms
+    tick = True if form.has_checkbox and not state.ticked else None
+    if form.is_empty(value):
+        return Plan(Act.SET, form.text(since), tick, (shown,))
+    if form.is_time(value):
+        # A time from before the last START belongs to an opt-out that has ended.
+        is_current = form.shows(value, [since]) and not form.is_before(value, shown.last_start_ms)
+        if not is_current and form.shows(value, _own_times(statuses, written)):
+            return Plan(Act.MOVE, form.text(since), tick, (shown,))
+        return Plan(Act.TICK, None, tick, (shown,)) if tick else Plan(Act.NONE)
+    return Plan(Act.TEXT, None, tick, (shown,), shown_by_checkbox=form.has_checkbox)
+
+
+def _own_times(statuses: Sequence[Status], written: WrittenValue | None) -> set[int]:
+    """The times that the program may have written: what it remembers, and the STOPs that it knows."""
+    times = {written.time_ms} if written else set()
+    return times | {time for status in statuses for time in (status.since_ms, status.stop_ms) if time}
+
+
+def _may_clear(start: Status, state: RecordState, form: FieldForm, written: WrittenValue | None) -> bool:
+    """Whether a START clears what a record shows: what the program wrote for a text of the same scope.
+
+    Staff may also end what a person entered, if it is a time or a tick.
+    """
+    value = state.opt_out_value
+    if start.scope == STAFF:
+        return form.is_empty(value) or form.is_time(value)
+    if form.shows(value, [time for time in (start.since_ms, start.stop_ms) if time]):
+        return True
+    if written is None or written.scope != start.scope:
+        return False
+    return form.is_empty(value) or form.shows(value, [written.time_ms])

@@ -1,0 +1,125 @@
+"""Twilio's message log: into the ledger what it lacks, and into the report what the log shows or hides."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from shared.domain.endpoints import TEST_SID_PREFIX
+from shared.domain.events import Change, OptOutEvent, Source
+from shared.domain.keywords import Keywords
+from shared.ledger import Entry, keys
+from shared.ledger.learned_words import LearnedWords
+from worker.services import Services
+from worker.steps.reconcile.recover import LedgerView, overtaken, put_in_order, recover, recover_blocked
+from worker.steps.reconcile.report import Report
+from worker.steps.reconcile.sends import sends_after_opt_out
+from worker.twilio.message_log import MessageLog, SentText, open_message_log
+
+# A webhook is received after Twilio's own time, and the log may show a message late.
+LOG_DELAY = timedelta(minutes=10)
+
+Progress = Callable[[str, int], None]
+
+
+class LogReading:
+    """The stages of one run that need Twilio."""
+
+    def __init__(self, report: Report, services: Services, view: LedgerView, progress: Progress) -> None:
+        self._report = report
+        self._services = services
+        self._view = view
+        self._progress = progress
+        self._project = report.project
+        self._config = services.config.projects[report.project]
+        self._sends: list[SentText] = []
+
+    def run(self, since: datetime) -> None:
+        """Record every change that the ledger lacks."""
+        account = self._services.config.twilio[self._config.twilio]
+        message_log = open_message_log(
+            self._project, self._config, account, self._services.hasher, self._keywords()
+        )
+        expected = self._expected(since)
+        message_log.not_in_log |= expected.keys()
+        try:
+            self._read(message_log, since)
+        finally:
+            self._count_messages(message_log)
+        self._report.messages_expected = len(expected)
+        self._report_missing([expected[event_id] for event_id in sorted(message_log.not_in_log)])
+
+    def _keywords(self) -> Keywords:
+        """The project's words, and those that Twilio has shown to be keywords of its Messaging Service."""
+        service = self._config.messaging_service_sid
+        learned = LearnedWords(self._services.redis).of(service) if service else {}
+        return self._config.keywords_with(learned.get(Change.STOP, ()), learned.get(Change.START, ()))
+
+    def _read(self, message_log: MessageLog, since: datetime) -> None:
+        overtaken_events: list[OptOutEvent] = []
+        senders = message_log.senders()
+        for sender in senders:
+            for events in message_log.pages(sender, since):
+                self._report.changes_recovered += recover(events, self._view)
+                self._count_messages(message_log)
+                overtaken_events += overtaken(events, self._view)
+        self._report.changes_recovered += put_in_order(overtaken_events, self._view)
+        if self._config.blocked_messages or self._config.watch_sends:
+            for sender in senders:
+                self._read_sent(message_log, sender, since)
+
+    def _read_sent(self, message_log: MessageLog, sender: str, since: datetime) -> None:
+        """What was rejected is judged after all STARTs are known."""
+        for blocked, sent in message_log.sent_pages(sender, since):
+            if self._config.blocked_messages:
+                self._report.changes_recovered += recover_blocked(blocked, self._view)
+            if self._config.watch_sends:
+                self._sends += self._to_opted_out(sent)
+            self._count_messages(message_log)
+
+    def _to_opted_out(self, sent: list[SentText]) -> list[SentText]:
+        """Those to numbers with any known change, or of records with one: few, so that the log is not kept."""
+        phones = sorted({text.phone_hash for text in sent})
+        records = self._services.index(self._project).records(phones)
+        known = self._view.statuses(phones).keys() | records.keys()
+        return [text for text in sent if text.phone_hash in known]
+
+    def report_sends(self) -> None:
+        """Compare the study's texts with the opt-outs that were in force; the index is up to date by now."""
+        watermark = self._services.redis.hget(keys.reconciled(self._project), "watermark_ms")
+        # A run reads the last days again: their texts were reported before.
+        new = [text for text in self._sends if text.sent_ms >= int(watermark or 0)]
+        index = self._services.index(self._project)
+        self._report.texts_after_opt_out = sends_after_opt_out(new, self._view, index)
+
+    def _count_messages(self, message_log: MessageLog) -> None:
+        counts, report = message_log.counts, self._report
+        report.messages_read, report.pages_read = counts.messages, counts.pages
+        report.inbound_texts = counts.inbound_texts
+        report.redacted_numbers, report.redacted_bodies = counts.redacted_numbers, counts.redacted_bodies
+        report.incomplete_messages = counts.incomplete
+        self._progress("messages", counts.messages)
+
+    # --- what the log no longer shows -----------------------------------------------------------------
+
+    def _expected(self, since: datetime) -> dict[str, Entry]:
+        """The messages that webhooks or Event Streams have shown, and the log should have."""
+        until = self._services.now() - LOG_DELAY
+        entries = self._services.ledger.entries_between(self._project, since + LOG_DELAY, until)
+        told = {Source.WEBHOOK, Source.EVENT_STREAM}
+        return {
+            entry.event_id: entry
+            for entry in entries
+            if entry.source in told and not entry.event_id.startswith(TEST_SID_PREFIX)
+        }
+
+    def _report_missing(self, missing: list[Entry]) -> None:
+        """REDCap erases the messages that it handled: then the log proves nothing for that sender and time."""
+        for scope in sorted({entry.scope for entry in missing}):
+            times = sorted(entry.occurred_at for entry in missing if entry.scope == scope)
+            self._report.missing_from_log.append(
+                {
+                    "sender": scope if scope.startswith("MG") else "a number outside a Messaging Service",
+                    "since": times[0].isoformat(timespec="seconds"),
+                    "until": times[-1].isoformat(timespec="seconds"),
+                    "messages": len(times),
+                }
+            )

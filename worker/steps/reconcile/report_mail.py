@@ -1,0 +1,183 @@
+"""The e-mail about a reconciliation: what it changed, what it could not see, and what a person has to do."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from email.message import EmailMessage
+from email.utils import format_datetime, make_msgid
+
+import structlog
+
+from shared.domain.events import milliseconds
+from shared.errors import ConfigError, MailDeferred, MailRejected
+from shared.ledger import keys
+from worker.mail.event_mail import encoding, render
+from worker.mail.smtp import SENT, outcome_of
+from worker.services import Services
+from worker.steps.reconcile.report import MOST_REASONS_NAMED, MOST_RECORDS_NAMED, Report
+from worker.steps.reconcile.sends import TextsAfterOptOut
+
+# A run that fails is tried again each hour; the team hears of it once a day.
+FAILURE_MAIL_EVERY_MS = 20 * 3600 * 1000
+PARTS = ("report.subject", "report.txt", "report.html")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading with its lines; `needs_somebody` marks what a person has to do."""
+
+    heading: str
+    lines: Sequence[str] = ()
+    needs_somebody: bool = False
+
+
+def send_report(report: Report, services: Services) -> None:
+    """Send the report, if the project has recipients. A mail that fails stays in log and metrics."""
+    config = services.project_config(report.project)
+    if config is None or not config.notify or not report.is_worth_a_mail or not _is_news(report, services):
+        return
+    try:
+        mailer = services.mailer
+        if mailer is None:
+            return
+        message = compose_report(report, config.notify, sender=mailer.sender, field=config.opt_out_field)
+        message["Date"] = format_datetime(services.now())
+        message["Message-ID"] = make_msgid("report", mailer.sender.rpartition("@")[2])
+        outcome = outcome_of(mailer.send(message), message)
+    except (MailDeferred, MailRejected, ConfigError) as error:
+        services.ledger.count("mails", report.project, "report", "failed")
+        log.error("report_not_mailed", project=report.project, error=str(error))
+    else:
+        services.ledger.count("mails", report.project, "report", outcome.partition(":")[0])
+        if outcome != SENT:
+            log.error("report_mailed_in_part", project=report.project, outcome=outcome)
+        if not report.is_well:
+            _note_failure_mailed(report, services)
+
+
+def _is_news(report: Report, services: Services) -> bool:
+    """What was changed or found always is; the same failure only once a day."""
+    last = int(services.redis.hget(keys.reconciled(report.project), "failure_mailed_ms") or 0)
+    return report.has_news or milliseconds(services.now()) - last >= FAILURE_MAIL_EVERY_MS
+
+
+def _note_failure_mailed(report: Report, services: Services) -> None:
+    services.redis.hset(keys.reconciled(report.project), "failure_mailed_ms", milliseconds(services.now()))
+
+
+def compose_report(
+    report: Report, recipients: Sequence[str], *, sender: str, field: str = "the opt-out field"
+) -> EmailMessage:
+    """The message, with a plain and an HTML part: counts, reasons, and record ids. Pure."""
+    facts = {
+        "project": report.project,
+        "report": report,
+        "counts": list(_counts(report)),
+        "sections": [
+            *_changed(report),
+            *_entered_by_people(report),
+            *_texts(report, field),
+            *_hidden(report),
+            *_failed(report),
+        ],
+    }
+    subject, text, html = (render(part, facts, None) for part in PARTS)
+    message = EmailMessage()
+    message["Subject"] = " ".join(subject.split())
+    message["From"] = sender
+    message["To"] = ", ".join(recipients)
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(text, cte=encoding(text))
+    message.add_alternative(html, subtype="html", cte=encoding(html))
+    return message
+
+
+def _counts(report: Report) -> Iterator[tuple[str, str]]:
+    yield "Messages read", str(report.messages_read)
+    yield "Changes that had been missed", f"{report.changes_recovered} (each written one has its own e-mail)"
+    yield "Records read", str(report.records_read)
+    yield "Records restored", str(report.records_corrected)
+    yield "Numbers of no record", str(report.statuses_without_record)
+    yield "Opt-outs entered by people", str(report.entered_by_hand)
+    yield "Changes not yet in REDCap", str(report.still_pending)
+
+
+def _changed(report: Report) -> Iterator[Section]:
+    if report.corrected:
+        more = report.records_corrected - len(report.corrected)
+        yield Section(
+            "Restored, because the fields had been changed by hand or lost, or the record is new:",
+            [*_records(report.corrected), *([f"and {more} more"] if more > 0 else [])],
+        )
+
+
+def _records(records: Sequence[str]) -> list[str]:
+    return [f"record {record}" for record in records]
+
+
+def _entered_by_people(report: Report) -> Iterator[Section]:
+    if report.newly_kept:
+        yield Section(
+            "These records show an opt-out although the last text was START. A person entered it, and only a person "
+            "ends it:",
+            _shortened(_records(report.newly_kept), MOST_RECORDS_NAMED),
+        )
+
+
+def _texts(report: Report, field: str) -> Iterator[Section]:
+    if report.texts_after_opt_out:
+        yield Section(
+            "The study sent texts to participants who had opted out. The alert or survey invitation that sends them "
+            f'in REDCap probably lacks the condition [{field}] = "":',
+            _shortened(list(map(_text_counts, report.texts_after_opt_out)), MOST_RECORDS_NAMED),
+            needs_somebody=True,
+        )
+
+
+def _text_counts(texts: TextsAfterOptOut) -> str:
+    record = f"record {texts['record']}" if texts["record"] else "a number of no record"
+    return f"{record}: {texts['delivered']} delivered, {texts['refused']} refused by Twilio"
+
+
+def _hidden(report: Report) -> Iterator[Section]:
+    """What Twilio does not show is reported, not guessed."""
+    if report.missing_from_log:
+        lines = [
+            f"{each['sender']}: {each['messages']} messages, {each['since']} to {each['until']}"
+            for each in report.missing_from_log
+        ]
+        yield Section(
+            "Messages are missing from Twilio's log: REDCap deletes those that it has handled. For these senders and "
+            "times, this report does not prove that no opt-out was missed:",
+            lines,
+            needs_somebody=True,
+        )
+    if report.redacted_numbers:
+        yield Section(
+            f"{report.redacted_numbers} STOPs or STARTs have redacted numbers: their senders are unknown."
+        )
+    if report.hides_bodies:
+        yield Section(
+            f"All {report.redacted_bodies} texts have no body (redaction?): a missed STOP cannot be found."
+        )
+    if report.incomplete_messages:
+        yield Section(
+            f"{report.incomplete_messages} messages have no date or no SID: it is unknown whether one is a STOP."
+        )
+
+
+def _failed(report: Report) -> Iterator[Section]:
+    if report.refused:
+        refused = _shortened(report.refused, MOST_REASONS_NAMED)
+        yield Section(
+            "REDCap refused to change these records; they need a person:", refused, needs_somebody=True
+        )
+    if report.errors:
+        errors = _shortened(report.errors, MOST_REASONS_NAMED)
+        yield Section("What went wrong (the run is tried again automatically):", errors, needs_somebody=True)
+
+
+def _shortened(lines: Sequence[str], most: int) -> list[str]:
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more"] if more > 0 else [])]

@@ -1,0 +1,168 @@
+"""What staff decide: an opt-out by phone, e-mail or paper, a new consent, or what an unclear text meant."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import uuid4
+
+import structlog
+
+from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State, milliseconds
+from shared.domain.precedence import Status, decide
+from shared.domain.scopes import STAFF, staff_key
+from shared.errors import OptOutError, RedcapUnavailable
+from shared.ledger import Accepted, Entry, Outcome
+from shared.ledger.written_values import WrittenValues
+from worker.redcap.opt_out_fields import Plan, RecordState, plan
+from worker.services import Services
+from worker.steps.complete_events import settle
+from worker.steps.lookup_records import look_up
+from worker.steps.update_records import update_records
+
+# How long a command waits for a worker that is updating the project.
+PATIENCE_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class DecisionRejected(OptOutError):
+    """What staff asked for cannot be done; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaffDecision:
+    """Who decided, and why, in their own words."""
+
+    by: str
+    reason: str
+
+
+def find_record(project: str, record: str, services: Services) -> RecordState | None:
+    """Return a record as it is now; None if REDCap is unavailable but the record is known.
+
+    Raises DecisionRejected if there is no such record.
+    """
+    try:
+        state = services.project(project).read([record]).get(record)
+    except RedcapUnavailable:
+        if services.index(project).knows(record):
+            return None
+        raise
+    if state is None:
+        raise DecisionRejected(f"{project} has no record {record}")
+    return state
+
+
+def is_repeated(project: str, record: str, change: Change, services: Services) -> bool:
+    """Return whether the latest decision about a record is the same, so that nothing changes."""
+    latest = [status.change for status in services.ledger.status(project, staff_key(record))]
+    return change is Change.STOP and latest == [Change.STOP]
+
+
+def planned(project: str, state: RecordState, change: Change, at: datetime, services: Services) -> Plan:
+    """Return what a decision would change in a record. Changes nothing."""
+    stored = services.ledger.statuses(project, sorted(state.keys - {staff_key(state.record_id)}))
+    known = [status for phone in stored for status in services.ledger.status(project, phone)]
+    decision = Status(
+        scope=STAFF, change=change, occurred_ms=milliseconds(at), event_id="staff", exact=True,
+        since_ms=milliseconds(at) if change is Change.STOP else 0,
+    )  # fmt: skip
+    statuses = [*known, decision]
+    return plan(
+        state, decide(statuses), statuses, form=services.project(project).form,
+        written=WrittenValues(project, services.redis).of([state.record_id]).get(state.record_id),
+        starts=[decision] if change is Change.START else [],
+    )  # fmt: skip
+
+
+def record_decision(
+    project: str, record: str, change: Change, at: datetime, decision: StaffDecision, services: Services
+) -> Entry:
+    """Record a decision about a record, and write it. Returns its event, which may still be in progress."""
+    event = OptOutEvent(
+        project=project,
+        event_id=f"staff-{uuid4().hex}",
+        change=change,
+        occurred_at=at,
+        source=Source.STAFF,
+        phone_hash=staff_key(record),
+        scope=STAFF,
+    )
+    services.ledger.accept([event], now=services.now())
+    _keep(project, event.event_id, decision, services)
+    return _process(project, event.event_id, services)
+
+
+def review(entry: Entry, change: Change | None, decision: StaffDecision, services: Services) -> Entry:
+    """Decide what waits for a person: STOP, or None to dismiss it. Raises DecisionRejected if nothing waits."""
+    if entry.state is not State.NEEDS_REVIEW:
+        raise DecisionRejected(f"{entry.event_id} does not wait for a decision: it is {entry.state}")
+    _keep(entry.project, entry.event_id, decision, services)
+    if change is None or entry.change is Change.START:
+        _dismiss(entry, services)
+    elif entry.change is Change.UNCLEAR:
+        _accept_as_stop(entry, services)
+    else:
+        services.ledger.reopen(entry.project, entry.event_id, now=services.now())
+    return _process(entry.project, entry.event_id, services)
+
+
+def _keep(project: str, event_id: str, decision: StaffDecision, services: Services) -> None:
+    services.ledger.record_decision(project, event_id, decided_by=decision.by, reason=decision.reason)
+    log.info("staff_decision", project=project, event_id=event_id, decided_by=decision.by)
+
+
+def _dismiss(entry: Entry, services: Services) -> None:
+    outcome = Outcome(
+        event_id=entry.event_id, phone_hash=entry.phone_hash, state=State.SUPERSEDED,
+        reason="reviewed by staff: nothing to change", records=entry.records,
+    )  # fmt: skip
+    settle(entry.project, [outcome], services)
+
+
+def _accept_as_stop(entry: Entry, services: Services) -> None:
+    """The text was an opt-out, and counts from the time when it was sent."""
+    event = OptOutEvent(
+        project=entry.project,
+        event_id=entry.event_id,
+        change=Change.STOP,
+        occurred_at=entry.occurred_at,
+        source=entry.source,
+        phone_hash=entry.phone_hash,
+        scope=entry.scope,
+    )
+    [accepted] = services.ledger.accept([event], now=services.now())
+    if accepted is Accepted.STALE:
+        log.warning("review_overtaken", project=entry.project, event_id=entry.event_id)
+
+
+def _process(project: str, event_id: str, services: Services) -> Entry:
+    """Look an event up and write it, here and now; what REDCap does not accept yet is left to the workers."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    entry = _loaded(project, event_id, services)
+    if entry.state in UNFINISHED:
+        look_up(entry, services)
+    while (entry := _loaded(project, event_id, services)).state in UNFINISHED:
+        update_records(project, services)
+        if time.monotonic() > deadline or _is_put_off(project, services):
+            break
+        time.sleep(0.2)
+    return _loaded(project, event_id, services)
+
+
+def _is_put_off(project: str, services: Services) -> bool:
+    """Whether no other worker is updating: what is left then waits for REDCap."""
+    return not services.is_updating(project)
+
+
+def _loaded(project: str, event_id: str, services: Services) -> Entry:
+    entry = services.ledger.load(project, event_id)
+    if entry is None:
+        raise DecisionRejected(f"{event_id} was removed")
+    return replace(entry)
+
+
+def waiting_reviews(services: Services, projects: Sequence[str]) -> list[Entry]:
+    """Return the events that wait for a person's decision, longest waiting first."""
+    return [entry for project in projects for entry in services.ledger.reviews(project)]

@@ -1,0 +1,71 @@
+"""When was a START sent? A webhook does not say, and before it clears an opt-out its time has to be certain.
+
+So Twilio is asked for that message; STARTs are rare. Source: Twilio docs, "Twilio's request to your incoming message
+webhook URL" (no time), and Messages resource (date_sent of an inbound message: when its webhook was called).
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from shared.domain.events import Change, OptOutEvent, Source
+from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
+from shared.ledger import Accepted, Entry
+from worker.services import Services
+
+# A START whose time Twilio does not confirm counts only if no STOP of the phone is nearer than this.
+DOUBTFUL = timedelta(minutes=15)
+
+
+class TimeUnknown(Exception):
+    """Twilio did not confirm the time of a START that came near a STOP."""
+
+
+def is_time_unconfirmed(entry: Entry) -> bool:
+    """Return whether an event is a START that came by webhook, and Twilio has not been asked yet."""
+    event = _event(entry)
+    return (
+        entry.change is Change.START
+        and entry.source is Source.WEBHOOK
+        and not (entry.timed or event.is_exact)
+    )
+
+
+def with_confirmed_time(entry: Entry, services: Services) -> Entry | None:
+    """Return the event with Twilio's time; None if a newer change counts, and the event has ended.
+
+    Raises TimeUnknown.
+    """
+    event = replace(_event(entry), occurred_at=_time(entry, services))
+    [accepted] = services.ledger.accept([event], now=services.now(), confirmed=True)
+    if accepted is Accepted.STALE:
+        services.request_update(entry.project)  # the time that the field has to show may be another one now
+        return None
+    return services.ledger.load(entry.project, entry.event_id)
+
+
+def _time(entry: Entry, services: Services) -> datetime:
+    try:
+        return services.time_of_text(entry.project, entry.event_id)
+    except (TwilioUnavailable, TwilioRejected, ConfigError) as error:
+        if _is_doubtful(entry, services):
+            raise TimeUnknown(str(error)) from None
+        return entry.received_at
+
+
+def _is_doubtful(entry: Entry, services: Services) -> bool:
+    statuses = services.ledger.status(entry.project, entry.phone_hash)
+    stops = [status.occurred_at for status in statuses if status.change is Change.STOP]
+    return any(abs(entry.received_at - stop) < DOUBTFUL for stop in stops)
+
+
+def _event(entry: Entry) -> OptOutEvent:
+    return OptOutEvent(
+        project=entry.project,
+        event_id=entry.event_id,
+        change=entry.change,
+        occurred_at=entry.occurred_at,
+        source=entry.source,
+        phone_hash=entry.phone_hash,
+        scope=entry.scope,
+        blocked=entry.blocked,
+    )

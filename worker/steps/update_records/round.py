@@ -1,0 +1,331 @@
+"""One round of the updater: one export and, if something differs, one import.
+
+A snapshot of the records and of what the ledger knows of them, a pure plan, the writes, and how each event ends.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from shared.domain.events import Change, Notice, State, milliseconds
+from shared.domain.precedence import Decision, Status, decide, decode_statuses
+from shared.domain.scopes import STAFF
+from shared.ledger import Entry, Outcome
+from shared.ledger.written_values import WrittenValue, WrittenValues
+from worker.redcap.client import MAX_RECORDS_PER_REQUEST
+from worker.redcap.gateway import RedcapProject
+from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
+from worker.services import Services
+from worker.steps.complete_events import settle
+from worker.steps.update_records.bisecting_import import BisectingImport, ImportRow, Written
+from worker.steps.update_records.outcomes import RecordOutcome, outcome_of
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a round has read: all that its plan needs."""
+
+    texts: Mapping[str, str]  # the encoded statuses of the phones to be written
+    holders: Mapping[str, Sequence[RecordState]]  # the records that hold each of them
+    known: Mapping[str, Sequence[Status]]  # the statuses of all phones of these records
+    written: Mapping[str, WrittenValue]
+    unfinished: Collection[str]  # the events among them that have not ended
+    starts: Mapping[str, Entry]  # the STARTs of these
+
+    @property
+    def states(self) -> dict[str, RecordState]:
+        """The records, by id."""
+        return {state.record_id: state for group in self.holders.values() for state in group}
+
+    def statuses(self, state: RecordState) -> list[Status]:
+        """The latest changes that concern a record."""
+        return [status for key in sorted(state.keys) for status in self.known.get(key, ())]
+
+    def without(self, phones: Collection[str]) -> "Snapshot":
+        """The same without some phones."""
+        return replace(
+            self,
+            texts={phone: text for phone, text in self.texts.items() if phone not in phones},
+            holders={phone: group for phone, group in self.holders.items() if phone not in phones},
+        )
+
+
+class SchemaChanged(Exception):
+    """A rejection or a missing phone was judged by a remembered schema, and the schema has changed since."""
+
+
+class Round:
+    """One export and, if something differs, one import."""
+
+    def __init__(self, gateway: RedcapProject, services: Services, doubted: set[str]) -> None:
+        self._gateway = gateway
+        self._project = gateway.name
+        self._services = services
+        self._ledger = services.ledger
+        self._index = services.index(gateway.name)
+        self._written_values = WrittenValues(gateway.name, services.redis)
+        self._doubted = doubted  # phones that the index and the records disagreed about once already
+        self._began = services.now()
+
+    def schema_changed(self) -> bool:
+        """Whether the project's schema is another one than this round relied on. Raises ProjectProblem if unfit."""
+        return self._gateway.schema_changed(since=self._began)
+
+    def _raise_if_schema_changed(self) -> None:
+        """Is it these records, or has the project changed? Raises ProjectProblem if it no longer fits."""
+        if self.schema_changed():
+            raise SchemaChanged
+
+    def run(self, phones: Sequence[str]) -> None:
+        """Write the latest changes of phones to the records that hold them, and end their events."""
+        began = self._began
+        begun = self._ledger.intents(self._project, phones)
+        batch, ids = self._portion(phones, begun)
+        texts = self._ledger.statuses(self._project, batch)
+        self._ledger.forget_pending(self._project, [phone for phone in batch if phone not in texts])
+        records = self._gateway.read(ids) if ids else {}
+        gone = [record for record in ids if record not in records]
+        self._index.forget(gone)
+        holders = _holders(list(texts), [records[record] for record in ids if record in records])
+        nowhere = [phone for phone in texts if not holders[phone] and phone not in self._doubted]
+        if nowhere:
+            # The index was wrong, or is old: believe it only after a refresh, in the next round.
+            self._doubted.update(nowhere)
+            if gone:
+                # Renamed, perhaps, which a large project does not list among its changes: read all of it once.
+                self._index.invalidate()
+            self._index.refresh(self._gateway, since=began)
+        texts = {phone: text for phone, text in texts.items() if phone not in nowhere}
+        if self._gateway.may_miss_phones and not all(holders[phone] for phone in texts):
+            self._raise_if_schema_changed()
+        self._resolve_overtaken(begun, texts, holders)
+        snapshot = self._snapshot(texts, {phone: holders[phone] for phone in texts})
+        while conflicting := self._write(snapshot):
+            # They stay pending, and are read again in the next round.
+            snapshot = snapshot.without(conflicting)
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def _portion(self, phones: Sequence[str], begun: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """As many phones as fit into one request by their records, with these records' ids."""
+        found = self._index.records(phones)
+        for phone, records in self._written_before(begun).items():
+            found[phone] = list(dict.fromkeys([*found.get(phone, []), *records]))
+        batch: list[str] = []
+        ids: dict[str, None] = {}
+        for phone in phones:
+            more = dict.fromkeys(found.get(phone, []))
+            if batch and len(ids | more) > MAX_RECORDS_PER_REQUEST:
+                break
+            batch.append(phone)
+            ids |= more
+        return batch, list(ids)
+
+    def _written_before(self, begun: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """The records of writes that had begun and whose end is unknown: the index may lack them by now."""
+        entries = {phone: self._ledger.load(self._project, event_id) for phone, event_id in begun.items()}
+        return {phone: entry.records for phone, entry in entries.items() if entry is not None}
+
+    def _snapshot(self, texts: Mapping[str, str], holders: Mapping[str, Sequence[RecordState]]) -> Snapshot:
+        states = {state.record_id: state for group in holders.values() for state in group}
+        others = {key for state in states.values() for key in state.keys} - set(texts)
+        stored = {**texts, **self._ledger.statuses(self._project, sorted(others))}
+        known = {key: decode_statuses(text) for key, text in stored.items()}
+        latest = [status for statuses in known.values() for status in statuses]
+        unfinished = self._ledger.unfinished(self._project, [status.event_id for status in latest])
+        # A START that was handled before clears nothing.
+        starts = [
+            each.event_id for each in latest if each.change is Change.START and each.event_id in unfinished
+        ]
+        entries = self._ledger.entries_of(self._project, starts)
+        return Snapshot(
+            texts=texts,
+            holders=holders,
+            known=known,
+            written=self._written_values.of(list(states)),
+            unfinished=unfinished,
+            starts={entry.event_id: entry for entry in entries},
+        )
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    def _plans(self, snapshot: Snapshot) -> dict[str, tuple[Decision, Plan]]:
+        form, now_ms = self._gateway.form, milliseconds(self._services.now())
+        plans: dict[str, tuple[Decision, Plan]] = {}
+        for record, state in snapshot.states.items():
+            statuses = snapshot.statuses(state)
+            decision = decide(statuses)
+            plans[record] = decision, plan(
+                state, decision, statuses, form=form, written=snapshot.written.get(record),
+                starts=self._clearing(state, snapshot), now_ms=now_ms,
+            )  # fmt: skip
+        return plans
+
+    def _clearing(self, state: RecordState, snapshot: Snapshot) -> list[Status]:
+        """The STARTs that concern a record: of phones that it held when they came."""
+        return [
+            status
+            for key in sorted(state.keys)
+            for status in snapshot.known.get(key, ())
+            if (entry := snapshot.starts.get(status.event_id))
+            and self._index.held_at(key, state.record_id, entry.arrived_at)
+        ]
+
+    def _write(self, snapshot: Snapshot) -> list[str]:
+        """Write, and end the events. Returns the phones whose changes conflict; then nothing was written."""
+        # Re-read: another worker may have written these and crashed before recording it.
+        intents = self._ledger.intents(self._project, list(snapshot.texts))
+        plans = self._plans(snapshot)
+        states = snapshot.states
+        groups = self._gateway.rows({record: (states[record], made) for record, (_, made) in plans.items()})
+        if conflicting := self._intend(groups, snapshot, plans):
+            return conflicting
+        written = self._import(groups, states, plans)
+        outcomes = [
+            outcome_of(
+                phone, status, self._records(phone, status, snapshot, plans, written),
+                notice_unmatched=self._services.unmatched_notice(self._project),
+                began=intents.get(phone) == status.event_id,
+                is_new=status.event_id in snapshot.unfinished,
+            )
+            for phone in snapshot.texts
+            for status in snapshot.known[phone]
+            if status.change is Change.STOP or status.event_id in snapshot.starts
+        ]  # fmt: skip
+        settle(self._project, outcomes, self._services, written=snapshot.texts)
+        return []
+
+    def _intend(
+        self,
+        groups: Sequence[list[ImportRow]],
+        snapshot: Snapshot,
+        plans: Mapping[str, tuple[Decision, Plan]],
+    ) -> list[str]:
+        """Record the writes before they begin. Returns the conflicting phones.
+
+        So the change that reached REDCap is still notified after a crash; also that of a phone that is not pending
+        yet, which is written along with another's.
+        """
+        id_field = self._gateway.schema.id_field
+        written = {row[id_field] for rows in groups for row in rows}
+        writes = {
+            key: status.event_id
+            for record in written
+            for key in snapshot.states[record].keys
+            for status in snapshot.known.get(key, ())
+            if status.event_id in {each.event_id for each in plans[record][1].behalf}
+        }
+        return self._ledger.intend(self._project, writes, looked_at=snapshot.texts, now=self._services.now())
+
+    def _import(
+        self,
+        groups: Sequence[list[ImportRow]],
+        states: Mapping[str, RecordState],
+        plans: Mapping[str, tuple[Decision, Plan]],
+    ) -> Written:
+        written = Written()
+        # Forgotten first: what is not known to be the program's own stays.
+        cleared = [record for record, (_, made) in plans.items() if made.act is Act.CLEAR and made.writes]
+        self._written_values.forget(cleared)
+        BisectingImport(self._gateway, written).run(groups)
+        self._remember(written.saved, plans)
+        reasons = {
+            record: self._gateway.unreachable_reason(states[record], made)
+            for record, (_, made) in plans.items()
+        }
+        written.rejected |= {record: reason for record, reason in reasons.items() if reason}
+        if written.rejected:
+            self._raise_if_schema_changed()
+        return written
+
+    def _remember(self, saved: Iterable[str], plans: Mapping[str, tuple[Decision, Plan]]) -> None:
+        """Keep what was entered: a START may clear that, and nothing else."""
+        shown = {record: plans[record][0].shown for record in saved if plans[record][0].opted_out}
+        self._written_values.remember(
+            {
+                record: WrittenValue(
+                    time_ms=status.since_ms or status.occurred_ms,
+                    scope=status.scope,
+                    event_id=status.event_id,
+                )
+                for record, status in shown.items()
+            }
+        )
+
+    def _records(
+        self,
+        phone: str,
+        status: Status,
+        snapshot: Snapshot,
+        plans: Mapping[str, tuple[Decision, Plan]],
+        written: Written,
+    ) -> list[RecordOutcome]:
+        return [
+            RecordOutcome(
+                record=state.record_id,
+                decision=plans[state.record_id][0],
+                plan=plans[state.record_id][1],
+                saved=state.record_id in written.saved,
+                rejected=written.rejected.get(state.record_id, ""),
+                held_then=status.change is Change.STOP
+                or status.scope == STAFF
+                or self._index.held_at(phone, state.record_id, snapshot.starts[status.event_id].arrived_at),
+            )
+            for state in snapshot.holders[phone]
+        ]
+
+    # --- after a crash --------------------------------------------------------------------------------
+
+    def _resolve_overtaken(
+        self,
+        begun: Mapping[str, str],
+        texts: Mapping[str, str],
+        holders: Mapping[str, Sequence[RecordState]],
+    ) -> None:
+        """Writes that began before a crash and were overtaken since: did they reach REDCap?
+
+        `begun` was read before the records were. A write that began later is another updater's (this process paused,
+        and lost the lock), and what was read does not tell how it ended.
+        """
+        for phone in begun.keys() & texts.keys():
+            event_id, latest = begun[phone], decode_statuses(texts[phone])
+            if event_id in {status.event_id for status in latest}:
+                continue
+            if self._ledger.intents(self._project, [phone]).get(phone) != event_id:
+                continue
+            entry = self._ledger.load(self._project, event_id)
+            if entry is None:  # its retention is over
+                self._ledger.forget_intent(self._project, phone)
+                continue
+            self._end_overtaken(phone, entry, latest, holders[phone])
+
+    def _end_overtaken(
+        self, phone: str, entry: Entry, latest: Sequence[Status], holders: Sequence[RecordState]
+    ) -> None:
+        reached = any(state.in_arm and self._shows(state, entry.change) for state in holders)
+        newer = next((each.event_id for each in latest if each.scope == entry.scope), latest[0].event_id)
+        records = [state.record_id for state in holders]
+        outcome = Outcome(
+            event_id=entry.event_id,
+            phone_hash=phone,
+            state=State.UPDATED if reached else State.SUPERSEDED,
+            reason="" if reached else f"overtaken by {newer}",
+            records=records,
+            notice=Notice.SAVED if reached else None,
+            written=records if reached else (),
+        )
+        settle(self._project, [outcome], self._services)
+
+    def _shows(self, state: RecordState, change: Change) -> bool:
+        empty = self._gateway.form.is_empty(state.opt_out_value)
+        if change is Change.STOP:
+            return not empty and (state.ticked or not self._gateway.form.has_checkbox)
+        return empty and not state.ticked
+
+
+def _holders(phones: Sequence[str], records: Sequence[RecordState]) -> dict[str, list[RecordState]]:
+    """The records that really hold each phone now, in the index's order."""
+    holders: dict[str, list[RecordState]] = {phone: [] for phone in phones}
+    for record in records:
+        for phone in record.keys & holders.keys():
+            holders[phone].append(record)
+    return holders
