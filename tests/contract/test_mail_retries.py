@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,3 +218,27 @@ def test_a_recipient_of_a_saved_mail_receives_the_later_unsaved_one(smtp: SmtpSi
     asthma.study.redis.hset(keys.event("asthma", event.event_id), "notice", "unsaved")
     asthma.study.sweep_later()
     assert asthma.received() == [(A,), (A,)]
+
+
+@pytest.mark.parametrize("digest", [None, "10m"])
+def test_a_crash_after_a_partial_acceptance_repeats_the_mail_and_forgets_nobody(
+    smtp: SmtpSimulator, monkeypatch: pytest.MonkeyPatch, digest: str | None
+) -> None:
+    asthma = scene(smtp, **({"notify_digest": digest} if digest else {}))
+    smtp.reply("RCPT", "451 4.7.1 Greylisted", recipient=B)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    asthma.study.text(fictional_phone(1))
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr("shared.ledger.Ledger.note_delivery", killed)
+        asthma.study.work()
+        asthma.study.sweep_later(minutes=11)
+    assert asthma.received() == [(A,)]
+    asthma.study.sweep_later(minutes=11)
+    assert asthma.received() == [(A,), (A, B)]
+    first, second = smtp.inbox
+    assert first.message["Message-ID"] == second.message["Message-ID"]
+    asthma.study.sweep_later(minutes=11)
+    assert len(asthma.received()) == 2

@@ -25,17 +25,22 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.config import broker_url, redis_url
 from shared.config.certificates import ca_file
+from shared.config.schema import SmtpOAuth2
+from shared.config.secrets import Secret
 from shared.errors import ConfigError, MailDeferred, RedcapUnavailable, TwilioUnavailable
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
 from tests.builders import REDCAP_TOKEN, config
 from tests.processes import free_port
+from tests.simulators.oauth2 import TokenEndpoint
 from tests.simulators.redcap import RedcapSimulator, classic_study
 from tests.simulators.smtp import SmtpSimulator
 from tests.simulators.twilio import ACCOUNT_SID, TwilioSimulator
 from worker.checks.web import check_web
 from worker.http_session import trusting
+from worker.mail.oauth2 import AccessTokens
 from worker.mail.smtp import Mailer
+from worker.mail.verdicts import Recipients
 from worker.redcap.client import RedcapClient
 from worker.twilio.client import rest_client, translate_errors
 
@@ -198,6 +203,32 @@ def starttls(stack: ExitStack, ca: Path, env: pytest.MonkeyPatch, valkey_port: i
     Mailer(f"smtp://127.0.0.1:{port}?starttls=true", SENDER).check([])
 
 
+def _tokens(stack: ExitStack, ca: Path, env: pytest.MonkeyPatch) -> tuple[TokenEndpoint, AccessTokens]:
+    endpoint = stack.enter_context(TokenEndpoint().serve())
+    port = stack.enter_context(tls_in_front_of(int(endpoint.url.split(":")[2].split("/")[0]), ca))
+    env.setenv("CLIENT_SECRET", endpoint.client_secret)
+    table = SmtpOAuth2(
+        token_url=f"https://127.0.0.1:{port}/token", client_id=endpoint.client_id,
+        client_secret=Secret("env:CLIENT_SECRET"), scope=endpoint.scope,
+    )  # fmt: skip
+    return endpoint, AccessTokens(table)
+
+
+def token(stack: ExitStack, ca: Path, env: pytest.MonkeyPatch, valkey_port: int) -> None:
+    assert _tokens(stack, ca, env)[1].get() == "token-1"
+
+
+def mailbox(stack: ExitStack, ca: Path, env: pytest.MonkeyPatch, valkey_port: int) -> None:
+    """As Microsoft 365: a token endpoint with https, and a login by XOAUTH2 after STARTTLS only."""
+    endpoint, tokens = _tokens(stack, ca, env)
+    server = SmtpSimulator(
+        SENDER, token_is_valid=endpoint.issued.__contains__, tls_context=_server_context(ca)
+    )
+    url = stack.enter_context(server.serve()).url
+    mailer = Mailer(f"{url.replace(':@', '@')}?starttls=true", SENDER, tokens=tokens)
+    assert mailer.check(["coordinator@example.edu"]) == Recipients()
+
+
 PEERS: dict[str, tuple[Callable[..., None], type[Exception]]] = {
     "ledger": (ledger, RedisConnectionError),
     "broker": (broker, OperationalError),
@@ -205,6 +236,8 @@ PEERS: dict[str, tuple[Callable[..., None], type[Exception]]] = {
     "twilio": (twilio, TwilioUnavailable),
     "smtps": (smtps, MailDeferred),
     "starttls": (starttls, MailDeferred),
+    "token": (token, MailDeferred),
+    "mailbox": (mailbox, MailDeferred),
 }
 
 

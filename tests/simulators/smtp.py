@@ -4,7 +4,7 @@
         smtp.url                         # smtp://127.0.0.1:PORT
         smtp.inbox[0].message["Subject"]
 
-It offers no STARTTLS: that needs a certificate, and none of the project's packages can make one.
+With `tls_context` it offers STARTTLS, and a login only after that, as Exchange Online does.
 
 Run alone: python -m tests.simulators.smtp --port 9025 --http-port 9026   (inbox at http://127.0.0.1:9026/)
 """
@@ -21,6 +21,7 @@ import html
 import json
 import re
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class SmtpSimulator:
     user: str | None = None
     password: str | None = None
     token_is_valid: Callable[[str], bool] | None = None
+    tls_context: ssl.SSLContext | None = None
     inbox: list[Mail] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     greetings: list[str] = field(default_factory=list)
@@ -193,7 +195,8 @@ class SmtpSimulator:
             hostname="smtp.simulator.example.edu",
             ident="simulator",
             enable_SMTPUTF8=True,
-            auth_require_tls=False,
+            auth_require_tls=self.tls_context is not None,
+            tls_context=self.tls_context,
             auth_exclude_mechanism=["LOGIN", "PLAIN"] if self.token_is_valid else ["XOAUTH2"],
             authenticator=self._authenticate,
             loop=asyncio.get_running_loop(),
