@@ -15,7 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from shared.batches import batches
 from shared.domain.events import (
+    UNFINISHED,
     Change,
     Notice,
     OptOutEvent,
@@ -255,10 +257,35 @@ class Ledger:
         stored = self.redis.hgetall(keys.event(project, event_id))
         return Entry.decode(stored) if stored else None
 
-    def entries(self, project: str, *, newest_first: bool = True) -> Iterator[Entry]:
-        """All events of a project that are still kept."""
-        ids = self.redis.zrange(keys.events(project), 0, -1, desc=newest_first)
-        yield from chain.from_iterable(self._in_chunks(project, ids))
+    def entries(
+        self, project: str, *, newest_first: bool = True, states: Collection[State] = (), page: int = CHUNK
+    ) -> Iterator[Entry]:
+        """All events of a project that are still kept, newest first a page at a time.
+
+        With `states` only those in one of them: of the others nothing but the state is read.
+        """
+        unfinished = bool(states) and UNFINISHED.issuperset(states)
+        key = keys.unfinished(project) if unfinished else keys.events(project)
+        pages = self._newest_ids(key, page) if newest_first else batches(self.redis.zrange(key, 0, -1), page)
+        for ids in pages:
+            chosen = self._in_states(project, ids, states) if states and not unfinished else ids
+            entries = self.entries_of(project, chosen)
+            yield from (entry for entry in entries if not states or entry.state in states)
+
+    def _newest_ids(self, key: str, page: int) -> Iterator[list[str]]:
+        """The members of a sorted set by falling score. One that leaves it shifts others into the next page."""
+        before: list[str] = []
+        for stop in range(self.redis.zcard(key), 0, -page):
+            ids = self.redis.zrange(key, max(0, stop - page), stop - 1)[::-1]
+            yield [event_id for event_id in ids if event_id not in before]
+            before = ids
+
+    def _in_states(self, project: str, event_ids: Sequence[str], states: Collection[State]) -> list[str]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for event_id in event_ids:
+                pipe.hget(keys.event(project, event_id), "state")
+            found = pipe.execute()
+        return [event_id for event_id, state in zip(event_ids, found, strict=True) if state in states]
 
     def entries_between(self, project: str, since: datetime, until: datetime) -> Iterator[Entry]:
         """The events of a project that were received within a time, oldest first."""

@@ -86,7 +86,7 @@ def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Findi
         seen = f"{redis.zcard(keys.unfinished(project))} events, the oldest since {_span(age)}"
         yield Finding(id="events-wait", subject=project, observed=seen)
     yield from _reviews(ledger, project, now_ms)
-    failed = sum(entry.state is State.FAILED for entry in ledger.entries(project))
+    failed = sum(1 for _ in ledger.entries(project, states=[State.FAILED]))
     if failed:
         yield Finding(id="events-failed", subject=project, observed=f"{failed} events ended as failed")
     stored = redis.hget(keys.reconciled(project), "success_ms")

@@ -3,17 +3,22 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from textwrap import indent
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from shared.batches import batches
 from shared.config import load_config, redis_url
 from shared.ledger import Entry, keys
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from worker.services import Services
+
+# A terminal's table is laid out as a whole, so a long list becomes several.
+ROWS_PER_TABLE = 1_000
 
 
 def make_services() -> Services:
@@ -49,16 +54,26 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_json_array(values: Iterable[Any]) -> None:
+    """An array as `print_json` prints it, one value at a time."""
+    opened = False
+    for value in values:
+        click.echo(("," if opened else "[") + "\n" + indent(json.dumps(value, indent=2), "  "), nl=False)
+        opened = True
+    click.echo("\n]" if opened else "[]")
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on a terminal; elsewhere a line per row, fields separated by tabs, without headings."""
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(row))
         return
-    table = Table(*headings)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    for batch in batches(rows, ROWS_PER_TABLE):
+        table = Table(*headings)
+        for row in batch:
+            table.add_row(*row)
+        Console().print(table)
 
 
 def describe(entry: Entry) -> dict[str, Any]:

@@ -1,11 +1,17 @@
 """`optout events`: what has happened."""
 
+from collections.abc import Iterator, Sequence
+from heapq import merge
 from itertools import islice
+from operator import attrgetter
 
 import click
 
 from shared.domain.events import State
-from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
+from shared.ledger import CHUNK, Entry, Ledger
+from worker.cli.common import chosen_projects, describe, make_services, print_json_array, print_table
+
+EVENTS_IN_MEMORY = 5_000
 
 
 @click.command()
@@ -18,17 +24,10 @@ from worker.cli.common import chosen_projects, describe, make_services, print_js
 def events(project: str | None, state: str | None, limit: int | None, as_json: bool) -> None:
     """List opt-out events, newest first."""
     services = make_services()
-    found = [
-        entry
-        for name in chosen_projects(services, project, also_taken_out=True)
-        for entry in islice(
-            (entry for entry in services.ledger.entries(name) if state in {None, entry.state.value}), limit
-        )
-    ]
-    found.sort(key=lambda entry: entry.received_at, reverse=True)
-    shown = [describe(entry) for entry in found[:limit]]
+    names = chosen_projects(services, project, also_taken_out=True)
+    shown = map(describe, islice(_newest_first(services.ledger, names, state), limit))
     if as_json:
-        print_json(shown)
+        print_json_array(shown)
         return
     print_table(
         ("When (UTC)", "Project", "Change", "State", "Records", "Reason", "Mail", "Message"),
@@ -46,3 +45,11 @@ def events(project: str | None, state: str | None, limit: int | None, as_json: b
             for event in shown
         ),
     )
+
+
+def _newest_first(ledger: Ledger, projects: Sequence[str], state: str | None) -> Iterator[Entry]:
+    """The events of all projects in one order, in memory that does not grow with their number."""
+    states = [State(state)] if state else []
+    page = max(20, EVENTS_IN_MEMORY // max(1, len(projects)))
+    each = [ledger.entries(name, states=states, page=min(page, CHUNK)) for name in projects]
+    return merge(*each, key=attrgetter("received_at"), reverse=True)
