@@ -203,6 +203,22 @@ def test_a_login_that_was_refused_a_moment_ago_is_not_tried_again(office: Office
     assert office.smtp.logins == 1
 
 
+def test_a_corrected_password_need_not_wait_and_the_wrong_one_stays_paused(office: Office) -> None:
+    right = office.smtp.url
+    for url in (right.replace("right", "wrong"), right, right.replace("right", "wrong")):
+        office.monkeypatch.setenv("OPTOUT_SMTP_URL", url)
+        assert bool(office.found()) == (url != right)
+    assert office.smtp.logins == 2
+    assert "wrong" not in str([(key, office.redis.get(key)) for key in office.redis.keys("*")])
+
+
+def test_a_corrected_client_secret_need_not_wait(office: Office) -> None:
+    wrong_secret(office)
+    assert office.found().keys() == {"smtp-client-rejected"}
+    office.monkeypatch.setenv("OPTOUT_TEST_CLIENT_SECRET", office.tokens.client_secret)
+    assert office.found() == {}
+
+
 def test_a_client_that_was_rejected_a_moment_ago_is_still_that_finding(office: Office) -> None:
     wrong_secret(office)
     for _ in range(2):

@@ -51,11 +51,11 @@ def refuse(smtp: SmtpSimulator, redis: Any) -> str:
 
 
 def end_pause(smtp: SmtpSimulator, redis: Any) -> None:
-    redis.delete(keys.mail_login(f"127.0.0.1:{smtp.port}"))
+    redis.delete(keys.mail_login(f"127.0.0.1:{smtp.port}:"))
 
 
 def pause(smtp: SmtpSimulator, redis: Any) -> int:
-    return int(redis.ttl(keys.mail_login(f"127.0.0.1:{smtp.port}")))
+    return int(redis.ttl(keys.mail_login(f"127.0.0.1:{smtp.port}:")))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_process_that_dies_while_it_logs_in_holds_up_the_others_for_a_minute_a
     smtp: SmtpSimulator, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(login_pacing, "WAIT_SECONDS", 0.2)
-    redis.set(keys.mail_login(f"127.0.0.1:{smtp.port}"), "a login is under way", ex=60)
+    redis.set(keys.mail_login(f"127.0.0.1:{smtp.port}:"), "a login is under way", ex=60)
     with pytest.raises(MailDeferred, match=r"smtp_login_paused: .*under way"):
         mailer(smtp, redis).send(mail())
     end_pause(smtp, redis)

@@ -251,7 +251,7 @@ CATALOGUE: dict[str, Kind] = {
         "The mail server rejects the login",
         "User or password is wrong, the account is locked or disabled, password logins are switched off "
         "(Exchange Online: 550 5.7.30 or 535 5.7.139), or the server demands a login and the address has none. "
-        "After a rejected login the next one waits for one to five minutes, so that the account is not locked.",
+        "The same login is tried again after one to five minutes only, so that the account is not locked.",
         "correct user and password (percent-encoded) in what smtp.url refers to; for Microsoft 365 use OAuth or a "
         "connector, see docs/how-to/set-up-e-mail.md; then optout replay --mails",
     ),

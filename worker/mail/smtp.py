@@ -16,8 +16,9 @@ from redis.exceptions import RedisError
 
 from shared.config import Config
 from shared.config.certificates import client_context
-from shared.config.schema import Smtp
+from shared.config.schema import Smtp, SmtpOAuth2
 from shared.config.urls import address_parts
+from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, MailDeferred
 from shared.ledger import keys
 from shared.redis_client import RedisClient
@@ -73,9 +74,9 @@ def _accepted(reply: tuple[int, bytes]) -> tuple[int, bytes]:
 class Mailer:
     """Sends through one mail server, given as `smtp://user:password@host:587?starttls=true` or `smtps://…`.
 
-    `helo` is the name in EHLO; None uses this host's name. With `redis` all processes together pause after a
-    refused login. With `tokens` the login is by XOAUTH2, and the address names the mailbox. Raises ConfigError if the
-    address is invalid; the error does not repeat it, as it contains a password.
+    `helo` is the name in EHLO; None uses this host's name. With `redis` all processes that use the same `login`
+    together pause after a refused one. With `tokens` the login is by XOAUTH2, and the address names the mailbox.
+    Raises ConfigError if the address is invalid; the error does not repeat it, as it contains a password.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Mailer:
         helo: str | None = None,
         redis: RedisClient | None = None,
         tokens: AccessTokens | None = None,
+        login: str = "",
     ) -> None:
         parts = address_parts(url, "smtp.url")
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
@@ -103,7 +105,7 @@ class Mailer:
             raise ConfigError("smtp.url", [problem])
         self._tokens = tokens
         self._redis = redis
-        self._pacing = LoginPacing(redis, self.address) if redis is not None else None
+        self._pacing = LoginPacing(redis, f"{self.address}:{login}") if redis is not None else None
 
     def __repr__(self) -> str:
         return f"Mailer({self.address})"
@@ -221,8 +223,19 @@ class Mailer:
 
 def make_mailer(config: Config, smtp: Smtp, redis: RedisClient) -> Mailer:
     """The mailer of a configuration. Raises ConfigError."""
+    url = smtp.url.resolve()
     tokens = AccessTokens(smtp.oauth2) if smtp.oauth2 else None
-    return Mailer(smtp.url.resolve(), smtp.sender, helo=config.helo, redis=redis, tokens=tokens)
+    login = _login_name(config, url, smtp.oauth2)
+    return Mailer(url, smtp.sender, helo=config.helo, redis=redis, tokens=tokens, login=login)
+
+
+def _login_name(config: Config, url: str, oauth2: SmtpOAuth2 | None) -> str:
+    """The beginning of a keyed hash: a corrected password need not wait for the pause of the wrong one.
+
+    It suffices to tell two logins apart, and is too short to try passwords against.
+    """
+    secret = oauth2.client_secret.resolve() if oauth2 else ""
+    return PhoneHasher(config.hash_key.resolve())(f"login:{url}:{oauth2!r}:{secret}")[:3]
 
 
 def _ask(server: smtplib.SMTP, sender: str, recipients: Sequence[str]) -> Refused:
