@@ -73,7 +73,6 @@ opt_out_field = "sms_opt_out_at"
 opt_out_event = "enrolment_arm_1"
 notify = ["sleep-coordinator@example.edu"]
 time_zone = "America/Chicago"
-keyword_fallback = true
 opt_out_keywords = ["ALTO"]
 """
 
@@ -188,6 +187,29 @@ def missed(world: World) -> None:
     )
 
 
+def phrase(world: World) -> None:
+    """A wish in other words: nothing is written before a person has read it, in Twilio's console."""
+    texted = world.twilio.text(
+        from_="+16505550101", service=SERVICE_SID, body="please take me off your list", advanced_opt_out=True
+    )
+    _answered(texted.status, 200)
+    sid = texted.message.sid
+    world.expect("the event waits for a review", lambda: world.state(sid) == ["needs_review"])
+    world.expect("a mail asks for it", lambda: "review" in world.smtp.inbox[-1].subject)
+    if world.opted_out(world.asthma, "1"):
+        raise StoryError("an unclear text was written")
+    world.platform.run("review", sid, "stop", "--reason", "read in the console", "--by", "coordinator")
+    world.expect("record 1 shows the opt-out", lambda: world.opted_out(world.asthma, "1"))
+
+
+def staff(world: World) -> None:
+    """An opt-out by phone: recorded by staff, with who and why."""
+    decision = ("record", "asthma", "5", "stop", "--reason", "phoned the study nurse", "--by", "coordinator")
+    world.platform.run(*decision)
+    world.expect("record 5 shows the opt-out", lambda: world.opted_out(world.asthma, "5"))
+    world.expect("a mail about it", lambda: "record 5" in world.smtp.inbox[-1].subject)
+
+
 def forged(world: World) -> None:
     """A request that Twilio did not sign."""
     before = len(world.events())
@@ -209,6 +231,8 @@ STORY = [
     Step("The first participant texts START", start),
     Step("Another study: longitudinal, its own word (ALTO), through Event Streams", other_study),
     Step("A webhook is lost; `optout reconcile` recovers it from Twilio's message log", missed),
+    Step("A text in other words asks to stop; `optout review` decides it", phrase),
+    Step("A participant phones: `optout record`", staff),
     Step("A forged signature is rejected", forged),
 ]
 
