@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from shared.config import broker_url, load_config, redis_url
 from shared.errors import ConfigError
 from shared.ledger.loaded_configurations import keep_publishing
+from shared.ledger.migration import migrate
 from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
 from shared.messaging.celery_config import TaskName, make_celery
@@ -95,6 +96,7 @@ def _read_configuration(**_: Any) -> None:
         _require_redis_rights(services().redis)
         with suppress(RedisError):
             require_ledger_version(services().redis)
+            migrate(services().redis, services().config, services().hasher)
     except ConfigError as error:
         log.critical("configuration_error", problems=error.problems)
         raise SystemExit(str(error)) from None

@@ -4,18 +4,21 @@ from shared.errors import ConfigError
 from shared.ledger import keys
 from shared.redis_client import RedisClient
 
-# Raise it with every change of the stored data that an older program would misread.
-LEDGER_VERSION = 1
+# Raise it with every change of the stored data that an older program would misread. 2: statuses by scope.
+LEDGER_VERSION = 2
+
+
+def ledger_version(redis: RedisClient) -> int:
+    """Return the version that the ledger was written with; 1 if none is stored."""
+    return int(redis.get(keys.LEDGER_VERSION) or 1)
 
 
 def require_ledger_version(redis: RedisClient) -> None:
-    """Note this program's version. Raises ConfigError if a newer one has written the ledger."""
-    stored = int(redis.get(keys.LEDGER_VERSION) or 0)
+    """Raise ConfigError if a newer program has written the ledger."""
+    stored = ledger_version(redis)
     if stored > LEDGER_VERSION:
         problem = (
             f"was written by a newer version of the program (ledger version {stored}, known up to {LEDGER_VERSION}); "
             "install that version again, see docs/how-to/upgrade.md"
         )
         raise ConfigError("ledger", [f"ledger: {problem}"])
-    if stored < LEDGER_VERSION:
-        redis.set(keys.LEDGER_VERSION, LEDGER_VERSION)

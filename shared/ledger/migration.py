@@ -1,0 +1,121 @@
+"""From the ledger of version 1, which knew one status per phone and no scopes, to that of version 2.
+
+A worker does it when it starts. Until then, and for what it leaves out, a status of version 1 is read as one of an
+unknown scope, which no START ends.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import structlog
+
+from shared.batches import batches
+from shared.config import Config, Project
+from shared.domain.events import Change, milliseconds
+from shared.domain.phone import PhoneHasher
+from shared.domain.precedence import Status, decode_statuses
+from shared.domain.scopes import UNKNOWN, scope_of
+from shared.ledger import Entry, Ledger, keys
+from shared.ledger.locks import held
+from shared.ledger.version import LEDGER_VERSION, ledger_version
+from shared.redis_client import RedisClient
+
+_BATCH = 500
+# Replaces a status only if nobody has changed it in the meantime. KEYS: 1 status. ARGV: phone, old and new text, ….
+_REPLACE = """
+for i = 1, #ARGV, 3 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
+end
+"""
+
+log = structlog.get_logger(__name__)
+
+
+def migrate(redis: RedisClient, config: Config, hasher: PhoneHasher) -> None:
+    """Convert an older ledger, once. What is interrupted is done again. Raises redis.RedisError."""
+    if ledger_version(redis) >= LEDGER_VERSION:
+        return
+    with held(redis, "migrate-ledger", wait_seconds=60) as acquired:
+        if not acquired or ledger_version(redis) >= LEDGER_VERSION:
+            return
+        for name, project in config.projects.items():
+            _migrate_project(name, only_scope(project, hasher), redis)
+        redis.set(keys.LEDGER_VERSION, LEDGER_VERSION)
+
+
+def only_scope(project: Project, hasher: PhoneHasher) -> str:
+    """Return the scope of all messages to a project, if it can have but one; else `UNKNOWN`."""
+    service, senders = project.messaging_service_sid, project.senders
+    if "whatsapp" in project.channels or bool(service) + len(senders) != 1:
+        return UNKNOWN
+    return service or scope_of(None, (), senders[0], hasher)
+
+
+def _migrate_project(project: str, scope: str, redis: RedisClient) -> None:
+    ledger = Ledger(redis)
+    stops = _stop_times(ledger.entries(project))
+    _remember_starts(project, ledger)
+    converted = 0
+    for batch in batches(_old_statuses(project, ledger), _BATCH):
+        args = [
+            part
+            for phone, text, status in batch
+            for part in (phone, text, _converted(status, scope, stops[phone]).encode())
+        ]
+        redis.eval(_REPLACE, 1, keys.status(project), *args)
+        converted += len(batch)
+    _set_scopes(project, scope, ledger)
+    redis.delete(f"{keys.PREFIX}:ordinary:{project}")
+    if converted:
+        log.info("ledger_migrated", project=project, statuses=converted)
+
+
+def _stop_times(entries: Iterable[Entry]) -> defaultdict[str, list[int]]:
+    """The times of all known STOPs, by phone."""
+    times: defaultdict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        if entry.change is Change.STOP:
+            times[entry.phone_hash].append(milliseconds(entry.occurred_at))
+    return times
+
+
+def _remember_starts(project: str, ledger: Ledger) -> None:
+    """A START that the old version knew is not a new wish when it is repeated."""
+    starts = {
+        entry.event_id: milliseconds(entry.received_at)
+        for entry in ledger.entries(project)
+        if entry.change is Change.START
+    }
+    if starts:
+        ledger.redis.zadd(keys.seen_starts(project), starts, nx=True)
+
+
+def _old_statuses(project: str, ledger: Ledger) -> Iterator[tuple[str, str, Status]]:
+    """The statuses in the form of version 1: four parts."""
+    for phone, text in ledger.all_statuses(project):
+        if text.count("|") == 3:
+            yield phone, text, decode_statuses(text)[0]
+
+
+def _converted(status: Status, scope: str, stops: list[int]) -> Status:
+    """The status with its scope, and the first and last STOP of its opt-out."""
+    ended = status.last_start_ms if status.change is Change.STOP else 0
+    mine = [time for time in [*stops, *([status.stop_ms] if status.stop_ms else [])] if time > ended]
+    since, stop = (min(mine), max(mine)) if mine else (0, 0)
+    return Status(
+        scope=scope,
+        change=status.change,
+        occurred_ms=status.occurred_ms,
+        event_id=status.event_id,
+        last_start_ms=status.last_start_ms,
+        since_ms=since,
+        stop_ms=stop,
+    )
+
+
+def _set_scopes(project: str, scope: str, ledger: Ledger) -> None:
+    """Events in progress have the scope of their status, too."""
+    for entries in ledger.unfinished_entries(project):
+        for entry in entries:
+            if not entry.scope:
+                ledger.redis.hset(keys.event(project, entry.event_id), mapping={"scope": scope, "timed": "1"})
