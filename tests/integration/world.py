@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class World:
     twilio: TwilioSimulator
     participants: list[Participant] = field(default_factory=list)
     bodies: set[str] = field(default_factory=set)
+    _texted: dict[str, float] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- what tests do ----------------------------------------------------------------------------
@@ -112,8 +114,14 @@ class World:
         return participant
 
     def text(self, phone: str, body: str = "STOP", project: str = "asthma", **more: Any) -> Texted:
-        """Somebody texts a project's number; Twilio delivers it."""
+        """Somebody texts a project's number; Twilio delivers it.
+
+        Not in the same second as the last text of the same number: there a STOP counts before a START.
+        """
         self.bodies.add(body)
+        wait = self._texted.get(phone, 0) + 1.1 - time.time()
+        time.sleep(max(0, wait))
+        self._texted[phone] = time.time()
         more.setdefault("advanced_opt_out", True)
         return self.twilio.text(from_=phone, body=body, service=service_sid(STUDIES[project][1]), **more)
 
@@ -173,16 +181,19 @@ def running_world(folder: Path) -> Iterator[World]:
     with ExitStack() as stack:
         stack.enter_context(redcap.serve())
         smtp = stack.enter_context(SmtpSimulator().serve())
+        twilio = TwilioSimulator([Account()])
+        api = stack.enter_context(twilio.serve())
         secrets = {f"{name.upper()}_TOKEN": token for name, (token, *_) in STUDIES.items()} | {
             "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
             "OPTOUT_HASH_KEY": HASH_KEY,
             "OPTOUT_SMTP_URL": smtp.url,
+            "OPTOUT_TWILIO_API_URL": api.url,
             "FLOWER_UNAUTHENTICATED_API": "true",  # tests read it; without this Flower keeps it shut
         }
         platform = Platform(folder, configuration(redcap.url), secrets, level="DEBUG")
         stack.enter_context(platform)
         platform.start()
-        twilio = TwilioSimulator([Account()], deliver_to=platform.web_url)
+        twilio.deliver_to(platform.web_url)
         for number in {service for _, service, _, _ in STUDIES.values()}:
             twilio.add_service(sid=service_sid(number), senders=[sender_of(number)])
         yield World(platform, redcap, smtp, twilio)
