@@ -591,6 +591,8 @@ class Ledger:
             pipe.hdel(keys.status(project), phone)
             pipe.zrem(keys.pending(project), phone)
             pipe.hdel(keys.intents(project), phone)
+            for mailed in self.redis.scan_iter(match=keys.reviews_mailed(project, "*"), count=1000):
+                pipe.hdel(mailed, phone)
             if records:
                 pipe.hdel(keys.written(project), *records)
             if ids:

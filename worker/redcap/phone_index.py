@@ -287,6 +287,8 @@ class PhoneIndex:
         entries = self._redis.hmget(self._records, records) if records else []
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(self._phones, phone)
+            if records:
+                pipe.hdel(self._since, *(f"{phone}|{record}" for record in records))
             for record, entry in zip(records, entries, strict=True):
                 remaining = [line for line in (entry or "").split("\n") if line != phone]
                 if len(remaining) > 1:  # the first is the generation
