@@ -79,15 +79,18 @@ CMD ["celery", "-q", "-A", "worker.celery_app", "worker"]
 # Never part of a deployment: the demo's configuration and its published secrets, in images of their own, so that the
 # demo mounts nothing of the clone and starts whatever the modes of its files are.
 FROM web AS demo-web
+ENV OPTOUT_DEMO=1
 COPY --chmod=755 deploy/demo/config.toml /etc/optout/config.toml
 COPY --chmod=755 deploy/demo/secrets /run/secrets
 
 FROM worker AS demo-worker
+ENV OPTOUT_DEMO=1
 COPY --chmod=755 deploy/demo/config.toml /etc/optout/config.toml
 COPY --chmod=755 deploy/demo/secrets /run/secrets
 
 # Fictional studies, a fake Twilio and a mailbox, and the story that they play.
 FROM runtime AS demo
+ENV OPTOUT_DEMO=1
 COPY --from=demo-packages /opt/venv /opt/venv
 COPY --chmod=755 deploy/optout /usr/local/bin/optout
 COPY worker worker

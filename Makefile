@@ -96,8 +96,8 @@ backup:  ## One snapshot of Redis into backups/ (TO=folder)
 	@deploy/backup $(TO)
 
 .PHONY: restore
-restore:  ## Put a snapshot back: make restore FILE=backups/optout-….rdb.gz
-	@deploy/restore $(FILE)
+restore:  ## Put a snapshot back, then reconcile: make restore FILE=backups/optout-….rdb.gz (RECONCILE=no: for a drill)
+	@RECONCILE=$(RECONCILE) deploy/restore $(FILE)
 
 .PHONY: new-ledger
 new-ledger:  ## Start with an empty ledger after the hash key was replaced; the old one is kept in the volume

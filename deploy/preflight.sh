@@ -58,3 +58,15 @@ if [ "$uid" != 0 ] && needed=$(fixes) && [ -n "$needed" ]; then
     echo "$needed" >&2
     exit 1
 fi
+
+# SELinux lets containers read only what has their label. A label set here holds until the next `restorecon`; see
+# docs/how-to/install-docker.md for one that stays.
+if command -v selinuxenabled >/dev/null && selinuxenabled; then
+    for path in "$folder" deploy/redis.conf deploy/nginx deploy/monitoring; do
+        if [ -e "$path" ] && ! chcon -R -t container_file_t "$path" 2>/dev/null; then
+            echo "SELinux is on, and $path cannot be labelled for containers. Run as its owner or as root:" >&2
+            echo "  chcon -R -t container_file_t '$path'" >&2
+            exit 1
+        fi
+    done
+fi

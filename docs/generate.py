@@ -136,6 +136,13 @@ ENVIRONMENT = [
     ),
     ("OPTOUT_FLOWER_LOGIN", "", "`user:password` for Flower's pages.", "flower"),
     (
+        "OPTOUT_DEMO",
+        "",
+        "Set in the demo's images only: there the demo's published secrets are accepted. Everywhere else a process "
+        "refuses to start with them.",
+        "all",
+    ),
+    (
         "OPTOUT_TWILIO_API_URL",
         "Twilio's",
         "Another base URL of Twilio's REST API; for tests only.",

@@ -2,6 +2,7 @@
 
 OptOutError
 ├── ConfigError            the configuration is wrong; the message names each key and its fix
+│   └── PublishedSecret    a secret of the demo in a deployment
 ├── Rejected               an HTTP request that is rejected
 │   ├── Forged             not signed by a known account (403)
 │   └── Malformed          signed, but not a readable message (400)
@@ -30,6 +31,10 @@ class ConfigError(OptOutError):
         self.source = source
         self.problems = problems
         super().__init__("\n".join([f"{source} cannot be used:", *(f"  {line}" for line in problems)]))
+
+
+class PublishedSecret(ConfigError):
+    """A secret of the demo, which anybody can read, is used in a deployment."""
 
 
 class Rejected(OptOutError):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from shared.config.messages import describe_errors
 from shared.config.schema import Config, Project
-from shared.config.secrets import Secret
+from shared.config.secrets import Secret, refuse_published
 from shared.config.urls import checked_url, redis_address
 from shared.errors import ConfigError
 
@@ -44,7 +44,9 @@ def broker_url() -> str:
 def setting(name: str) -> str:
     """An environment variable, or the content of the file that NAME_FILE names; empty if neither is set."""
     path = os.environ.get(f"{name}_FILE")
-    return Secret(f"file:{path}").resolve() if path else os.environ.get(name, "")
+    value = Secret(f"file:{path}").resolve() if path else os.environ.get(name, "")
+    refuse_published(value, name)
+    return value
 
 
 def load_config(path: Path | None = None) -> Config:

@@ -4,17 +4,26 @@ import os
 import re
 from pathlib import Path
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PublishedSecret
 
 # A secret in place of a name: a token of REDCap or Twilio (32 hex digits), a key, or an address with a login.
 _LOOKS_SECRET = re.compile(r"[0-9A-Fa-f]{32,}|.*://.*", re.DOTALL)
 # No system call accepts a file name with NUL (Python raises ValueError).
+# The hash key and the Redis password of deploy/demo contain the first; the second opens its Flower.
+_OF_DEMO, DEMO_LOGIN = "demo-only-", "demo:demo"
 _NAMES = {"env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), "file": re.compile(r"[^\0]+")}
 
 
 def _is_valid_name(scheme: str, name: str) -> bool:
     pattern = _NAMES.get(scheme)
     return pattern is not None and pattern.fullmatch(name) is not None and not _LOOKS_SECRET.fullmatch(name)
+
+
+def refuse_published(value: str, name: str) -> None:
+    """Raises PublishedSecret for a secret of the demo, except in the demo's own images (`OPTOUT_DEMO`)."""
+    if not os.environ.get("OPTOUT_DEMO") and (_OF_DEMO in value or value == DEMO_LOGIN):
+        problem = f"{name} is the demo's secret, which is published: make one of your own (make deployment)"
+        raise PublishedSecret(name, [problem])
 
 
 class Secret:
@@ -38,6 +47,7 @@ class Secret:
             raise ConfigError(self.reference, [problem]) from None
         if not value:
             raise ConfigError(self.reference, [f"{self.reference} is empty: put the secret there"])
+        refuse_published(value, self.reference)
         return value
 
     def _read(self) -> str:

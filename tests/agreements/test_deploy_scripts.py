@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ case "$*" in
     printf '%s\\n' redis web worker beat flower
     case $COMPOSE_FILE in *tls*|*scale*) echo proxy ;; esac
     ;;
+"compose run"*) cat >/dev/null ;;
 esac
 """
 # The tests' own user stands in for a deployment's owner, root included.
@@ -342,3 +344,76 @@ def test_the_command_line_runs_in_a_worker_or_else_in_a_container_of_its_own(tmp
     (clone.root / "bin" / "docker").write_text(DOCKER + 'case "$*" in *"ps --quiet"*) echo 4f5e ;; esac\n')
     clone.run("./optout", "status", "-")
     assert clone.last_call == "docker-compose.yml | compose exec -T worker optout status -"
+
+
+def backup(clone: Clone) -> str:
+    path = clone.root / "backup.rdb.gz"
+    path.write_bytes(gzip.compress(b"REDIS0011"))
+    return str(path)
+
+
+def test_a_restore_ends_with_a_reconciliation(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    done = clone.run("make", "restore", f"FILE={backup(clone)}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert clone.last_call == "docker-compose.yml | compose exec -T worker optout reconcile"
+    assert "reconciled" in done.stdout
+
+
+def test_a_drill_restores_without_a_reconciliation(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    done = clone.run("make", "restore", f"FILE={backup(clone)}", "RECONCILE=no")
+    assert done.returncode == 0
+    assert "reconcile" not in clone.calls.read_text()
+    assert "missing until ./optout reconcile" in done.stdout
+
+
+def test_a_reconciliation_that_fails_after_a_restore_is_said_loudly(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    docker = tmp_path / "bin" / "docker"
+    docker.write_text(f'{DOCKER}case "$*" in *reconcile*) exit 1 ;; esac\n')
+    done = clone.run("make", "restore", f"FILE={backup(clone)}")
+    assert "STOPs that came after the backup may be missing" in done.stderr
+
+
+class SelinuxHost(Clone):
+    """A host with SELinux, whose labels are written down."""
+
+    def __init__(self, root: Path, *, enabled: bool = True, labels: bool = True) -> None:
+        super().__init__(root, CONFIGURED)
+        self._command("selinuxenabled", f"exit {0 if enabled else 1}")
+        self._command("chcon", f'echo "$*" >>"{root}/labels"; exit {0 if labels else 1}')
+
+    def _command(self, name: str, text: str) -> None:
+        path = self.root / "bin" / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+
+    @property
+    def labels(self) -> list[str]:
+        path = self.root / "labels"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def test_with_selinux_everything_that_is_mounted_is_labelled_before_containers_start(tmp_path: Path) -> None:
+    host = SelinuxHost(tmp_path)
+    assert host.run("make", "up").returncode == 0
+    assert host.starts
+    assert host.labels == [
+        f"-R -t container_file_t {path}"
+        for path in ("./deployment", "deploy/redis.conf", "deploy/nginx", "deploy/monitoring")
+    ]
+
+
+def test_without_selinux_nothing_is_labelled(tmp_path: Path) -> None:
+    host = SelinuxHost(tmp_path, enabled=False)
+    assert host.run("make", "up").returncode == 0
+    assert host.labels == []
+
+
+def test_where_labels_cannot_be_set_the_command_is_named_and_nothing_starts(tmp_path: Path) -> None:
+    host = SelinuxHost(tmp_path, labels=False)
+    done = host.run("make", "up")
+    assert done.returncode != 0
+    assert "chcon -R -t container_file_t './deployment'" in done.stderr
+    assert host.starts == []

@@ -348,6 +348,10 @@ ODD_SINKS: list[Any] = [
 
 PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "secret-missing": ("configuration", environment("TEST_REDCAP_TOKEN", "")),
+    "secret-published": (
+        "configuration",
+        environment("OPTOUT_HASH_KEY", (ROOT / "deploy/demo/secrets/hash_key").read_text().strip()),
+    ),
     "hash-key-short": ("configuration", environment("OPTOUT_HASH_KEY", "short")),
     "public-url-not-https": (
         "configuration", lambda world: world.changes.update(public_url="http://optout.example.edu")

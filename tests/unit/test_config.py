@@ -11,10 +11,14 @@ import pytest
 
 from shared.config import broker_url, load_config, parse_config, redis_url
 from shared.config.secrets import Secret
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PublishedSecret
 from shared.redis_client import connect
+from tests import builders
 from tests.builders import config, document, project_table
+from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
+from web.app import build_services
+from worker.services import Services
 
 
 def problems(projects: dict[str, dict[str, Any]] | None = None, **changes: Any) -> list[str]:
@@ -323,6 +327,41 @@ class TestEnvironment:
     def test_an_unknown_option_of_the_redis_address_is_rejected_without_connecting(self, url: str) -> None:
         with pytest.raises(ConfigError, match="OPTOUT_REDIS_URL: has an unknown option"):
             connect(url)
+
+
+class TestSecretsOfTheDemo:
+    """They are published, so no deployment may use them."""
+
+    DEMO = ROOT / "deploy" / "demo" / "secrets"
+
+    @pytest.mark.parametrize("name", ["hash_key", "flower_login", "redis_url"])
+    def test_a_file_with_one_is_refused_in_one_line(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(PublishedSecret, match="published") as raised:
+            Secret(f"file:{self.DEMO / name}").resolve()
+        assert len(raised.value.problems) == 1
+        assert (self.DEMO / name).read_text().strip() not in str(raised.value)
+        monkeypatch.setenv("OPTOUT_DEMO", "1")
+        assert Secret(f"file:{self.DEMO / name}").resolve() == (self.DEMO / name).read_text().strip()
+
+    @pytest.mark.parametrize("by_file", [True, False])
+    def test_the_address_of_redis_with_its_password_is_refused(
+        self, by_file: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if by_file:
+            monkeypatch.setenv("OPTOUT_REDIS_URL_FILE", str(self.DEMO / "redis_url"))
+        else:
+            monkeypatch.setenv("OPTOUT_REDIS_URL", "redis://:demo-only-not-a-secret@redis.example.edu/0")
+        with pytest.raises(PublishedSecret):
+            redis_url()
+
+    def test_web_and_worker_do_not_start_with_its_hash_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPTOUT_HASH_KEY", (self.DEMO / "hash_key").read_text())
+        with pytest.raises(PublishedSecret):
+            build_services(builders.config(), fake_redis(), RecordingPublisher())
+        with pytest.raises(PublishedSecret):
+            Services(  # noqa: B018
+                config=builders.config(), redis=fake_redis(), publish=RecordingPublisher()
+            ).hasher
 
 
 def test_a_byte_order_mark_is_no_part_of_a_secret_or_of_the_configuration(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from shared.config import Config, Project
 from shared.config.schema import LOOPBACK
 from shared.config.secrets import Secret
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PublishedSecret
 from shared.ledger.loaded_configurations import loaded_configurations
 from shared.redis_client import RedisClient
 from worker.checks.findings import Finding, Passed
@@ -72,7 +72,8 @@ def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
         try:
             secret.resolve()
         except ConfigError as error:
-            yield Finding(id="secret-missing", subject=subject, observed=f"{key}: {error.problems[0]}")
+            id_ = "secret-published" if isinstance(error, PublishedSecret) else "secret-missing"
+            yield Finding(id=id_, subject=subject, observed=f"{key}: {error.problems[0]}")
 
 
 def _hash_key(config: Config) -> Iterator[Finding]:

@@ -103,6 +103,13 @@ CATALOGUE: dict[str, Kind] = {
         "secrets that it needs, and `optout check` needs all of them.",
         "store the secret there, or correct the reference",
     ),
+    "secret-published": _error(
+        "A secret of the demo is used in a deployment",
+        "The demo's secrets are in the public repository. With its hash key anybody can compute which numbers the "
+        "ledger holds; with its Redis password or Flower login anybody in the network can get in. Processes refuse "
+        "to start with them; the demo's own images set OPTOUT_DEMO.",
+        "make secrets of your own (make deployment); for the hash key see docs/how-to/rotate-secrets.md",
+    ),
     "hash-key-short": _error(
         "The hash key is shorter than 32 characters",
         "Phone numbers are kept as keyed hashes only. There are few enough phone numbers to try them all, so "
