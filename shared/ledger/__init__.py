@@ -80,6 +80,7 @@ class Entry:
     mail: str
     finished_at: datetime | None
     mail_since: datetime | None = None  # when the mail became due, or somebody asked to send it again
+    notice_number: str = ""  # grows with each mail about the event
     delivery: Delivery = field(default_factory=Delivery)
     scope: str = ""
     blocked: bool = False  # Twilio blocks further texts
@@ -114,6 +115,7 @@ class Entry:
             mail=stored.get("mail", ""),
             finished_at=from_milliseconds(int(finished)) if finished else None,
             mail_since=from_milliseconds(int(since)) if since else None,
+            notice_number=stored.get("notice_number", ""),
             delivery=Delivery.decode(stored, notice),
             first_received_ms=int(stored.get("arrived_ms") or 0),
             scope=stored.get("scope", ""),
@@ -466,16 +468,21 @@ class Ledger:
             for entry in entries:
                 if entry.notice is not None:
                     event = keys.event(entry.project, entry.event_id)
-                    args = delivery.encode(entry.notice)
+                    args = delivery.encode(entry.notice, entry.notice_number)
                     self._scripts["note_delivery"](keys=[event], args=args, client=pipe)
             pipe.execute()
 
-    def notified(self, entry: Entry, notice: Notice, outcome: str) -> None:
-        """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not."""
+    def notified(self, entry: Entry, notice: Notice, outcome: str) -> bool:
+        """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not.
+
+        False if another mail about the event is due: about further records, or of another kind.
+        """
         project, event_id = entry.project, entry.event_id
-        self._scripts["notified"](
-            keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
-            args=[project, event_id, notice, outcome, self._retention_seconds],
+        return bool(
+            self._scripts["notified"](
+                keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
+                args=[project, event_id, notice, outcome, self._retention_seconds, entry.notice_number],
+            )
         )
 
     def renotify(self, project: str, event_id: str, *, digest: bool, now: datetime) -> Kind | None:

@@ -14,13 +14,15 @@ class Delivery:
 
     @classmethod
     def decode(cls, stored: dict[str, str], notice: Notice | None) -> "Delivery":
-        """Read an event's fields; they count for the notice that they name, and no other."""
+        """Read an event's fields; they count for the mail that they name, and no other."""
+        name = f"{notice}.{stored.get('notice_number', '')}"
         parts = [stored.get(f"mail_{kind}", "").split() for kind in ("accepted", "rejected")]
-        return cls(*(frozenset(part[1:] if part[:1] == [notice] else ()) for part in parts))
+        return cls(*(frozenset(part[1:] if part[:1] == [name] else ()) for part in parts))
 
-    def encode(self, notice: Notice) -> tuple[str, str]:
+    def encode(self, notice: Notice, number: str) -> tuple[str, str]:
         """The two fields."""
-        return " ".join([notice, *sorted(self.accepted)]), " ".join([notice, *sorted(self.rejected)])
+        name = f"{notice}.{number}"
+        return " ".join([name, *sorted(self.accepted)]), " ".join([name, *sorted(self.rejected)])
 
     def is_done(self, address_hash: str) -> bool:
         """Whether an address must not be tried again."""

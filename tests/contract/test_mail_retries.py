@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from shared.domain.events import OptOutEvent
-from shared.ledger import keys
+from shared.domain.events import Notice, OptOutEvent, State
+from shared.ledger import Outcome, keys
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from tests.simulators.smtp import SmtpSimulator
+from tests.simulators.smtp import Mail, SmtpSimulator
 from worker.mail.smtp import Mailer
+from worker.mail.verdicts import Recipients
 
 A, B, C = "a@example.edu", "b@example.edu", "c@example.edu"
 
@@ -242,3 +243,58 @@ def test_a_crash_after_a_partial_acceptance_repeats_the_mail_and_forgets_nobody(
     assert first.message["Message-ID"] == second.message["Message-ID"]
     asthma.study.sweep_later(minutes=11)
     assert len(asthma.received()) == 2
+
+
+def write_further_record(asthma: Scene, event: OptOutEvent) -> None:
+    """Another record with the number is found and written."""
+    outcome = Outcome(
+        event_id=event.event_id, phone_hash=event.phone_hash, state=State.UPDATED, records=("1", "2"),
+        notice=Notice.SAVED, written=("1", "2"),
+    )  # fmt: skip
+    services = asthma.study.services
+    seconds = services.config.projects["asthma"].digest_seconds
+    services.ledger.settle("asthma", [outcome], now=asthma.study.clock(), digest_seconds=seconds)
+
+
+def names_second(mail: Mail) -> bool:
+    """Whether a mail links to record 2."""
+    return "id=2" in mail.html
+
+
+@pytest.mark.parametrize("digest", [None, "10m"])
+def test_a_recipient_of_the_first_mail_receives_the_one_about_a_further_record(
+    smtp: SmtpSimulator, digest: str | None
+) -> None:
+    asthma = scene(smtp, **({"notify_digest": digest} if digest else {}))
+    smtp.reply("RCPT", "451 4.7.1 Greylisted", recipient=B)
+    event = asthma.stop(1)
+    if digest:
+        asthma.study.sweep_later(minutes=11)
+    assert asthma.received() == [(A,)]
+    write_further_record(asthma, event)
+    for _ in range(3):
+        asthma.study.sweep_later(minutes=11)
+    assert asthma.received() == [(A,), (A, B)]
+    assert [names_second(mail) for mail in smtp.inbox] == [False, True]
+    assert asthma.study.entry(event).mail == "sent"
+
+
+@pytest.mark.parametrize("digest", [None, "10m"])
+def test_a_further_record_that_is_written_while_the_mail_is_sent_is_mailed(
+    smtp: SmtpSimulator, monkeypatch: pytest.MonkeyPatch, digest: str | None
+) -> None:
+    asthma = scene(smtp, **({"notify_digest": digest} if digest else {}))
+    send, event = Mailer.send, asthma.study.text(fictional_phone(1))
+
+    def send_while_written(mailer: Mailer, *args: Any, **more: Any) -> Recipients:
+        if not smtp.inbox:
+            write_further_record(asthma, event)
+        return send(mailer, *args, **more)
+
+    monkeypatch.setattr(Mailer, "send", send_while_written)
+    asthma.study.work()
+    for _ in range(3):
+        asthma.study.sweep_later(minutes=11)
+    assert asthma.received() == [(A, B), (A, B)]
+    assert [names_second(mail) for mail in smtp.inbox] == [False, True]
+    assert asthma.study.redis.zcard(keys.gathered("asthma")) == 0

@@ -132,7 +132,7 @@ def _digest_about(entries: Sequence[Entry], schema: ProjectSchema | None, servic
 
 
 def _waiting(mail: _Mail, services: Services) -> Collection[str]:
-    """Send a mail and record its outcome. Returns the ids of the events whose mail was deferred.
+    """Send a mail and record its outcome. Returns the ids of the events of which a mail is still due.
 
     A missing secret or an invalid address is fixed sooner or later, like a server that is unavailable.
     """
@@ -142,20 +142,20 @@ def _waiting(mail: _Mail, services: Services) -> Collection[str]:
         return _deferred(mail, " ".join(str(error).split()), services)
     except MailRejected as error:
         outcome = f"refused: {error}"
-    _note(mail, mail.entries, outcome, services)
-    return ()
+    return _note(mail, mail.entries, outcome, services)
 
 
 def _deferred(mail: _Mail, reason: str, services: Services) -> Collection[str]:
     """Abandon the mail about events that have waited for too long. Returns the ids of the others."""
     latest = services.now() - GIVE_UP_AFTER
     late = [entry for entry in mail.entries if (entry.mail_since or entry.received_at) < latest]
-    if late:
-        _note(mail, late, f"{'partly ' if mail.delivery.accepted else ''}given up: {reason}", services)
     waiting = [entry.event_id for entry in mail.entries if entry not in late]
     if waiting:
         log.warning("mail_put_off", project=mail.project, **mail.about, error=reason)
-    return waiting
+    if not late:
+        return waiting
+    outcome = f"{'partly ' if mail.delivery.accepted else ''}given up: {reason}"
+    return [*waiting, *_note(mail, late, outcome, services)]
 
 
 def _sent(mail: _Mail, services: Services) -> str:
@@ -205,10 +205,14 @@ def _note_recipients(mail: _Mail, to: Sequence[str], missed: Recipients, service
     services.ledger.note_delivery(mail.entries, mail.delivery)
 
 
-def _note(mail: _Mail, entries: Sequence[Entry], outcome: str, services: Services) -> None:
-    for entry in entries:
-        if entry.notice is not None:
-            services.ledger.notified(entry, entry.notice, outcome)
+def _note(mail: _Mail, entries: Sequence[Entry], outcome: str, services: Services) -> Collection[str]:
+    """Record the outcome. Returns the ids of events of which another mail became due in the meantime."""
+    due = [
+        entry.event_id
+        for entry in entries
+        if entry.notice is not None and not services.ledger.notified(entry, entry.notice, outcome)
+    ]
     services.ledger.count("mails", mail.project, mail.kind, outcome.partition(":")[0])
     level = log.info if outcome == SENT else log.error
     level(mail.event, project=mail.project, **mail.about, outcome=outcome)
+    return due

@@ -1,12 +1,14 @@
--- Marks an event's e-mail as sent (or given up), unless another kind of notice became due meanwhile.
+-- Marks an event's e-mail as sent (or given up), unless another one became due in the meantime.
 -- KEYS: 1 event, 2 due, 3 mailing, 4 attempts
--- ARGV: 1 project, 2 event id, 3 notice, 4 outcome, 5 retention in seconds
+-- ARGV: 1 project, 2 event id, 3 notice, 4 outcome, 5 retention in seconds, 6 the notice's number
+-- Returns 1, or 0 if another mail is due.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local noticed = redis.call('HGET', KEYS[1], 'noticed') or ''
 redis.call('HSET', KEYS[1], 'noticed', noticed .. ARGV[3] .. ' ', 'mail', ARGV[4])
+local due_now = redis.call('HMGET', KEYS[1], 'notice', 'notice_number')
+if due_now[1] ~= ARGV[3] or (due_now[2] or '') ~= ARGV[6] then return 0 end
 -- Recipients that are done are remembered while others may be tried again.
 if ARGV[4] == 'sent' then redis.call('HDEL', KEYS[1], 'mail_accepted', 'mail_rejected') end
-if redis.call('HGET', KEYS[1], 'notice') ~= ARGV[3] then return 0 end
 local due = 'email|' .. ARGV[1] .. '|' .. ARGV[2]
 redis.call('HDEL', KEYS[1], 'notice')
 redis.call('ZREM', KEYS[2], due)

@@ -38,6 +38,8 @@ if further then redis.call('HSET', KEYS[1], 'mailed', before[6]) end
 -- Whole words are compared: "saved" is also the end of "unsaved".
 local noticed = string.find(' ' .. (before[3] or ''), ' ' .. notice .. ' ', 1, true)
 if notice == '' or (noticed and not (notice == 'saved' and further)) then return '' end
+-- A mail that is being sent now, or has reached some recipients, is another one than that about further records.
+if further or before[5] ~= notice then redis.call('HINCRBY', KEYS[1], 'notice_number', 1) end
 redis.call('HSET', KEYS[1], 'notice', notice, 'notice_ms', ARGV[8])
 redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[6], ARGV[8], id)
