@@ -81,6 +81,30 @@ def numbers_in(text: str, region: str) -> Iterator[str]:
     yield from dict.fromkeys([quick] if quick else _numbers(text, region))
 
 
+# An "extension" that is as long as a number: "x", "ext.", "extension", "#".
+_LONG_EXTENSION = re.compile(r"(?:(?<![a-z])(?:x|ext(?:ensio)?n?)|#)[ .:=]*(?:\d[ .()/-]*){7}", re.IGNORECASE)
+
+
+def doubts_about(text: str, region: str) -> Iterator[str]:
+    """What a person should check in a field's text, although `numbers_in` finds numbers in it. Each doubt once."""
+    parsed = [
+        phonenumbers.parse(number)
+        for number in numbers_in(text, region)
+        if not _VALID_SHAPE.fullmatch(number)
+    ]
+    reasons = [phonenumbers.is_possible_number_with_reason(number) for number in parsed]
+    if ValidationResult.IS_POSSIBLE_LOCAL_ONLY in reasons:
+        yield "without area code"
+    if any(
+        not _is_valid(number)
+        for number, reason in zip(parsed, reasons, strict=True)
+        if reason != ValidationResult.IS_POSSIBLE_LOCAL_ONLY
+    ):
+        yield "not valid in any numbering plan"
+    if _LONG_EXTENSION.search(_plain(text)):
+        yield "with an extension as long as a number"
+
+
 def _north_american(text: str, region: str) -> str | None:
     if _E164_OF_NORTH_AMERICA.fullmatch(text):
         return text

@@ -391,6 +391,7 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "redcap-one-group-only": (REDCAP, _dag),
     "phones-none": (REDCAP, _no_phones),
     "phones-unreadable": (REDCAP, lambda world: world.study.set_value("2", "mobile", "ask her sister")),
+    "phones-doubtful": (REDCAP, lambda world: world.study.set_value("2", "mobile", "555-0123")),
     "phones-shared": (REDCAP, _shared_phone),
     "opt-out-values-foreign": (
         REDCAP, lambda world: world.study.set_value("2", "sms_opt_out_at", "yes, by phone")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.phone import PhoneHasher, channel_and_address, numbers_in, sender_number
+from shared.domain.phone import PhoneHasher, channel_and_address, doubts_about, numbers_in, sender_number
 
 
 def found(text: str, region: str = "US") -> list[str]:
@@ -242,3 +242,35 @@ def test_what_stands_around_numbers_loses_none_and_makes_none(data: st.DataObjec
         parts += [number, data.draw(st.sampled_from(AROUND))]
     expected = dict.fromkeys(each for number in numbers for each in found(number, region))
     assert found("".join(parts), region) == list(expected)
+
+
+LOCAL = "without area code"
+INVALID = "not valid in any numbering plan"
+EXTENSION = "with an extension as long as a number"
+
+
+@pytest.mark.parametrize(
+    ("text", "region", "expected"),
+    [
+        ("650-555-0123", "US", []),
+        ("+16505550123", "US", []),
+        ("+44 7400 123456", "US", []),
+        ("650-555-0123 x7", "US", []),
+        ("650-555-0123 ext. 123456", "US", []),
+        ("ext 12, 650-555-0123", "US", []),
+        ("555-0123", "US", [LOCAL]),
+        ("5550123", "US", [LOCAL]),
+        ("650-055-0123", "US", [INVALID]),
+        ("+49 30 1", "US", [LOCAL]),
+        ("+1 123 456 7890", "US", [INVALID]),
+        ("650-555-0123 x 5550124", "US", [EXTENSION]),
+        ("650-555-0123x555-0124", "US", [EXTENSION]),
+        ("650-555-0123 ext. 650-555-0124", "US", [EXTENSION]),
+        ("650-555-0123 extension: 6505550124", "US", [EXTENSION]),
+        ("650-555-0123 #5550124", "US", [EXTENSION]),
+        ("fax 650-555-0124, cell 650-555-0123", "US", []),
+        ("650-555-0123, 555-0124", "US", []),
+    ],
+)
+def test_what_a_person_should_check(text: str, region: str, expected: list[str]) -> None:
+    assert list(doubts_about(text, region)) == expected

@@ -503,6 +503,12 @@ CATALOGUE: dict[str, Kind] = {
         "A STOP from these participants cannot be matched: it ends as no_matching_record.",
         "correct them in REDCap; numbers of other countries need their + and country code (or default_region)",
     ),
+    "phones-doubtful": _warning(
+        "Phone fields hold numbers that may be incomplete or wrong",
+        "They were read, but a STOP may come from another number: one without area code, one that no numbering plan "
+        "has, or one that is written as another's extension and has seven digits or more.",
+        "compare them with what the participants gave, and write each number complete",
+    ),
     "phones-shared": _note(
         "Several records hold the same phone number",
         "All of them get the opt-out: it is the number that opted out. Right for siblings or a parent's phone; "

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from shared.batches import batches
 from shared.config.schema import Config, Project
-from shared.domain.phone import numbers_in
+from shared.domain.phone import doubts_about, numbers_in
 from shared.errors import ConfigError, RedcapRejected, RedcapUnavailable
 from shared.redis_client import RedisClient
 from worker.checks.clock import ClockWatch
@@ -106,6 +106,7 @@ class ProjectData:
     records: set[str] = field(default_factory=set)
     records_by_phone: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     unreadable: dict[str, None] = field(default_factory=dict)
+    doubtful: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     foreign_values: dict[str, None] = field(default_factory=dict)
     arms: set[tuple[str, str]] = field(default_factory=set)  # each record with each of its arms
 
@@ -124,6 +125,8 @@ class ProjectData:
             self.records_by_phone[number][record] = None
         if text and not numbers:
             self.unreadable[record] = None
+        for doubt in doubts_about(text, region) if numbers else []:
+            self.doubtful[doubt][record] = None
 
 
 class RedcapCheck:
@@ -181,6 +184,8 @@ class RedcapCheck:
         yield from self._readability(data, wanted)
         yield from self._records_in_another_arm(data)
         yield from self._listed("phones-unreadable", "", list(data.unreadable))
+        for doubt, records in data.doubtful.items():
+            yield from self._listed("phones-doubtful", f": {doubt}", list(records))
         yield from self._listed(
             "phones-shared", " share numbers with one another", data.records_with_shared_phone
         )
