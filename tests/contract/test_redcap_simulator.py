@@ -695,9 +695,53 @@ def test_the_date_format_turns_dates_round(server: RedcapSimulator, classic: Pro
     assert classic.value("7", "sms_opt_out_at") == "2026-03-01 12:00:00"
 
 
-def test_a_calculated_field_cannot_be_imported(server: RedcapSimulator, classic: Project) -> None:
-    classic.change_field("age", kind="calc")
-    assert write(server, {"record_id": "7", "age": "30"}).status_code == 400
+@pytest.mark.parametrize(
+    "changes",
+    [{"kind": "calc"}, {"annotation": "@CALCTEXT('30')"}, {"annotation": "@HIDDEN @CALCDATE([a], 1, 'd')"}],
+)
+def test_what_is_imported_into_a_computed_field_is_dropped_without_an_error(
+    server: RedcapSimulator, classic: Project, changes: dict[str, str]
+) -> None:
+    """PyCap's test_import_df_no_index sends the computed columns that it has exported, and gets their count."""
+    before = classic.value("7", "age")
+    classic.change_field("age", **changes)
+    assert write(server, {"record_id": "7", "age": "30"}).json() == {"count": 1}
+    assert write(server, {"record_id": "7", "age": ""}).status_code == 200
+    assert classic.value("7", "age") == before
+
+
+def test_a_delete_with_an_event_keeps_the_other_events(
+    server: RedcapSimulator, longitudinal: Project
+) -> None:
+    client = pycap(server)
+    first, second = longitudinal.event_names[:2]
+    rows = [{"record_id": "900", "redcap_event_name": event} for event in (first, second)]
+    assert client.import_records(rows) == {"count": 1}
+    assert client.delete_records(["900"], event=second) == 1
+    assert [row["redcap_event_name"] for row in client.export_records(records=["900"])] == [first]
+    with pytest.raises(RedcapError):
+        client.delete_records(["900"], event="no_such_event")
+    assert client.delete_records(["900"]) == 1
+    assert "900" not in longitudinal.records
+
+
+def test_the_log_begins_with_the_design_of_the_project(server: RedcapSimulator, classic: Project) -> None:
+    classic.change_field("age", label="Age")
+    rows = pycap(server).export_logging(log_type="manage")
+    assert {row["action"] for row in rows} == {"Manage/Design"}
+    assert rows[0]["details"] == "Edit project field"
+    assert rows[-1]["details"] == "Create project"
+
+
+def test_labels_of_instruments_are_always_quoted_in_csv(server: RedcapSimulator, classic: Project) -> None:
+    text = post(server, content="instrument", format="csv").text
+    assert text == 'instrument_name,instrument_label\nenrolment,"Enrolment"\ntexting,"Texting"'
+
+
+def test_the_purpose_is_the_project_s(server: RedcapSimulator, classic: Project) -> None:
+    assert pycap(server).export_project_info()["purpose"] == 0
+    classic.purpose = 2
+    assert pycap(server).export_project_info()["purpose"] == 2
 
 
 def test_a_checkbox_takes_0_and_1_and_a_0_unchecks_even_with_normal(

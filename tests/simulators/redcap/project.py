@@ -130,6 +130,7 @@ class Project:
     arm_names: Mapping[int, str] = field(default_factory=lambda: {1: "Arm 1"})
     rights: Rights = field(default_factory=Rights)
     username: str = "api_user"
+    purpose: int = 0  # practice (PyCap creates its test projects so)
     missing_data_codes: Mapping[str, str] = field(default_factory=dict)
     # Whether an import error names `record (event)` in its first cell: sibispy (sibis-platform) parses
     # that, ABCD-STUDY's redcap_put.js recorded the plain id of a longitudinal project.
@@ -146,6 +147,7 @@ class Project:
         self.write_lock = threading.Lock()  # one import at a time
         self._ordered: list[str] | None = None
         self._index_dictionary()
+        self._log("manage", "Manage/Design", "Create project")
 
     def _index_dictionary(self) -> None:
         self.field_by_name = {each.name: each for each in self.fields}
@@ -188,6 +190,7 @@ class Project:
                 for each in self.fields
             )
             self._index_dictionary()
+            self._log("manage", "Manage/Design", "Edit project field")
 
     def is_designated(self, event: str, form: str) -> bool:
         return not self.events or (event, form) in self._designated
@@ -267,8 +270,15 @@ class Project:
         """Changes one value by hand, past all validation, and logs it."""
         self.write(record_id, self.place_for(name, event, instance), {name: value})
 
-    def delete_record(self, record_id: str, *, via: str = "") -> None:
+    def delete_record(self, record_id: str, *, event: str = "", via: str = "") -> None:
+        """Deletes a record, or what it has in one event (PyCap's test_delete_records_from_one_instrument_only)."""
         with self.lock:
+            places = self.records[record_id]
+            left = {place: values for place, values in places.items() if event and place.event != event}
+            if left:
+                self.records[record_id] = left
+                self._log("record_edit", f"Update record{via} {record_id}", record=record_id)
+                return
             del self.records[record_id]
             self.record_dags.pop(record_id, None)
             self._ordered = None

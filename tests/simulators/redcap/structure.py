@@ -107,8 +107,13 @@ def _refuse_classic(project: Project, what: str) -> None:
 
 
 def instrument(project: Project, params: Params) -> Answer:
+    """In csv the label is always quoted (REDCapTidieR's recorded answers)."""
     rows = [[form, form.replace("_", " ").capitalize()] for form in project.forms]
-    return structure_answer(Table(["instrument_name", "instrument_label"], rows), params, "instruments")
+    header = ["instrument_name", "instrument_label"]
+    if params.format == "csv":
+        quoted = [f'{form}{params.delimiter}"{label}"' for form, label in rows]
+        return text_answer("\n".join([params.delimiter.join(header), *quoted]), "csv")
+    return structure_answer(Table(header, rows), params, "instruments")
 
 
 def repeating_forms_events(project: Project, params: Params) -> Answer:
@@ -132,7 +137,7 @@ def project_info(project: Project, params: Params) -> Answer:
         "production_time": "",
         "in_production": 0,
         "project_language": "English",
-        "purpose": 2,
+        "purpose": project.purpose,
         "purpose_other": "",
         "project_notes": "",
         "custom_record_label": "",

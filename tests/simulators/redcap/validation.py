@@ -36,7 +36,7 @@ def stored_form(column: Column, value: str, date_format: str) -> str:
             raise ValueError(f"The value is not a valid category for {column.name}")
         return value
     assert source is not None
-    if source.kind in {"calc", "file", "sql"}:
+    if source.kind in {"file", "sql"}:
         raise ValueError(f"The field {source.name} cannot be imported")
     return _validated(source, value, date_format)
 
