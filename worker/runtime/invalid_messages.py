@@ -79,9 +79,13 @@ class CheckingRedis(Redis):
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
         """The reply to a command; an invalid entry counts as an empty queue."""
         reply = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
-        if command_name != "BRPOP" or not reply or is_task_message(reply[1]):
+        if command_name != "BRPOP" or not reply:
             return reply
-        set_aside(reply[0].decode(errors="replace"), reply[1])
+        queue = reply[0].decode(errors="replace")
+        # Replies of workers to Flower's questions come through queues of their own.
+        if _task_queue(queue) is None or is_task_message(reply[1]):
+            return reply
+        set_aside(queue, reply[1])
         return None
 
 
@@ -132,10 +136,15 @@ def _ledger() -> Ledger:
     return Ledger(connect(redis_url()))
 
 
+def _task_queue(key: str) -> str | None:
+    """The queue of tasks that a key belongs to; kombu appends a priority."""
+    name = key.split("\x06")[0]
+    return name if name in QUEUES.values() else None
+
+
 def set_aside(queue: object, content: bytes | str) -> None:
     """Keep an invalid entry for a while where an operator can read it; log and count it."""
-    name = queue.split("\x06")[0] if isinstance(queue, str) else ""  # kombu appends a priority
-    name = name if name in QUEUES.values() else "other"
+    name = (_task_queue(queue) if isinstance(queue, str) else None) or "other"
     try:
         _keep(name, content)
     except (RedisError, ConfigError) as error:
