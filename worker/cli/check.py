@@ -12,7 +12,7 @@ from shared.config import broker_url, config_path, load_config
 from shared.errors import ConfigError
 from shared.messaging.celery_config import make_celery
 from worker.checks.configuration import check_secrets
-from worker.checks.findings import Finding, Passed, Severity
+from worker.checks.findings import CATALOGUE, Finding, Passed, Severity
 from worker.checks.runner import Report, checks_for, run_checks
 from worker.cli.common import chosen_projects, make_services, print_json, select_projects
 
@@ -36,6 +36,10 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
     help="Only whether processes can use the configuration file and its secrets; needs no Redis and no network.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and passed.")
+@click.option(
+    "--explain", type=click.Choice(list(CATALOGUE)), metavar="ID", is_eager=True, expose_value=False,
+    callback=lambda context, _option, id_: _explain(context, id_), help="Explain a finding, and end.",
+)  # fmt: skip
 def check(project: str | None, url: str | None, timeout: int, config_only: bool, as_json: bool) -> None:
     """Check the configuration against the live REDCap and Twilio. Nothing is written to either of them.
 
@@ -60,6 +64,14 @@ def _report(project: str | None, url: str | None, timeout: int) -> Report:
     projects = chosen_projects(services, project)
     checks = checks_for(services, projects, make_celery(broker_url()), url or services.config.public_url)
     return run_checks(checks, timeout_seconds=timeout)
+
+
+def _explain(context: click.Context, id_: str | None) -> None:
+    if id_ is None or context.resilient_parsing:
+        return
+    kind = CATALOGUE[id_]
+    click.echo(f"{id_} ({kind.severity.value}): {kind.title}\n\n{kind.why}\n\nFix: {kind.fix}")
+    context.exit()
 
 
 def _stops_a_process(report: Report) -> bool:

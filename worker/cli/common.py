@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from shared.batches import batches
 from shared.config import load_config, redis_url
@@ -64,16 +65,39 @@ def print_json_array(values: Iterable[Any]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere a line per row, fields separated by tabs, without headings."""
+    """A table on a terminal; elsewhere a line per row, fields separated by tabs, without headings.
+
+    Where the terminal is too narrow for a table without cutting a word, such as a message SID, each row is a card.
+    """
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(row))
         return
     for batch in batches(rows, ROWS_PER_TABLE):
-        table = Table(*headings)
-        for row in batch:
-            table.add_row(*row)
-        Console().print(table)
+        show_table(headings, batch, Console(highlight=False))
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """The rows as a table, or as cards if the terminal is too narrow."""
+    columns = list(zip(headings, *rows, strict=True))
+    if sum(map(_longest_word, columns)) + 3 * len(headings) + 1 <= console.width:
+        table = Table()
+        for heading, *cells in columns:
+            table.add_column(heading, no_wrap=not any(" " in cell for cell in cells))
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        return
+    for row in rows:
+        for heading, cell in zip(headings, row, strict=True):
+            if cell:
+                label = Text(heading.ljust(max(map(len, headings)) + 2), "bold")
+                console.print(label + Text(cell), soft_wrap=True)
+        console.print()
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max(len(word) for cell in cells for word in [*cell.split(), ""])
 
 
 def describe(entry: Entry) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 import click
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shared.domain.events import State
 from shared.ledger import keys
-from worker.cli.common import chosen_projects, make_services
+from worker.cli.common import chosen_projects, make_services, print_json
 from worker.services import Services
 
 HEADINGS = (
@@ -48,14 +48,18 @@ class Figures:
 @click.command()
 @click.option("--project", help="Only this project.")
 @click.option("--once", is_flag=True, help="Print one frame and end; for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="One frame as an array of objects, one per project.")
 @click.option(
     "--every", type=click.FloatRange(min=0.2), default=1.0, show_default=True, metavar="SECONDS",
     help="Time between frames.",
 )  # fmt: skip
-def top(project: str | None, once: bool, every: float) -> None:
+def top(project: str | None, once: bool, as_json: bool, every: float) -> None:
     """Show what waits and how fast it goes, by project. Reads the ledger only; ends with Ctrl-C."""
     services = make_services()
     names = chosen_projects(services, project, also_taken_out=True)
+    if as_json:
+        print_json([asdict(figures(services, name)) for name in names])
+        return
     if once:
         _print_once(services, names)
         return
