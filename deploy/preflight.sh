@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced before containers start: whether they can read what is mounted. What cannot be read is named with the fix.
+# Sourced before containers start: whether they can read what is mounted, and can use the configuration.
 folder=$(setting OPTOUT_DEPLOYMENT)
 folder=${folder%/}
 if [ ! -f "$folder/config.toml" ]; then
-    echo "$folder/config.toml is missing: OPTOUT_DEPLOYMENT in .env must name the deployment's folder" >&2
+    echo "$folder/config.toml is missing, or you may not read it: OPTOUT_DEPLOYMENT in .env names this folder" >&2
     exit 1
 fi
 mkdir -p "$folder/templates" "$folder/tls"
@@ -70,3 +70,25 @@ if command -v selinuxenabled >/dev/null && selinuxenabled; then
         fi
     done
 fi
+
+# validate [all]: what new containers would read, in one of them, without Redis and without a network. Returns only if
+# every process would start; with `all`, only if every study has its secrets, too (code 3 of optout check).
+validate() {
+    local code=0
+    docker compose run --rm --no-deps -T worker optout check --config-only >&2 || code=$?
+    if [ "$code" = 0 ] || { [ "$code" = 3 ] && [ "${1-}" != all ]; }; then return; fi
+    echo "Nothing was changed: correct what is listed above, then run the command again." >&2
+    exit 1
+}
+
+# From now on compose replaces the containers that started with other files. Of secrets only time and size count.
+note_configuration() {
+    local digest
+    digest=$(
+        {
+            find "$folder" -name '*.toml' -print0 | sort -z | xargs -0 cat
+            find "$folder/secrets" "$folder/ca.pem" -type f -exec stat -c '%n %Y %s' {} + | sort
+        } | sha256sum
+    )
+    remember OPTOUT_CONFIGURATION "${digest:0:12}"
+}

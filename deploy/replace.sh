@@ -1,14 +1,6 @@
 # shellcheck shell=bash
 # Sourced by apply and upgrade: replaces the containers while webhooks go on arriving.
 
-# What the new containers would read, in one of them, without Redis and without a network.
-validate() {
-    if ! docker compose run --rm --no-deps -T worker optout check --config-only >&2; then
-        echo "The configuration was not applied: correct what is listed above. The running containers keep theirs." >&2
-        exit 1
-    fi
-}
-
 # The number of containers is counted once: `ps` leaves out one that is just being started, and a scale computed
 # from it in between would remove a container.
 replace_web_one_by_one() {

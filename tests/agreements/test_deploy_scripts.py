@@ -291,7 +291,7 @@ def test_an_invalid_configuration_is_not_applied_and_no_container_is_touched(
     done = clone.run(*command.split())
     assert done.returncode != 0
     assert "smtp.from: unknown key" in done.stderr
-    assert "was not applied" in done.stderr
+    assert "Nothing was changed" in done.stderr
     composed = [call for call in clone.calls.read_text().splitlines() if "| compose" in call]
     assert [call for call in composed if " build" not in call and " run " not in call] == []
 
@@ -301,11 +301,38 @@ def test_containers_that_could_not_use_their_configuration_are_not_started(tmp_p
     (clone.root / "bin" / "docker").write_text(INVALID)
     done = clone.run("make", "up")
     assert done.returncode != 0
-    assert (
-        "smtp.from: unknown key\nNothing was started: correct what is listed above, then run: make up"
-        in done.stderr
-    )
+    assert "smtp.from: unknown key\nNothing was changed: correct what is listed above" in done.stderr
     assert clone.starts == []
+
+
+@pytest.mark.parametrize("command", ["make scale WEB=2", "make restore FILE=backup.rdb.gz"])
+def test_what_restarts_containers_is_not_done_with_a_configuration_that_they_could_not_use(
+    tmp_path: Path, command: str
+) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "backup.rdb.gz").write_bytes(gzip.compress(b"REDIS0011"))
+    (clone.root / "bin" / "docker").write_text(INVALID)
+    assert "Nothing was changed" in clone.run(*command.split()).stderr
+    assert not [call for call in clone.calls.read_text().splitlines() if " up " in call or " stop " in call]
+    assert "OPTOUT_WEBS=2" not in clone.settings
+
+
+def applied(clone: Clone, *command: str) -> str:
+    """What the containers are labelled with after a command."""
+    assert clone.run(*command).returncode == 0
+    [line] = [line for line in clone.settings if line.startswith("OPTOUT_CONFIGURATION=")]
+    return line
+
+
+@pytest.mark.parametrize("name", ["config.toml", "studies/asthma.toml", "secrets/redcap/asthma"])
+def test_make_up_applies_an_edit_and_other_starts_do_not(tmp_path: Path, name: str) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    first = applied(clone, "make", "up")
+    assert applied(clone, "make", "up") == first
+    (clone.deployment / name).parent.mkdir(exist_ok=True)
+    (clone.deployment / name).write_text("edited\n")
+    assert applied(clone, "make", "scale", "WORKERS=2") == first
+    assert applied(clone, "make", "up") != first
 
 
 def test_a_study_without_its_token_does_not_keep_the_others_from_starting(tmp_path: Path) -> None:
