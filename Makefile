@@ -105,7 +105,7 @@ new-ledger:  ## Start with an empty ledger after the hash key was replaced; the 
 
 .PHONY: test-compose
 test-compose: $(VENV)/ready  ## The containers, really run: builds, faults, scaling, upgrade, backup (needs Docker; T=… narrows)
-	@OPTOUT_COMPOSE_TESTS=1 $(BIN)/python -m pytest tests/compose $(T)
+	@OPTOUT_COMPOSE_TESTS=1 $(BIN)/python -m pytest $(PARALLEL) tests/compose $(T)
 
 ##@ Keep it
 .PHONY: format

@@ -105,7 +105,7 @@ def test_an_edit_that_changes_no_value_is_none(stack: Stack) -> None:
 def test_the_command_line_works_where_no_worker_runs(stack: Stack) -> None:
     stack.compose("stop", "worker")
     assert "is valid" in stack.run("./optout", "check", "--config-only").stdout
-    stack.run("make", "up")
+    stack.compose("start", "worker")
 
 
 def test_without_a_secret_that_web_needs_nothing_is_started_and_the_secret_is_named(stack: Stack) -> None:
