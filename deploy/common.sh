@@ -52,7 +52,8 @@ get_images() {
     esac
 }
 count() { docker compose ps --quiet "$1" | wc -l; }
-has_proxy() { docker compose config --services | grep -qx proxy; }
+# Not grep -q: it would end first, and under pipefail the broken pipe of docker would count as "no".
+has_proxy() { docker compose config --services | grep -x proxy >/dev/null; }
 
 # One published port cannot belong to several web containers: a proxy takes it.
 webs=$(setting OPTOUT_WEBS)

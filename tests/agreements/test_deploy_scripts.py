@@ -17,8 +17,10 @@ DOCKER = """#!/bin/bash
 echo "$COMPOSE_FILE | $*" >>"$CALLS"
 case "$*" in
 "compose config --services")
-    printf '%s\\n' redis web worker beat flower
     case $COMPOSE_FILE in *tls*|*scale*) echo proxy ;; esac
+    # More than a pipe holds: a reader that ends early would break it.
+    printf '%s\\n' redis web worker beat flower
+    head -c 200000 /dev/zero | tr '\\0' '\\n'
     ;;
 "compose run"*) cat >/dev/null ;;
 esac
