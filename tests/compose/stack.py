@@ -103,6 +103,8 @@ class Stack:
         self.root = a_clone(self.folder / "clone", umask=0o077)
         self.deployment = self.folder / "deployment"
         shutil.copytree(ROOT / "deploy" / "demo", self.deployment, ignore=shutil.ignore_patterns(".gitkeep"))
+        self.flower_login = ("operator", secrets.token_hex(16))
+        self._make_secrets()
         a_certificate(self.deployment / "tls")
         # As `make deployment` makes it: nobody but its owner may read it, and that is not root.
         uid, gid = (12345, 12346) if os.getuid() == 0 else (os.getuid(), os.getgid())
@@ -128,6 +130,17 @@ class Stack:
             "OPTOUT_TLS_ADDRESS": "127.0.0.1",
         } | {f"{name}_PORT": str(port) for name, port in self.ports.items()}
         self.env_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+    def _make_secrets(self) -> None:
+        """Its own in place of the demo's, with which no process of a deployment starts."""
+        password = secrets.token_hex(16)
+        for name, text in {
+            "redis_auth.conf": f"requirepass {password}",
+            "redis_url": f"redis://:{password}@redis:6379/0",
+            "hash_key": secrets.token_hex(32),
+            "flower_login": ":".join(self.flower_login),
+        }.items():
+            (self.deployment / "secrets" / name).write_text(f"{text}\n")
 
     @property
     def env_file(self) -> Path:

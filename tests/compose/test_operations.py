@@ -56,8 +56,11 @@ def test_a_forged_stop_changes_nothing(stack: Stack) -> None:
 @pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/api/workers", "/api/tasks"])
 def test_flower_asks_for_a_login_on_pages_and_api(stack: Stack, path: str) -> None:
     assert requests.get(stack.flower_url + path, timeout=10).status_code == 401
-    assert requests.get(stack.flower_url + path, auth=("demo", "wrong"), timeout=10).status_code == 401
-    assert requests.get(stack.flower_url + path, auth=("demo", "demo"), timeout=10).status_code == 200
+    assert (
+        requests.get(stack.flower_url + path, auth=(stack.flower_login[0], "wrong"), timeout=10).status_code
+        == 401
+    )
+    assert requests.get(stack.flower_url + path, auth=stack.flower_login, timeout=10).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthcheck"])
@@ -68,7 +71,9 @@ def test_flower_asks_for_none_elsewhere_which_is_why_it_stays_on_loopback(stack:
 def test_flower_looks_and_does_not_touch(stack: Stack) -> None:
     """Read-only: even with the login nobody can stop a worker or start a task."""
     for path in ("/api/worker/shutdown/celery@worker", "/api/task/async-apply/optout.sweep"):
-        answer = requests.post(stack.flower_url + path, auth=("demo", "demo"), json={"args": []}, timeout=10)
+        answer = requests.post(
+            stack.flower_url + path, auth=stack.flower_login, json={"args": []}, timeout=10
+        )
         assert answer.status_code == 403, path
 
 
@@ -79,7 +84,7 @@ def test_flower_shows_the_tasks_of_a_stop_behind_its_login(stack: Stack) -> None
     texted = stack.text(record)
     stack.expect_opted_out([record])
     with chromium() as browser:
-        address = stack.flower_url.replace("http://", "http://demo:demo@")
+        address = stack.flower_url.replace("http://", f"http://{':'.join(stack.flower_login)}@")
         browser.get(f"{address}/tasks?limit=200")
         wait_until(
             lambda: "optout.update_records" in browser.page_source, seconds=30, what="tasks are listed"
