@@ -42,6 +42,12 @@ def test_eighty_columns_get_cards_and_a_wide_terminal_a_table() -> None:
     assert "┃" in shown(200)
 
 
+@pytest.fixture(autouse=True)
+def _without_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command configures the logging of a whole process, which other tests share."""
+    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
+
+
 @pytest.fixture
 def asthma(monkeypatch: pytest.MonkeyPatch) -> Study:
     project = classic_study()
@@ -49,7 +55,6 @@ def asthma(monkeypatch: pytest.MonkeyPatch) -> Study:
     made = study(project)
     for name in ("events", "top"):
         monkeypatch.setattr(import_module(f"worker.cli.{name}"), "make_services", lambda: made.services)
-    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
     return made
 
 
