@@ -15,15 +15,16 @@ log = structlog.get_logger(__name__)
 # One valid call per command: Redis checks the number of arguments before it checks the rights.
 _ON_KEYS = """
     DEL k; EXISTS k; EXPIRE k 1; GET k; HDEL k f; HEXISTS k f; HGET k f; HGETALL k; HINCRBY k f 1; HKEYS k; HLEN k;
-    HMGET k f; HRANDFIELD k; HSCAN k 0; HSET k f v; HSETNX k f v; LLEN k; LPOP k; LPUSH k v; LREM k 0 v; LTRIM k 0 1;
-    PERSIST k; PEXPIRE k 1; PTTL k; RPUSH k v; SET k v; UNLINK k; ZADD k 1 m; ZCARD k; ZCOUNT k 0 1; ZMSCORE k m;
-    ZRANGE k 0 1; ZRANGEBYSCORE k 0 1; ZREM k m; ZREMRANGEBYSCORE k 0 1; ZREVRANGE k 0 1; ZSCAN k 0; ZSCORE k m
+    HMGET k f; HRANDFIELD k; HSCAN k 0; HSET k f v; HSETNX k f v; INCR k; LLEN k; LPOP k; LPUSH k v; LREM k 0 v;
+    LTRIM k 0 1; PERSIST k; PEXPIRE k 1; PTTL k; RPUSH k v; SADD k m; SET k v; SMEMBERS k; TTL k; UNLINK k;
+    ZADD k 1 m; ZCARD k; ZCOUNT k 0 1; ZMSCORE k m; ZRANGE k 0 1; ZRANGEBYSCORE k 0 1; ZREM k m;
+    ZREMRANGEBYSCORE k 0 1; ZREVRANGE k 0 1; ZSCAN k 0; ZSCORE k m
 """
 _OF_BROKER = """
     BRPOP k 1; DEL k; EXISTS k; GET k; HDEL k f; HGET k f; HSET k f v; LLEN k; LPUSH k v; PEXPIRE k 1; RPOP k;
     RPUSH k v; SADD k m; SET k v; SMEMBERS k; SREM k m; ZADD k 1 m; ZRANGE k 0 1; ZRANGEBYSCORE k 0 1; ZREM k m
 """
-_WITHOUT_KEYS = "EVAL 1 0; EVALSHA 0 0; PING; SCRIPT EXISTS 0; SCRIPT LOAD x; TIME"
+_WITHOUT_KEYS = "EVAL 1 0; EVALSHA 0 0; PING; SCAN 0; SCRIPT EXISTS 0; SCRIPT LOAD x; TIME"
 _LEDGER_KEYS = {keys.DUE: f"{keys.PREFIX}:*"}  # a key -> the pattern that allows it
 _BROKER_KEYS = {
     "optout.x": "optout.*",

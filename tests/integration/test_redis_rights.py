@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from shared.redis_rights import broker_calls, ledger_calls
 from tests.integration.world import STUDIES, World, configuration, sender_of, service_sid
 from tests.processes import ROOT, Platform, wait_until
 from tests.simulators.redcap import RedcapSimulator
@@ -41,11 +42,13 @@ def use(platform: Platform, **addresses: str) -> None:
 @pytest.fixture(scope="module", params=["one_user", "two_users"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     redcap = RedcapSimulator({token: make() for token, _, make, _ in STUDIES.values()})
-    with redcap.serve(), SmtpSimulator().serve() as smtp:
+    twilio = TwilioSimulator([Account()])
+    with redcap.serve(), SmtpSimulator().serve() as smtp, twilio.serve() as api:
         secrets = {f"{name.upper()}_TOKEN": token for name, (token, *_) in STUDIES.items()} | {
             "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
             "OPTOUT_HASH_KEY": "an-integration-hash-key-of-length",
             "OPTOUT_SMTP_URL": smtp.url,
+            "OPTOUT_TWILIO_API_URL": api.url,
             "FLOWER_UNAUTHENTICATED_API": "true",
         }
         with Platform(tmp_path_factory.mktemp("platform"), configuration(redcap.url), secrets) as platform:
@@ -59,7 +62,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                     OPTOUT_BROKER_URL=set_user(platform, "broker", *DOCUMENTED["broker"]),
                 )
             platform.start("web", "worker", "beat", "flower")
-            twilio = TwilioSimulator([Account()], deliver_to=platform.web_url)
+            twilio.deliver_to(platform.web_url)
             for number in {service for _, service, _, _ in STUDIES.values()}:
                 twilio.add_service(sid=service_sid(number), senders=[sender_of(number)])
             yield World(platform, redcap, smtp, twilio)
@@ -67,6 +70,31 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def logged(platform: Platform, name: str, event: str) -> bool:
     return event in platform[name].text()
+
+
+def commands_used(world: World) -> set[str]:
+    """Every command that a process has called, but for those of the connection and of this test."""
+    stats: Any = world.platform.redis.info("commandstats")
+    own = (
+        "acl",
+        "auth",
+        "client",
+        "hello",
+        "select",
+        "multi",
+        "exec",
+        "info",
+        "config",
+        "discard",
+        "watch",
+        "unwatch",
+    )
+    return {name for name in (key.removeprefix("cmdstat_") for key in stats) if not name.startswith(own)}
+
+
+def commands_tested() -> set[str]:
+    calls = [*ledger_calls(), *broker_calls(0)]
+    return {"|".join(call[:2] if call[0] == "SCRIPT" else call[:1]).lower() for call in calls}
 
 
 def refusals(world: World) -> list[Any]:
@@ -86,6 +114,9 @@ def test_the_documented_rights_are_enough(world: World) -> None:
     } <= {"redis-fsync-late"}
     for command in (
         ["events"], ["status", participant.phone], ["top", "--once"], ["replay", "--failed"],
+        ["reconcile", "--project", "asthma"], ["review"],
+        ["record", "asthma", participant.record, "start", "--reason", "by phone", "--yes"],
+        ["record", "asthma", participant.record, "stop", "--reason", "by phone"],
         ["forget", participant.phone, "--yes"],
     ):  # fmt: skip
         ended = world.platform.run(*command, check=False)
@@ -94,6 +125,7 @@ def test_the_documented_rights_are_enough(world: World) -> None:
         assert requests.get(world.platform.flower_url + path, timeout=20).ok
     assert requests.get(f"{world.platform.web_url}/metrics", timeout=5).ok
     assert refusals(world) == []
+    assert commands_used(world) - commands_tested() == set(), "shared/redis_rights.py does not test them"
 
 
 def test_a_missing_right_is_logged_at_start_and_the_worker_ends(world: World) -> None:
