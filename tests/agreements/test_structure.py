@@ -22,7 +22,7 @@ from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, Smt
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.messaging.celery_config import QUEUES, TaskName
 from tests.builders import config
-from tests.fakes import RecordingPublisher, fake_redis
+from tests.fakes import RecordingPublisher, at_once, fake_redis
 from tests.processes import ROOT
 from web.app import build_services, create_app
 from worker.runtime.safe_task import SafeTask
@@ -245,14 +245,14 @@ class TestRoutes:
     }
 
     def test_every_route_is_listed_with_its_decision(self) -> None:
-        app = create_app(build_services(config(), fake_redis(), RecordingPublisher()))
+        app = create_app(build_services(config(), fake_redis(), RecordingPublisher(), schedule=at_once))
         found = {
             str(rule): set(rule.methods or ()) - {"HEAD", "OPTIONS"} for rule in app.url_map.iter_rules()
         }
         assert found == {path: methods for path, (methods, _) in self.ROUTES.items()}
 
     def test_a_signed_route_refuses_an_unsigned_request_and_an_open_one_does_not(self) -> None:
-        app = create_app(build_services(config(), fake_redis(), RecordingPublisher()))
+        app = create_app(build_services(config(), fake_redis(), RecordingPublisher(), schedule=at_once))
         client = app.test_client()
         for path, (methods, decision) in self.ROUTES.items():
             method = methods.copy().pop()

@@ -33,7 +33,7 @@ from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
 from tests import builders
-from tests.fakes import RecordingPublisher, fake_redis
+from tests.fakes import RecordingPublisher, at_once, fake_redis
 from tests.processes import ROOT, free_port
 from tests.simulators.redcap import (
     Access,
@@ -767,7 +767,7 @@ def test_a_broker_that_is_away_is_found_without_showing_its_password() -> None:
 
 def _web(world: World) -> Flask:
     services = world.services()
-    return create_app(build_services(services.config, world.redis, RecordingPublisher()))
+    return create_app(build_services(services.config, world.redis, RecordingPublisher(), schedule=at_once))
 
 
 def test_the_own_web_process_is_recognised(world: World, served: Callable[[Any], str]) -> None:

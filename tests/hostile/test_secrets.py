@@ -21,7 +21,7 @@ from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from tests.builders import SECRETS, config, document, inbound_form, project_table
-from tests.fakes import RecordingPublisher, fake_redis
+from tests.fakes import RecordingPublisher, at_once, fake_redis
 from tests.integration.privacy import Finding, Needles, log_texts, redis_texts, web_texts
 from tests.processes import ROOT, Platform, Process, wait_until
 from tests.simulators.smtp import SmtpSimulator
@@ -87,7 +87,7 @@ class TestObjects:
             checked.hash_key,
         )
         yield from (account.auth_token, checked.model_dump(), checked.projects["asthma"].redcap_token)
-        web = build_services(checked, client, RecordingPublisher())
+        web = build_services(checked, client, RecordingPublisher(), schedule=at_once)
         yield from (web, web.verifier, web.router, web.ledger, web.publish)
         yield from (services, services.hasher, services.mailer, services.ledger, services.publish)
         yield from (project, vars(project).get("_client"), services.index("asthma"))

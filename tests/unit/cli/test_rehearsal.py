@@ -17,7 +17,7 @@ from shared.ledger import keys
 from shared.ledger.locks import held
 from shared.messaging.celery_config import TaskName
 from tests import builders
-from tests.fakes import Study, study
+from tests.fakes import Study, at_once, study
 from tests.simulators.redcap import classic_study, enrol, longitudinal_study
 from web.app import build_services, create_app
 from worker.checks.end_to_end import (
@@ -61,7 +61,7 @@ class Bench:
 
 def _bench(asthma: Study) -> Iterator[Bench]:
     bench = Bench(asthma, "")
-    app = create_app(build_services(asthma.config, asthma.redis, bench.publish))
+    app = create_app(build_services(asthma.config, asthma.redis, bench.publish, schedule=at_once))
     server = make_server("127.0.0.1", 0, app, threaded=False)
     bench.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
