@@ -435,3 +435,16 @@ class TestAnErasedLog:
         night.received("STOP", 0)
         report = night.run()
         assert (report.missing_from_log, report.is_well, report.messages_expected) == ([], True, 1)
+
+
+class TestMails:
+    def test_a_record_that_is_written_for_another_number_s_opt_out_is_mailed(self) -> None:
+        """The earliest opt-out is entered, which was of a number that no record held when it came."""
+        asthma = enrolled()
+        first = texted(asthma, number=9)
+        assert asthma.state(first) == "no_matching_record"
+        asthma.project.set_value("1", "mobile", f"{fictional_phone(1)} or {fictional_phone(9)}")
+        texted(asthma)
+        asthma.sweep_later()
+        assert asthma.state(first) == "updated"
+        assert [subject.rpartition(" ")[2] for subject in asthma.mailer.subjects] == ["1"]

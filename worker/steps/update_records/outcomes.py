@@ -85,7 +85,8 @@ def _outcome(  # noqa: PLR0913  the parts of an Outcome
 
 def _only_moved(status: Status, records: Sequence[RecordOutcome]) -> bool:
     """Whether the field shows another time now, because an earlier opt-out has ended. Nobody needs a mail."""
-    return all(each.plan.act is Act.MOVE for each in records if each.saved and each.is_for(status))
+    acts = {each.plan.act for each in records if each.saved and each.is_for(status)}
+    return acts == {Act.MOVE}
 
 
 def _stop(status: Status, records: Sequence[RecordOutcome]) -> tuple[State, str]:
