@@ -4,6 +4,7 @@ So Twilio is asked for that message; STARTs are rare. Source: Twilio docs, "Twil
 webhook URL" (no time), and Messages resource (date_sent of an inbound message: when its webhook was called).
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -36,11 +37,25 @@ def with_confirmed_time(entry: Entry, services: Services) -> Entry | None:
     Raises TimeUnknown.
     """
     event = replace(_event(entry), occurred_at=_time(entry, services))
+    _confirm_stops_after(event, services)
     [accepted] = services.ledger.accept([event], now=services.now(), confirmed=True)
     if accepted is Accepted.STALE:
         services.request_update(entry.project)  # the time that the field has to show may be another one now
         return None
     return services.ledger.load(entry.project, entry.event_id)
+
+
+def _confirm_stops_after(start: OptOutEvent, services: Services) -> None:
+    """Correct the times of STOPs that seem to come after a START: theirs are times of receipt, too."""
+    for status in services.ledger.status(start.project, start.phone_hash):
+        known = services.ledger.load(start.project, status.event_id)
+        is_after = status.change is Change.STOP and status.occurred_at >= start.occurred_at
+        if status.scope != start.scope or not is_after or known is None or known.source is not Source.WEBHOOK:
+            continue
+        with suppress(TwilioUnavailable, TwilioRejected, ConfigError):
+            time = services.time_of_text(start.project, status.event_id)
+            stop = replace(_event(known), occurred_at=time, source=Source.MESSAGE_LOG)
+            services.ledger.accept([stop], now=services.now())
 
 
 def _time(entry: Entry, services: Services) -> datetime:
