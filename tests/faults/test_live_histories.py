@@ -140,13 +140,19 @@ class History:
         return next((turn for turn in reversed(self.turns) if turn.phone == digits), None)
 
     def wrong(self) -> list[str]:
-        """Records that do not show what their participant texted last (promise P2)."""
+        """Records that do not show an opt-out in force (promise P2), or one that a START has cleared."""
         found = []
         for who in self.people:
             turn = self.latest(who)
             assert turn is not None
             shown = bool(self.scene.value(who)), self.scene.value(who, name=BOX) == "1"
-            if shown != (turn.is_stop, turn.is_stop):
+            if turn.is_stop:
+                is_right = shown == (True, True)
+            else:  # a START that came in the wrong order, or where somebody edited the record, clears nothing
+                entry = self.scene.entry(Texted(turn.message))
+                cleared = entry is not None and entry.state is State.UPDATED
+                is_right = not cleared or who.phone in self.disturbed or shown == (False, False)
+            if not is_right:
                 found.append(f"{who.record} shows {shown} after {turn.message.body}")
         return found
 
@@ -172,7 +178,7 @@ def nightly_run(scene: Scene) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_any_history_ends_in_the_latest_change(scene: Scene, seed: int) -> None:
+def test_any_history_ends_with_the_opt_outs_in_force(scene: Scene, seed: int) -> None:
     history = History(scene, seed)
     history.play()
     scene.mend()
