@@ -43,10 +43,12 @@ test-integration: $(VENV)/ready  ## Gateways against simulators, and live worker
 	@$(BIN)/python -m pytest $(PARALLEL) tests/contract tests/integration $(T)
 
 .PHONY: lint
-lint: $(VENV)/ready  ## Style, security rules, strict types, manifests, and the documentation built strictly
+lint: $(VENV)/ready  ## Style, words, security rules, strict types, manifests, and the documentation built strictly
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell --builtin '' --dictionary docs/words.txt --skip 'shared/domain/wording/*,*.png,docs/words.txt' \
+		shared web worker docs deploy .github Makefile Dockerfile *.md *.yml config.example.toml
 	@$(BIN)/properdocs build --strict --config-file mkdocs.yml
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
@@ -57,6 +59,10 @@ FULL ?=
 .PHONY: bench
 bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/explanation/benchmarks.md (FULL=1: larger, longer)
 	@$(BIN)/python -m tests.benchmarks $(if $(FULL),--full)
+
+.PHONY: measure
+measure: $(VENV)/ready  ## How large and how plain the code is: lines, functions, complexity
+	@$(BIN)/python -m tests.measure
 
 ##@ Deploy it
 .PHONY: deployment

@@ -45,7 +45,7 @@ QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
 
 # What is read of many events at a time.
 CHUNK = 500
-# How many old ids are looked at per trim, once a minute: Redis does nothing else for a millisecond or two.
+# How many old ids are checked per trim, once a minute: Redis does nothing else for a millisecond or two.
 MOST_TRIMMED = 1_000
 
 # Longer than a day in any time zone.
@@ -193,7 +193,7 @@ class Ledger:
         with self.redis.pipeline(transaction=True) as pipe:
             for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
                 # The first one brings the script's whole text, so that the server knows it by its hash for the
-                # others: redis-py would ask for that beforehand, at the cost of a round trip.
+                # others: redis-py would ask for that first, at the cost of a round trip.
                 script = (
                     partial(pipe.evalsha, self._accept_hash)
                     if len(pipe)
@@ -332,13 +332,13 @@ class Ledger:
         return self.entries_of(project, ids)
 
     def match(self, entry: Entry, records: Sequence[str], *, now: datetime) -> bool:
-        """Note an event's records and ask for its phone's update. False where the event has ended meanwhile."""
+        """Record an event's records and request its phone's update. False if the event has ended in the meantime."""
         return bool(self.match_all(entry.project, [(entry, records)], now=now))
 
     def match_all(
         self, project: str, found: Sequence[tuple[Entry, Sequence[str]]], *, now: datetime
     ) -> set[str]:
-        """The same for many events. Answers the ids of those that had not ended."""
+        """The same for many events. Returns the ids of those that had not ended."""
         now_ms = milliseconds(now)
         with self.redis.pipeline(transaction=False) as pipe:
             for entry, records in found:
@@ -567,7 +567,7 @@ class Ledger:
             self.redis.zrem(keys.pending(project), *phones)
 
     def drained(self, project: str) -> int:
-        """Forget the due update of a project if nothing is pending. Answers how many are pending."""
+        """Forget the due update of a project if nothing is pending. Returns how many are pending."""
         return int(
             self._scripts["drained"](keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project])
         )
@@ -589,7 +589,7 @@ class Ledger:
         return bool(self.redis.transaction(restore, keys.status(project), value_from_callable=True))
 
     def forget(self, project: str, phone: str) -> dict[str, int]:
-        """Remove all traces of a phone: status, pending, intent, its events and their due work. Answers how many."""
+        """Remove all traces of a phone: status, pending, intent, its events and their due work. Returns how many."""
         entries = [entry for entry in self.entries(project) if entry.phone_hash == phone]
         ids = [entry.event_id for entry in entries]
         records = {record for entry in entries for record in entry.records}
@@ -616,7 +616,7 @@ class Ledger:
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
 
     def forget_project(self, project: str) -> dict[str, int]:
-        """Remove all that is kept of a project but its figures. Answers how many statuses and events that were.
+        """Remove all that is kept of a project but its figures. Returns how many statuses and events that were.
 
         It is noted last that this project is known: what a crash leaves is found by the next call.
         """
@@ -645,20 +645,20 @@ class Ledger:
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
     def intend(
-        self, project: str, writes: dict[str, str], *, looked_at: Collection[str] = (), now: datetime
+        self, project: str, writes: dict[str, str], *, known_open: Collection[str] = (), now: datetime
     ) -> list[str]:
         """Note that a write has begun for each phone hash, on behalf of an event id; all or none.
 
-        Answers the phones that stand in the way: their latest change is another by now, or, of those whose begun
-        writes were `looked_at`, a further one has begun (in both cases we stood still, and lost the lock).
+        Returns conflicting phones: those whose latest changes do not include the one to be written, and those in
+        `known_open` for which another writer has begun since. Either means that this process lost its lock.
 
-        The phone is pending from now on in any case: another updater may have settled it meanwhile, and what
-        this write leaves in REDCap has to be looked at again even if this process dies.
+        The phone is pending from now on in any case: another updater may have completed it in the meantime, and what
+        this write leaves in REDCap has to be checked again even if this process dies.
         """
         if not writes:
             return []
         now_ms = milliseconds(now)
-        each = [(phone, event_id, "1" if phone in looked_at else "") for phone, event_id in writes.items()]
+        each = [(phone, event_id, "1" if phone in known_open else "") for phone, event_id in writes.items()]
         outdated = self._scripts["intend"](
             keys=[keys.intents(project), keys.status(project), keys.pending(project), keys.DUE],
             args=[project, now_ms, now_ms + FIRST_PAUSE_MS, *(part for parts in each for part in parts)],
@@ -687,7 +687,7 @@ class Ledger:
         return [Due(*member.split("|", 2)) for member in members]
 
     def retry_soon(self, kind: Kind, project: str, event_id: str = "", *, now: datetime) -> float | None:
-        """Bring the first few further tries of a piece of work forward. Answers in how many seconds, or None."""
+        """Bring the first few further tries of a piece of work forward. Returns in how many seconds, or None."""
         member = f"{kind}|{project}|{event_id}"
         tries = int(self.redis.hget(keys.ATTEMPTS, member) or 0)
         if tries >= len(QUICK_PAUSES_SECONDS):
@@ -709,7 +709,7 @@ class Ledger:
         self.redis.hdel(keys.ATTEMPTS, f"update|{project}|")
 
     def trim(self, project: str, *, now: datetime) -> int:
-        """Forget the ids of events that have expired: of a thousand per call. Answers how many."""
+        """Forget the ids of events that have expired: of a thousand per call. Returns how many."""
         now_ms = milliseconds(now)
         oldest = now_ms - self._retention_seconds * 1000
         return int(

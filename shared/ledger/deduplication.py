@@ -15,5 +15,5 @@ class Coalescer:
         return bool(self._redis.set(keys.queued(name), "1", nx=True, px=int(seconds * 1000)))
 
     def taken(self, name: str) -> None:
-        """The message has left the queue: whoever comes from now on sends another."""
+        """The message has left the queue: the next caller sends another."""
         self._redis.delete(keys.queued(name))

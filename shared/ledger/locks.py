@@ -47,5 +47,5 @@ def _release(lock: Lock, name: str) -> None:
     try:
         lock.release()
     except (LockError, RedisError) as error:
-        # It expires by itself; whoever holds it now is not disturbed.
+        # It expires by itself; its present holder is not disturbed.
         log.warning("lock_not_released", lock=name, error=type(error).__name__)

@@ -1,4 +1,4 @@
-"""The one doorway: webhook, Event Streams, message log, backfill and replay all come in here."""
+"""Record opt-out events. Every source (webhook, Event Streams, message log) uses `accept`."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -419,10 +419,10 @@ class TestSettle:
         ledger.intend("asthma", {PHONE: first.event_id}, now=NOON)
         accept(ledger, second)
         writes = {PHONE: second.event_id}
-        assert ledger.intend("asthma", writes, looked_at=[PHONE], now=NOON) == [PHONE]
+        assert ledger.intend("asthma", writes, known_open=[PHONE], now=NOON) == [PHONE]
         assert ledger.intents("asthma", [PHONE]) == {PHONE: first.event_id}
         ledger.forget_intent("asthma", PHONE)
-        assert ledger.intend("asthma", writes, looked_at=[PHONE], now=NOON) == []
+        assert ledger.intend("asthma", writes, known_open=[PHONE], now=NOON) == []
 
 
 class TestReopen:

@@ -144,7 +144,7 @@ class Rehearsal:
             raise BrokenRehearsal("; ".join(broken))
 
     def _back(self) -> list[str]:
-        """START, and everything as it was. Answers what did not work."""
+        """START, and everything as it was. Returns what did not work."""
         broken: list[str] = []
         try:
             started, began = self._send(Change.START)
@@ -159,7 +159,7 @@ class Rehearsal:
         return broken
 
     def _send(self, change: Change) -> tuple[str, float]:
-        """One signed request. Answers its message SID, and when it began."""
+        """One signed request. Returns its message SID, and when it began."""
         sid = TEST_SID_PREFIX + secrets.token_hex(11)
         request = {Via.WEBHOOK: self._form, Via.EVENTS: self._event}[self.via](change, sid)
         began = time.monotonic()
@@ -294,9 +294,9 @@ class Rehearsal:
     # --- putting back -------------------------------------------------------------------------------
 
     def _put_back(self, started: str) -> None:
-        """Status and records as they were, unless a real change came meanwhile, or the START still waits.
+        """Restore status and records, unless a real change came in the meantime, or the START still waits.
 
-        One project that cannot be put back keeps no other from it.
+        One project that cannot be restored does not prevent others.
         """
         broken: list[str] = []
         for name, before in self._before.items():
@@ -311,11 +311,11 @@ class Rehearsal:
         entry = self.services.ledger.load(name, started)
         if entry is None or entry.state in UNFINISHED:
             raise BrokenRehearsal(
-                f"the START still waits in {name}: it will be written when that is mended; afterwards remove the "
+                f"the START still waits in {name}: it will be written when that is fixed; afterwards remove the "
                 "test's traces with optout forget"
             )
         with held(self.services.redis, f"update:{name}", wait_seconds=self.timeout_seconds) as mine:
-            if not mine:  # a running update reads status and records, and would write over what is put back
+            if not mine:  # a running update reads status and records, and would overwrite what is restored
                 raise BrokenRehearsal(
                     f"a worker was still updating {name} after {self.timeout_seconds:g} s, so that nothing was put "
                     "back: what its records showed before, write by hand, then remove the test's traces with "

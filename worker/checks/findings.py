@@ -92,7 +92,7 @@ CATALOGUE: dict[str, Kind] = {
         "The configuration file cannot be used",
         "Every process reads this file at its start and refuses to run with one that it only half understands. "
         "What is seen names the key; there is one finding per problem, and nothing else can be checked until "
-        "all of them are mended.",
+        "all of them are fixed.",
         "correct that key in the configuration file, or that environment variable; docs/reference/configuration.md "
         "explains every one",
     ),
@@ -113,7 +113,7 @@ CATALOGUE: dict[str, Kind] = {
     "hash-key-short": _error(
         "The hash key is shorter than 32 characters",
         "Phone numbers are kept as keyed hashes only. There are few enough phone numbers to try them all, so "
-        "what protects them is the key: whoever gets hold of the stored hashes must not be able to guess it.",
+        "what protects them is the key: anyone who obtains the stored hashes must not be able to guess it.",
         'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"; '
         "a new key empties the phone index and the known statuses, see docs/how-to/rotate-secrets.md",
     ),
@@ -148,7 +148,7 @@ CATALOGUE: dict[str, Kind] = {
         "remove keyword_fallback from the project",
     ),
     "nobody-notified": _note(
-        "Nobody is told about this project's changes",
+        "Nobody is notified of this project's changes",
         "The project has no `notify`: REDCap shows the opt-out, but no e-mail says so, not even when it could "
         "not be saved.",
         'add notify = ["…"] to the project if somebody should know',
@@ -333,7 +333,7 @@ CATALOGUE: dict[str, Kind] = {
     "web-not-ready": _error(
         "The web process says that it is not ready",
         "GET /readyz names what keeps it, or a project, from working. What was stored waits and is written when "
-        "that is mended.",
+        "that is fixed.",
         "correct what it names",
     ),
     "no-worker": _warning(
@@ -367,8 +367,8 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "events-failed": _warning(
         "Events have failed",
-        "These changes are not in REDCap: it refused them, or was away for a day. The study team was told by "
-        "e-mail, if the project has notify.",
+        "These changes are not in REDCap: it rejected them, or was unavailable for a day. The study team was "
+        "notified by e-mail, if the project has notify.",
         "see optout events --state failed for the reasons; after the fix, optout replay --failed",
     ),
     "reconcile-late": _warning(
@@ -441,7 +441,7 @@ CATALOGUE: dict[str, Kind] = {
     "redcap-events-in-two-arms": _error(
         "phone_event and opt_out_event are in different arms",
         "A participant is in one arm, as a rule: to write into the other would create the record there. STOPs are "
-        "kept until it is mended.",
+        "kept until it is fixed.",
         "name two events of one arm; a second arm gets a [projects.NAME] table of its own, with its own two events",
     ),
     "opt-out-field-unfit": _error(
@@ -465,7 +465,7 @@ CATALOGUE: dict[str, Kind] = {
     "opt-out-field-repeats": _error(
         "The opt-out field is on a repeating instrument",
         "There is one opt-out per participant, and a repeating instrument has many places for it. The same goes for "
-        "the checkbox. STOPs are kept until it is mended.",
+        "the checkbox. STOPs are kept until it is fixed.",
         "move the field to an instrument, or an event, that does not repeat",
     ),
     "redcap-hides-field": _error(
@@ -477,14 +477,14 @@ CATALOGUE: dict[str, Kind] = {
     "redcap-hashes-record-ids": _error(
         "REDCap hides the record ids from the token",
         "The record id field is tagged as an identifier, and without full export rights REDCap gives hashes of 32 "
-        "digits in place of identifiers: no record is found again by a hash. STOPs are kept until it is mended.",
+        "digits in place of identifiers: no record is found again by a hash. STOPs are kept until it is fixed.",
         'give the API user the export right "Full Data Set" on the instrument of the record id, or take the tag off',
     ),
     "redcap-records-in-another-arm": _warning(
         "Records with a phone number are not in the arm of opt_out_event",
         "Without phone_event the number counts in all arms, but the opt-out can be written in one arm only: in "
         "another, the write would create the record there. A STOP of these participants ends as failed, and the "
-        "team is told.",
+        "team is notified.",
         "give each arm a [projects.NAME] table of its own, with a phone_event and an opt_out_event of that arm",
     ),
     "redcap-one-group-only": _error(

@@ -27,7 +27,7 @@ _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
 @dataclass(slots=True)
 class Report:
-    """What was found, worst first, and what was looked at and is passed."""
+    """What was found, worst first, and what was checked and is correct."""
 
     findings: list[Finding] = field(default_factory=list)
     passed: list[Passed] = field(default_factory=list)

@@ -232,7 +232,7 @@ class _Way:
         """Passed from the first real STOP: without it, no webhook event of Twilio's could be in the ledger.
 
         Those of `optout test-message` say nothing of it: they bring the OptOutType with them. The figures count
-        them, too, so the events themselves are looked at.
+        them, too, so the events themselves are read.
         """
         if self._project.keyword_fallback or self._streams:
             return

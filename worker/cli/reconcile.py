@@ -27,10 +27,10 @@ from worker.steps.reconcile.report import Report
 @click.option("--dry-run", is_flag=True, help="Change nothing, anywhere; say what would be done.")
 @click.option("--json", "as_json", is_flag=True, help="An array of reports, one per project.")
 def reconcile(project: str | None, since: datetime | None, dry_run: bool, as_json: bool) -> None:
-    """Compare Twilio's message log and REDCap, and mend what differs.
+    """Compare Twilio's message log, the ledger and REDCap, and restore missing opt-outs.
 
     Exit code 0 only when all is well afterwards: nothing failed, nothing waits, nothing was hidden, and no
-    other run was under way; so a dry run that finds something to mend ends with 1.
+    other run was under way; so a dry run that finds a difference ends with 1.
     """
     services = make_services()
     names = chosen_projects(services, project)
@@ -61,7 +61,7 @@ def _run(project: str, services: Services, since: datetime | None, dry_run: bool
         TextColumn("{task.completed:,.0f}"),
         TimeElapsedColumn(),
     )
-    # Neither side tells beforehand how much it holds, so that the bar pulses beside a growing number.
+    # Neither side says in advance how much it holds, so the bar pulses beside a growing number.
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("starting", total=None, project=project)

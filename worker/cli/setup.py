@@ -22,7 +22,7 @@ from worker.twilio.setup.plan import Mode, Plan, choose_mode, plan_setup, plan_u
     help="events: an Event Streams sink, every address stays as it is. webhook: Twilio calls this program, "
     "which hands on where forward_url says. Default: what disturbs nothing.",
 )
-@click.option("--undo", is_flag=True, help="Put back what was there before optout setup.")
+@click.option("--undo", is_flag=True, help="Restore what was there before optout setup.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
 def setup(project: str | None, mode: str | None, undo: bool, yes: bool) -> None:
     """Have Twilio send a project's incoming messages here.
@@ -31,7 +31,7 @@ def setup(project: str | None, mode: str | None, undo: bool, yes: bool) -> None:
     alone. What was there before is remembered, and --undo puts it back. The configuration file is yours: the
     lines to write into it are printed.
 
-    Exit code 1 where something has to be decided or mended first, or was declined.
+    Exit code 1 where something has to be decided or fixed first, or was declined.
     """
     services = make_services()
     names = chosen_projects(services, project)

@@ -27,7 +27,7 @@ from worker.services import Services
     "--via", type=click.Choice([via.value for via in Via]), default=Via.WEBHOOK.value, show_default=True,
     help="Which door: the webhook, or Event Streams.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Also with a number that is opted out; the fields are put back.")
+@click.option("--force", is_flag=True, help="Also with a number that is opted out; the fields are restored.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, metavar="SECONDS",

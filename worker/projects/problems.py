@@ -9,7 +9,7 @@ from shared.errors import Permanent, ProjectProblem, RedcapRejected, RedcapUnava
 from shared.ledger import keys
 from worker.services import Services
 
-# How often a project without a problem is looked at, so that one shows before the next STOP.
+# How often a project without a problem is checked, so that one shows before the next STOP.
 CHECK_EVERY_MS = 6 * 3600 * 1000
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ def known_problem(project: str, services: Services) -> Permanent | None:
 
 
 def check_projects(services: Services) -> None:
-    """Look at every project that has a problem or was not looked at for long; lift what is mended."""
+    """Check every project that has a problem or was not checked for long; remove problems that are fixed."""
     checked = services.redis.hgetall(keys.VERIFIED)
     now_ms = milliseconds(services.now())
     broken = services.redis.hkeys(keys.PROBLEMS)
@@ -73,5 +73,5 @@ def _probe(project: str, services: Services) -> None:
 
 
 def check_again_soon(services: Services) -> None:
-    """Forget when projects were looked at: a worker has started, perhaps with another configuration."""
+    """Forget when projects were checked: a worker has started, perhaps with another configuration."""
     services.redis.delete(keys.VERIFIED)

@@ -1,7 +1,7 @@
 """Projects that were taken out of the configuration, on purpose or by a file that is wrong for an hour.
 
-So nothing is lost at once: for a day their work rests, then their unfinished events end as failed, and after the
-retention all that is kept of them goes. A project that is put back before that goes on where it was.
+Nothing is lost at once: for a day their work is paused, then their unfinished events end as failed, and after the
+retention all data of them is deleted. A project that is restored before that continues where it was.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 def note_projects(services: Services, seen: Iterable[str]) -> dict[str, timedelta]:
-    """Note what is configured, and take up again what is back. Answers for how long each other project is missing.
+    """Record what is configured, and resume what is back. Returns for how long each other project is missing.
 
     `seen` are projects of due work: a web process with another configuration may know more than this one.
     """

@@ -30,11 +30,11 @@ log = structlog.get_logger(__name__)
 def lookup_records(project: str, event_id: str, services: Services) -> None:
     """Find the event's records, and ask for their update; or end the event where no record holds its phone.
 
-    Events that have arrived meanwhile are taken along: in a storm thousands, for which no message waits.
+    Events that have arrived in the meantime are included: in a storm thousands, for which no message waits.
     """
     services.coalescer.taken(f"lookup:{project}")
     if services.project_config(project) is None:
-        return  # it rests: see worker/projects/removed.py
+        return  # its work is paused: see worker/projects/removed.py
     own = services.ledger.load(project, event_id)
     if own is not None:
         look_up(own, services)

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 def sweep(services: Services) -> dict[str, int]:
-    """Publish overdue work, then look after projects with problems. Answers what was published by kind."""
+    """Publish overdue work, then look after projects with problems. Returns what was published by kind."""
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
     missing = note_projects(services, {item.project for item in due})
     due = [item for item in due if missing.get(item.project, RESTS_FOR) >= RESTS_FOR]

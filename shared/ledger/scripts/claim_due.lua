@@ -2,7 +2,7 @@
 -- process dies here, and none is published every minute while its queue is long.
 -- KEYS: 1 due, 2 attempts
 -- ARGV: 1 now ms, 2 limit, 3 first pause ms, 4 longest pause ms
--- Answers: the members, "kind|project|event id".
+-- Returns: the members, "kind|project|event id".
 local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
 for _, member in ipairs(members) do
   local attempt = redis.call('HINCRBY', KEYS[2], member, 1)

@@ -1,4 +1,4 @@
--- Takes events from those that wait for a digest: it has told them, or they are forgotten. The next one's time goes
+-- Takes events from those that wait for a digest: it has named them, or they are forgotten. The next one's time goes
 -- by the oldest that is left.
 -- KEYS: 1 gathered, 2 due, 3 attempts
 -- ARGV: 1 project, 2 for how many ms notices are gathered ('' = leave the next one's time as it is), then the

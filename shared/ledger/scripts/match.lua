@@ -1,7 +1,7 @@
 -- Notes the records of an event that was looked up, and asks for its phone's status to be written.
 -- KEYS: 1 event, 2 pending, 3 due, 4 attempts
 -- ARGV: 1 project, 2 event id, 3 record ids (JSON), 4 now ms, 5 due ms
--- Answers: 1, or 0 where the event has ended meanwhile.
+-- Returns 1, or 0 if the event has ended in the meantime.
 local state = redis.call('HGET', KEYS[1], 'state')
 redis.call('ZREM', KEYS[3], 'lookup|' .. ARGV[1] .. '|' .. ARGV[2])
 redis.call('HDEL', KEYS[4], 'lookup|' .. ARGV[1] .. '|' .. ARGV[2])

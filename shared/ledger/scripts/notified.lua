@@ -1,4 +1,4 @@
--- Marks an event's e-mail as sent (or given up), unless another one became due in the meantime.
+-- Marks an event's e-mail as sent (or abandoned), unless another one became due in the meantime.
 -- KEYS: 1 event, 2 due, 3 mailing, 4 attempts
 -- ARGV: 1 project, 2 event id, 3 notice, 4 outcome, 5 retention in seconds, 6 the notice's number
 -- Returns 1, or 0 if another mail is due.

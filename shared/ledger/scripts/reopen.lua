@@ -1,7 +1,7 @@
 -- Sets an ended event back to 'received', to be looked up again.
 -- KEYS: 1 event, 2 unfinished, 3 due, 4 attempts, 5 events
 -- ARGV: 1 project, 2 event id, 3 now ms, 4 due ms
--- Answers: 1, or 0 where there is no such event or its sender is no phone number.
+-- Returns: 1, or 0 where there is no such event or its sender is no phone number.
 local phone = redis.call('HGET', KEYS[1], 'phone')
 if not phone or phone == '' then return 0 end
 local due = 'lookup|' .. ARGV[1] .. '|' .. ARGV[2]

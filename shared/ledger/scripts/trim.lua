@@ -3,7 +3,7 @@
 -- KEYS: 1 events
 -- ARGV: 1 prefix of event keys, 2 oldest time of receipt that cannot have expired, in ms, 3 how many to look at,
 --       4 a number that grows from call to call: of many, each call looks at the next ones
--- Answers: how many were forgotten.
+-- Returns: how many were forgotten.
 local old, most = redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. ARGV[2]), tonumber(ARGV[3])
 local turns = math.max(1, math.ceil(old / most))
 local skipped = tonumber(ARGV[4]) % turns * most

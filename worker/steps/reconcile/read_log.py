@@ -104,11 +104,11 @@ class LogReading:
         """The messages that webhooks or Event Streams have shown, and the log should have."""
         until = self._services.now() - LOG_DELAY
         entries = self._services.ledger.entries_between(self._project, since + LOG_DELAY, until)
-        told = {Source.WEBHOOK, Source.EVENT_STREAM}
+        delivered = {Source.WEBHOOK, Source.EVENT_STREAM}
         return {
             entry.event_id: entry
             for entry in entries
-            if entry.source in told and not entry.event_id.startswith(TEST_SID_PREFIX)
+            if entry.source in delivered and not entry.event_id.startswith(TEST_SID_PREFIX)
         }
 
     def _report_missing(self, missing: list[Entry]) -> None:

@@ -50,7 +50,7 @@ class Report:
 
     @property
     def hides_bodies(self) -> bool:
-        """Whether no text of the log had a body: Twilio redacts them, and a STOP cannot be told."""
+        """Whether no text of the log had a body: Twilio redacts them, and a STOP cannot be recognised."""
         return 0 < self.inbound_texts == self.redacted_bodies
 
     @property

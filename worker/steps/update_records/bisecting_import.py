@@ -36,7 +36,7 @@ class BisectingImport:
         self._written = written
         self._waiting: deque[list[ImportRow]] = deque()
         self._nameless: list[RedcapRejected] = []  # of single rows, whose text names none
-        self._reasons: set[str] = set()  # theirs, different ones
+        self._reasons: set[str] = set()  # the different reasons of these
 
     def run(self, groups: Sequence[list[ImportRow]]) -> None:
         """Write groups of rows. Raises RedcapRejected if the rejection is not about single rows."""

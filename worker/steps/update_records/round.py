@@ -214,7 +214,7 @@ class Round:
             for status in snapshot.known.get(key, ())
             if status.event_id in {each.event_id for each in plans[record][1].behalf}
         }
-        return self._ledger.intend(self._project, writes, looked_at=snapshot.texts, now=self._services.now())
+        return self._ledger.intend(self._project, writes, known_open=snapshot.texts, now=self._services.now())
 
     def _import(
         self,
