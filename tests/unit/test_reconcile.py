@@ -299,10 +299,20 @@ class TestTimesOfReceipt:
         stop = night.missed("STOP", 0)
         night.study.text(PAT, "START", event_id=start.sid, received=seconds(6))
         night.study.text(PAT, "STOP", event_id=stop.sid, received=seconds(8))  # its first try was lost
+        night.twilio.fail("503", resource="Message", times=None)  # it does not say when
         night.study.work()
         assert night.value() == shown(seconds(8))
+        night.twilio.faults.clear()
         report = night.run()
         assert (night.value(), report.changes_recovered) == ("", 1)
+        assert night.run().changes_recovered == 0
+
+    def test_where_twilio_says_when_they_are_put_right_at_once(self, night: Night) -> None:
+        start, stop = night.missed("START", 5), night.missed("STOP", 0)
+        night.study.text(PAT, "START", event_id=start.sid, received=seconds(6))
+        night.study.text(PAT, "STOP", event_id=stop.sid, received=seconds(8))
+        night.study.work()
+        assert night.value() == ""
         assert night.run().changes_recovered == 0
 
     def test_a_clock_of_ours_that_is_slow_changes_no_order(self, night: Night) -> None:
@@ -736,7 +746,9 @@ class TestDryRun:
         start, stop = night.missed("START", 5), night.missed("STOP", 0)
         night.study.text(PAT, "START", event_id=start.sid, received=seconds(6))
         night.study.text(PAT, "STOP", event_id=stop.sid, received=seconds(8))
+        night.twilio.fail("503", resource="Message", times=None)
         night.study.work()
+        night.twilio.faults.clear()
         assert [night.run(dry_run=dry).changes_recovered for dry in (True, True, False, True)] == [1, 1, 1, 0]
 
     def test_it_rehearses_a_start_missed_between_two_stops(self, night: Night) -> None:
