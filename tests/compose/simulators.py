@@ -39,5 +39,6 @@ def serving() -> Iterator[tuple[Project, Project, TwilioSimulator, SmtpSimulator
 
 
 if __name__ == "__main__":
-    with serving():
+    with serving() as (_asthma, _sleep, twilio, _smtp):
+        twilio.deliver_to("http://web:8000")
         wait_for_sigterm()

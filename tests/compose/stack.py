@@ -227,6 +227,13 @@ class Stack:
             from_=fictional_phone(int(record)), body=body, service=SERVICE_SID, advanced_opt_out=True
         )
 
+    def text_start(self, record: str) -> None:
+        """The participant texts START, through the Twilio that the worker then asks for the time of this message."""
+        order = {"from": fictional_phone(int(record)), "body": "START", "service": SERVICE_SID}
+        url = f"http://127.0.0.1:{self.ports['DEMO_TWILIO']}/_sim/text"
+        answer = requests.post(url, json=order | {"advanced_opt_out": True}, timeout=30)
+        assert (answer.status_code, answer.json()["status"]) == (200, 200), answer.text
+
     def opted_out(self) -> set[str]:
         """The records whose opt-out field is filled."""
         rows = requests.get(f"{self.redcap_url}/_sim/records", params={"project": ASTHMA}, timeout=30).json()
