@@ -177,6 +177,11 @@ def nightly_run(scene: Scene) -> dict[str, Any]:
     return report
 
 
+def mails_about_changes(scene: Scene) -> int:
+    """Without reports: one may name entries that the last run has left to a person."""
+    return sum("X-Opt-Out-Event" in mail.message for mail in scene.smtp.inbox)
+
+
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_any_history_ends_with_the_opt_outs_in_force(scene: Scene, seed: int) -> None:
     history = History(scene, seed)
@@ -186,7 +191,7 @@ def test_any_history_ends_with_the_opt_outs_in_force(scene: Scene, seed: int) ->
     assert history.wrong() == []
     history.expect_told_once()
     assert history.other_values() == history.others
-    mails = len(scene.smtp.inbox)
+    mails = mails_about_changes(scene)
     again = nightly_run(scene)
     assert (again["changes_recovered"], again["records_corrected"]) == (0, 0)
-    assert len(scene.smtp.inbox) == mails
+    assert mails_about_changes(scene) == mails
