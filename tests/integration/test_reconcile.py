@@ -56,7 +56,6 @@ messaging_service_sid = "{service_sid}"
 phone_field = "mobile"
 opt_out_field = "sms_opt_out_at"
 notify = ["coordinator@example.edu"]
-keyword_fallback = true
 redcap_requests_per_minute = 6000
 """
 
@@ -134,7 +133,8 @@ def mixed_changes(count: int, people: int, *, every: float = 7) -> tuple[list[Me
         person, at = dice.randint(1, people), begin + timedelta(seconds=every * number)
         body = dice.choice(["STOP", "START"])
         messages.append(Message(fictional_phone(person), SENDER, body, at, messaging_service_sid=SERVICE_SID))
-        truth[person] = shown(at) if body == "STOP" else ""
+        # A repeated STOP keeps the time of the first.
+        truth[person] = (truth.get(person) or shown(at)) if body == "STOP" else ""
     return messages, truth
 
 
@@ -220,7 +220,7 @@ def test_two_beats_start_one_run(worlds: Worlds) -> None:
     wait_until(lambda: not world.platform.redis.llen("optout.reconcile"), what="the queue is empty")
     world.platform["worker"].stop()  # warm: what was taken is finished
     assert log().count('"reconciled"') == 1
-    assert world.twilio.request_counts()["Messages"] == 1
+    assert world.twilio.request_counts()["Messages"] == 2  # received, and sent
 
 
 def test_a_run_that_somebody_asks_for_is_done_however_short_the_last_one_was_ago(worlds: Worlds) -> None:
@@ -241,11 +241,13 @@ def test_ten_thousand_messages_against_ten_thousand_records_cost_few_requests(wo
     world.twilio.add_messages(messages)
 
     report = world.reconcile()
-    assert (report["messages_read"], report["pages_read"], report["records_read"]) == (count, 10, count)
+    # What is listed as from the study's number: nothing but the texts of the participant who has the same number.
+    read = count + sum(message.from_ == SENDER for message in messages)
+    assert (report["messages_read"], report["pages_read"], report["records_read"]) == (read, 11, count)
     assert (report["changes_recovered"], report["still_pending"]) == (len(truth), 0)
     assert {person: world.project.value(str(person), "sms_opt_out_at") for person in truth} == truth
     assert world.twilio.request_counts() == {
-        "Messages": 10,
+        "Messages": 11,  # one of them for what the study sent
         "Services/PhoneNumbers": 1,
         "Services/ShortCodes": 1,
         "Services/ChannelSenders": 1,

@@ -67,6 +67,7 @@ twilio = "main"
 messaging_service_sid = "{service_sid(service)}"
 phone_field = "mobile"
 opt_out_field = "sms_opt_out_at"
+suspected_digest_after = 1000
 notify = ["{name}@example.edu"]
 redcap_requests_per_minute = 6000
 {more}''')
