@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property, partial
 from itertools import chain
@@ -88,6 +88,7 @@ class Entry:
     decided_by: str = ""  # of a staff decision
     decision: str = ""  # its reason, in the words of staff
     first_received_ms: int = 0  # whatever was replayed since
+    notified_at: datetime | None = None  # when all recipients had the last e-mail
 
     @property
     def arrived_at(self) -> datetime:
@@ -117,6 +118,7 @@ class Entry:
             mail_since=from_milliseconds(int(since)) if since else None,
             notice_number=stored.get("notice_number", ""),
             delivery=Delivery.decode(stored, notice),
+            notified_at=from_milliseconds(int(stored["notified_ms"])) if "notified_ms" in stored else None,
             first_received_ms=int(stored.get("arrived_ms") or 0),
             scope=stored.get("scope", ""),
             blocked=stored.get("blocked") == "1",
@@ -472,16 +474,25 @@ class Ledger:
                     self._scripts["note_delivery"](keys=[event], args=args, client=pipe)
             pipe.execute()
 
-    def notified(self, entry: Entry, notice: Notice, outcome: str) -> bool:
+    def notified(self, entry: Entry, notice: Notice, outcome: str, *, now: datetime | None = None) -> bool:
         """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not.
 
         False if another mail about the event is due: about further records, or of another kind.
         """
         project, event_id = entry.project, entry.event_id
+        now_ms = milliseconds(now or datetime.now(UTC))
         return bool(
             self._scripts["notified"](
                 keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
-                args=[project, event_id, notice, outcome, self._retention_seconds, entry.notice_number],
+                args=[
+                    project,
+                    event_id,
+                    notice,
+                    outcome,
+                    self._retention_seconds,
+                    entry.notice_number,
+                    now_ms,
+                ],
             )
         )
 

@@ -11,6 +11,7 @@ from shared.logs.setup import configure_logging
 from shared.redis_rights import refused_command
 from worker.cli.check import check
 from worker.cli.events import events
+from worker.cli.export import export
 from worker.cli.forget import forget
 from worker.cli.reconcile import reconcile
 from worker.cli.record import record
@@ -50,5 +51,18 @@ def main() -> None:
     configure_logging(os.environ.get("OPTOUT_LOG_LEVEL") or "WARNING")
 
 
-for command in (check, setup, test_message, top, events, status, record, review, replay, reconcile, forget):
+for command in (
+    check,
+    setup,
+    test_message,
+    top,
+    events,
+    status,
+    export,
+    record,
+    review,
+    replay,
+    reconcile,
+    forget,
+):
     main.add_command(command)

@@ -210,7 +210,8 @@ def _note(mail: _Mail, entries: Sequence[Entry], outcome: str, services: Service
     due = [
         entry.event_id
         for entry in entries
-        if entry.notice is not None and not services.ledger.notified(entry, entry.notice, outcome)
+        if entry.notice is not None
+        and not services.ledger.notified(entry, entry.notice, outcome, now=services.now())
     ]
     services.ledger.count("mails", mail.project, mail.kind, outcome.partition(":")[0])
     level = log.info if outcome == SENT else log.error
