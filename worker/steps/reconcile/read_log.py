@@ -14,8 +14,10 @@ from worker.steps.reconcile.report import Report
 from worker.steps.reconcile.sends import sends_after_opt_out
 from worker.twilio.message_log import MessageLog, SentText, open_message_log
 
-# A webhook is received after Twilio's own time, and the log may show a message late.
-LOG_DELAY = timedelta(minutes=10)
+# A webhook is received after Twilio's own time, by which the log is read.
+WEBHOOK_DELAY = timedelta(minutes=10)
+# A message is in the log before its webhook is called; so much for Twilio's own copies.
+LOG_DELAY = timedelta(seconds=2)
 
 Progress = Callable[[str, int], None]
 
@@ -103,7 +105,7 @@ class LogReading:
     def _expected(self, since: datetime) -> dict[str, Entry]:
         """The messages that webhooks or Event Streams have shown, and the log should have."""
         until = self._services.now() - LOG_DELAY
-        entries = self._services.ledger.entries_between(self._project, since + LOG_DELAY, until)
+        entries = self._services.ledger.entries_between(self._project, since + WEBHOOK_DELAY, until)
         delivered = {Source.WEBHOOK, Source.EVENT_STREAM}
         return {
             entry.event_id: entry
