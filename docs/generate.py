@@ -119,6 +119,12 @@ ENVIRONMENT = [
     ),
     ("OPTOUT_HASH_KEY", "", "The key of the phone hashes, if `hash_key` has its default.", "web, worker"),
     ("OPTOUT_SMTP_URL", "", "The mail server, if `smtp.url` has its default.", "worker"),
+    (
+        "OPTOUT_USER",
+        "",
+        "Who decides in `optout record` and `optout review`, if `--by` is not given; `./optout` sets it.",
+        "command line",
+    ),
     ("OPTOUT_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; see [logs](logs.md#levels).", "all"),
     (
         "OPTOUT_CA_FILE",

@@ -369,10 +369,13 @@ def test_the_command_line_runs_in_a_worker_or_else_in_a_container_of_its_own(tmp
     clone = Clone(tmp_path, CONFIGURED)
     shutil.copy(ROOT / "optout", clone.root)
     clone.run("./optout", "events", "--json")
-    assert clone.last_call == "docker-compose.yml | compose run --rm --no-deps -T worker optout events --json"
+    assert (
+        clone.last_call
+        == "docker-compose.yml | compose run --rm --no-deps -e OPTOUT_USER -T worker optout events --json"
+    )
     (clone.root / "bin" / "docker").write_text(DOCKER + 'case "$*" in *"ps --quiet"*) echo 4f5e ;; esac\n')
     clone.run("./optout", "status", "-")
-    assert clone.last_call == "docker-compose.yml | compose exec -T worker optout status -"
+    assert clone.last_call == "docker-compose.yml | compose exec -e OPTOUT_USER -T worker optout status -"
 
 
 def backup(clone: Clone) -> str:

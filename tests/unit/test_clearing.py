@@ -211,6 +211,16 @@ class TestNumbersThatChange:
         assert "records 1, 2" in asthma.mailer.subjects[-1]
         assert "new owner" in asthma.mailer.sent[-1].as_string()
 
+    def test_a_record_that_stays_opted_out_is_named_in_the_mail_about_the_others(self) -> None:
+        asthma = enrolled(2)
+        asthma.project.set_value("2", "mobile", f"{fictional_phone(1)} or {fictional_phone(9)}")
+        texted(asthma, number=9)
+        texted(asthma)
+        start = texted(asthma, "START")
+        asthma.sweep_later()
+        assert (asthma.value("1"), asthma.value("2") != "", asthma.state(start)) == ("", True, "updated")
+        assert "record 2: still opted out" in " ".join(asthma.mailer.sent[-1].as_string().split())
+
     def test_a_record_that_is_found_later_is_mailed_too(self) -> None:
         asthma = enrolled(2)
         texted(asthma)

@@ -24,9 +24,9 @@ _YEARS = range(2008, 2100)
 
 
 def os_user() -> str:
-    """The name of the operating system's user, or its number where it has no name (in containers)."""
+    """The name of the operating system's user, which ./optout hands into the container, or its number."""
     try:
-        return getpass.getuser()
+        return os.environ.get("OPTOUT_USER") or getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
 

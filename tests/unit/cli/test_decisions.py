@@ -67,6 +67,13 @@ class TestRecord:
         assert "by kim" in text
         assert "may go on delivering" in " ".join(text.split())
 
+    def test_by_default_the_user_of_the_shell_decided(
+        self, asthma: Study, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_USER", "kim")
+        run("record", "asthma", "1", "stop", "--reason", "phoned")
+        assert [entry.decided_by for entry in asthma.ledger.entries("asthma")] == ["kim"]
+
     def test_a_repeated_one_changes_and_mails_nothing(self, asthma: Study, run: Run) -> None:
         results = [run("record", "asthma", "1", "stop", "--reason", "phoned") for _ in range(2)]
         assert [result.exit_code for result in results] == [0, 0]

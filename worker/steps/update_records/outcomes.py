@@ -113,7 +113,9 @@ def _start(status: Status, records: Sequence[RecordOutcome]) -> tuple[State, str
     if kept := [(each.record, why) for each in records if (why := _why_kept(each))]:
         return State.NEEDS_REVIEW, _reasons([*kept, *((each.record, "cleared") for each in cleared)])
     if cleared:
-        return State.UPDATED, ""
+        others = [(each.record, STILL_OPTED_OUT) for each in records if each.decision.opted_out]
+        later = [(each.record, LATER_ENTRY) for each in records if each.plan.act is Act.KEEP_LATER]
+        return State.UPDATED, _reasons([*others, *later])
     if any(each.decision.opted_out for each in records):
         return State.SUPERSEDED, STILL_OPTED_OUT
     if any(each.plan.act is Act.KEEP_LATER for each in records):
