@@ -22,7 +22,7 @@ from urllib3 import HTTPResponse
 from shared.config import Config
 from shared.domain.events import Change, OptOutEvent
 from shared.errors import MailDeferred, TwilioRejected
-from shared.ledger import Accepted, Entry, Ledger, keys
+from shared.ledger import Accepted, Ledger, StoredEvent, keys
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
 from tests import builders
@@ -251,7 +251,7 @@ class Study:
 
     # --- what is then -----------------------------------------------------------------------------
 
-    def entry(self, event: OptOutEvent) -> Entry:
+    def entry(self, event: OptOutEvent) -> StoredEvent:
         """An accepted event as the ledger has it."""
         entry = self.ledger.load(event.project, event.event_id)
         assert entry is not None

@@ -13,7 +13,7 @@ from shared.domain.events import Notice
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Kind, Ledger, keys
-from shared.ledger.deduplication import Coalescer
+from shared.ledger.deduplication import MessageDeduplicator
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import BulkPublisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
@@ -57,9 +57,9 @@ class Services:
         return PhoneHasher(self.config.hash_key.resolve())
 
     @cached_property
-    def coalescer(self) -> Coalescer:
+    def deduplicator(self) -> MessageDeduplicator:
         """Keeps one message where many would say the same."""
-        return Coalescer(self.redis)
+        return MessageDeduplicator(self.redis)
 
     @cached_property
     def mailer(self) -> Mailer | None:
@@ -127,7 +127,7 @@ class Services:
 
     def request_update(self, project: str) -> None:
         """Ask for the project's pending statuses to be written; one message in the queue is enough."""
-        if self.coalescer.first(f"update:{project}", seconds=30):
+        if self.deduplicator.claim(f"update:{project}", seconds=30):
             publish_or_leave(self.publish, TaskName.UPDATE, project)
 
     def request_mails(self, project: str, event_ids: Iterable[str]) -> None:
@@ -139,15 +139,15 @@ class Services:
             self.ledger.queue_mails(project, along)
         publish_many_or_leave(self.publish, TaskName.EMAIL, [(project, event_id) for event_id in leading])
 
-    def retry_soon(self, kind: Kind, project: str, event_id: str = "") -> None:
+    def schedule_quick_retry(self, kind: Kind, project: str, event_id: str = "") -> None:
         """Have failed work tried again within seconds, the first few times; then it is sweep's."""
         now = self.now()
-        pause = self.ledger.retry_soon(kind, project, event_id, now=now)
+        pause = self.ledger.schedule_quick_retry(kind, project, event_id, now=now)
         if pause is None:
             return
         # One sweep for all that becomes due within the same two seconds, at their end: an earlier one that is
         # on its way already would come too soon for this work, and the next is a minute away.
         slot = int((now.timestamp() + pause) // SWEEP_SLOT_SECONDS) + 1
         wait = slot * SWEEP_SLOT_SECONDS - now.timestamp() + 0.2
-        if self.coalescer.first(f"sweep:{slot}", seconds=wait):
+        if self.deduplicator.claim(f"sweep:{slot}", seconds=wait):
             publish_or_leave(self.publish, TaskName.SWEEP, delay_seconds=wait)

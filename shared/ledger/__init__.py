@@ -63,7 +63,7 @@ class Accepted(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class StoredEvent:
     """An event as the ledger has it."""
 
     project: str
@@ -96,7 +96,7 @@ class Entry:
         return from_milliseconds(self.first_received_ms) if self.first_received_ms else self.received_at
 
     @classmethod
-    def decode(cls, stored: dict[str, str]) -> "Entry":
+    def decode(cls, stored: dict[str, str]) -> "StoredEvent":
         """Read the hash that the scripts keep."""
         finished = stored.get("finished_ms")
         since = stored.get("notice_ms", finished)
@@ -129,7 +129,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class DueWork:
     """A piece of work that sweep has claimed. `event_id` is empty for an update and a digest."""
 
     kind: Kind
@@ -138,8 +138,8 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How an event ended, for `settle`."""
+class EventOutcome:
+    """How an event ended, for `complete_events`."""
 
     event_id: str
     phone_hash: str
@@ -256,14 +256,14 @@ class Ledger:
             "1" if confirmed else "0",
         )
 
-    def load(self, project: str, event_id: str) -> Entry | None:
+    def load(self, project: str, event_id: str) -> StoredEvent | None:
         """An event, or None."""
         stored = self.redis.hgetall(keys.event(project, event_id))
-        return Entry.decode(stored) if stored else None
+        return StoredEvent.decode(stored) if stored else None
 
     def entries(
         self, project: str, *, newest_first: bool = True, states: Collection[State] = (), page: int = CHUNK
-    ) -> Iterator[Entry]:
+    ) -> Iterator[StoredEvent]:
         """All events of a project that are still kept, newest first a page at a time.
 
         With `states` only those in one of them: of the others nothing but the state is read.
@@ -291,21 +291,21 @@ class Ledger:
             found = pipe.execute()
         return [event_id for event_id, state in zip(event_ids, found, strict=True) if state in states]
 
-    def entries_between(self, project: str, since: datetime, until: datetime) -> Iterator[Entry]:
+    def entries_between(self, project: str, since: datetime, until: datetime) -> Iterator[StoredEvent]:
         """The events of a project that were received within a time, oldest first."""
         ids = self.redis.zrangebyscore(keys.events(project), milliseconds(since), milliseconds(until))
         yield from chain.from_iterable(self._in_chunks(project, ids))
 
-    def _in_chunks(self, project: str, event_ids: Sequence[str]) -> Iterator[list[Entry]]:
+    def _in_chunks(self, project: str, event_ids: Sequence[str]) -> Iterator[list[StoredEvent]]:
         for start in range(0, len(event_ids), CHUNK):
             yield self.entries_of(project, event_ids[start : start + CHUNK])
 
-    def entries_of(self, project: str, event_ids: Sequence[str]) -> list[Entry]:
+    def entries_of(self, project: str, event_ids: Sequence[str]) -> list[StoredEvent]:
         """Those of the events that are kept; a few hundred ids at a time."""
         with self.redis.pipeline(transaction=False) as pipe:
             for event_id in event_ids:
                 pipe.hgetall(keys.event(project, event_id))
-            return [Entry.decode(stored) for stored in pipe.execute() if stored]
+            return [StoredEvent.decode(stored) for stored in pipe.execute() if stored]
 
     def known(self, project: str, event_ids: Sequence[str]) -> set[str]:
         """Those of the ids whose events are kept."""
@@ -324,21 +324,21 @@ class Ledger:
         scores = self.redis.zmscore(sorted_set, members)
         return {member for member, score in zip(members, scores, strict=True) if score is not None}
 
-    def unfinished_entries(self, project: str) -> Iterator[list[Entry]]:
+    def unfinished_entries(self, project: str) -> Iterator[list[StoredEvent]]:
         """The events that have not ended, a few hundred at a time."""
         yield from self._in_chunks(project, self.redis.zrange(keys.unfinished(project), 0, -1))
 
-    def take_arrived(self, project: str, limit: int) -> list[Entry]:
+    def take_arrived(self, project: str, limit: int) -> list[StoredEvent]:
         """Events that no lookup has seen yet; what is taken here and then lost is found by sweep."""
         ids = self.redis.lpop(keys.arrived(project), limit) or []
         return self.entries_of(project, ids)
 
-    def match(self, entry: Entry, records: Sequence[str], *, now: datetime) -> bool:
+    def match(self, entry: StoredEvent, records: Sequence[str], *, now: datetime) -> bool:
         """Record an event's records and request its phone's update. False if the event has ended in the meantime."""
-        return bool(self.match_all(entry.project, [(entry, records)], now=now))
+        return bool(self.attach_records(entry.project, [(entry, records)], now=now))
 
-    def match_all(
-        self, project: str, found: Sequence[tuple[Entry, Sequence[str]]], *, now: datetime
+    def attach_records(
+        self, project: str, found: Sequence[tuple[StoredEvent, Sequence[str]]], *, now: datetime
     ) -> set[str]:
         """The same for many events. Returns the ids of those that had not ended."""
         now_ms = milliseconds(now)
@@ -357,10 +357,10 @@ class Ledger:
             answers = pipe.execute()
         return {entry.event_id for (entry, _), matched in zip(found, answers, strict=True) if matched}
 
-    def settle(
+    def complete_events(
         self,
         project: str,
-        outcomes: Iterable[Outcome],
+        outcomes: Iterable[EventOutcome],
         *,
         now: datetime,
         digest_seconds: int = 0,
@@ -375,7 +375,7 @@ class Ledger:
         # All together, as Redis then waits for its disk once, not for every few kilobytes of the pipeline.
         with self.redis.pipeline(transaction=True) as pipe:
             for outcome in outcomes:
-                self._settle_one(
+                self._complete_one(
                     project, outcome, milliseconds(now), _gather_ms(outcome, digest_seconds), pipe
                 )
             for phone, status in written.items():
@@ -383,8 +383,10 @@ class Ledger:
             answers = pipe.execute()[: len(outcomes)]
         return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
 
-    def _settle_one(self, project: str, outcome: Outcome, now_ms: int, gather_ms: int, pipe: Any) -> None:
-        self._scripts["settle"](
+    def _complete_one(
+        self, project: str, outcome: EventOutcome, now_ms: int, gather_ms: int, pipe: Any
+    ) -> None:
+        self._scripts["complete"](
             keys=[
                 keys.event(project, outcome.event_id),
                 keys.unfinished(project),
@@ -431,7 +433,7 @@ class Ledger:
             _, first, place, _ = pipe.execute()
         return int(place) if first == event_id else None
 
-    def reviews(self, project: str, limit: int = -1) -> list[Entry]:
+    def reviews(self, project: str, limit: int = -1) -> list[StoredEvent]:
         """Events that wait for a person's decision, longest waiting first."""
         ids = self.redis.zrange(keys.reviews(project), 0, limit - 1 if limit > 0 else -1)
         return [entry for batch in self._in_chunks(project, ids) for entry in batch]
@@ -444,13 +446,15 @@ class Ledger:
         """Ids of events that wait for the digest, longest waiting first."""
         return list(self.redis.zrange(keys.gathered(project), skip, skip + limit - 1))
 
-    def digested(self, project: str, event_ids: Sequence[str], *, digest_seconds: int | None) -> None:
+    def mark_in_digest(self, project: str, event_ids: Sequence[str], *, digest_seconds: int | None) -> None:
         """Remove events from those that wait for a digest. None leaves the time of the next digest as it is."""
         gather_ms = "" if digest_seconds is None else digest_seconds * 1000
-        self._ungather(project, event_ids, gather_ms, self.redis)
+        self._remove_from_digest(project, event_ids, gather_ms, self.redis)
 
-    def _ungather(self, project: str, event_ids: Sequence[str], gather_ms: int | str, client: Any) -> None:
-        self._scripts["digested"](
+    def _remove_from_digest(
+        self, project: str, event_ids: Sequence[str], gather_ms: int | str, client: Any
+    ) -> None:
+        self._scripts["mark_in_digest"](
             keys=[keys.gathered(project), keys.DUE, keys.ATTEMPTS],
             args=[project, gather_ms, *event_ids],
             client=client,
@@ -464,7 +468,7 @@ class Ledger:
         """Ids of events whose e-mail is due."""
         return self.redis.lpop(keys.outbox(project), limit) or []
 
-    def note_delivery(self, entries: Iterable[Entry], delivery: Delivery) -> None:
+    def note_delivery(self, entries: Iterable[StoredEvent], delivery: Delivery) -> None:
         """Store which recipients of the mail about these events are done."""
         with self.redis.pipeline(transaction=True) as pipe:
             for entry in entries:
@@ -474,7 +478,9 @@ class Ledger:
                     self._scripts["note_delivery"](keys=[event], args=args, client=pipe)
             pipe.execute()
 
-    def notified(self, entry: Entry, notice: Notice, outcome: str, *, now: datetime | None = None) -> bool:
+    def record_mail_outcome(
+        self, entry: StoredEvent, notice: Notice, outcome: str, *, now: datetime | None = None
+    ) -> bool:
         """Mark an event's e-mail as dealt with: `outcome` is "sent" or the reason why not.
 
         False if another mail about the event is due: about further records, or of another kind.
@@ -482,7 +488,7 @@ class Ledger:
         project, event_id = entry.project, entry.event_id
         now_ms = milliseconds(now or datetime.now(UTC))
         return bool(
-            self._scripts["notified"](
+            self._scripts["record_mail_outcome"](
                 keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
                 args=[
                     project,
@@ -577,10 +583,12 @@ class Ledger:
         if phones:
             self.redis.zrem(keys.pending(project), *phones)
 
-    def drained(self, project: str) -> int:
+    def clear_update_if_empty(self, project: str) -> int:
         """Forget the due update of a project if nothing is pending. Returns how many are pending."""
         return int(
-            self._scripts["drained"](keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project])
+            self._scripts["clear_update_if_empty"](
+                keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project]
+            )
         )
 
     def restore_status(self, project: str, phone: str, event_id: str, before: str | None) -> bool:
@@ -622,7 +630,7 @@ class Ledger:
                         pipe.lrem(key(project), 0, event_id)
                 pipe.zrem(keys.DUE, *due)
                 pipe.hdel(keys.ATTEMPTS, *due)
-                self._ungather(project, ids, "", pipe)
+                self._remove_from_digest(project, ids, "", pipe)
             status, pending, intents, *_ = pipe.execute()
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
 
@@ -655,7 +663,7 @@ class Ledger:
 
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
-    def intend(
+    def begin_writes(
         self, project: str, writes: dict[str, str], *, known_open: Collection[str] = (), now: datetime
     ) -> list[str]:
         """Note that a write has begun for each phone hash, on behalf of an event id; all or none.
@@ -670,7 +678,7 @@ class Ledger:
             return []
         now_ms = milliseconds(now)
         each = [(phone, event_id, "1" if phone in known_open else "") for phone, event_id in writes.items()]
-        outdated = self._scripts["intend"](
+        outdated = self._scripts["begin_writes"](
             keys=[keys.intents(project), keys.status(project), keys.pending(project), keys.DUE],
             args=[project, now_ms, now_ms + FIRST_PAUSE_MS, *(part for parts in each for part in parts)],
         )
@@ -689,15 +697,17 @@ class Ledger:
 
     # --- due work ---------------------------------------------------------------------------------
 
-    def claim_due(self, *, now: datetime, limit: int) -> list[Due]:
+    def claim_due(self, *, now: datetime, limit: int) -> list[DueWork]:
         """Overdue work; each piece comes again at growing pauses until it is done."""
         members = self._scripts["claim_due"](
             keys=[keys.DUE, keys.ATTEMPTS],
             args=[milliseconds(now), limit, FIRST_PAUSE_MS, LONGEST_PAUSE_MS],
         )
-        return [Due(*member.split("|", 2)) for member in members]
+        return [DueWork(*member.split("|", 2)) for member in members]
 
-    def retry_soon(self, kind: Kind, project: str, event_id: str = "", *, now: datetime) -> float | None:
+    def schedule_quick_retry(
+        self, kind: Kind, project: str, event_id: str = "", *, now: datetime
+    ) -> float | None:
         """Bring the first few further tries of a piece of work forward. Returns in how many seconds, or None."""
         member = f"{kind}|{project}|{event_id}"
         tries = int(self.redis.hget(keys.ATTEMPTS, member) or 0)
@@ -707,24 +717,24 @@ class Ledger:
         self.redis.zadd(keys.DUE, {member: milliseconds(now) + pause * 1000}, xx=True, lt=True)
         return pause
 
-    def hasten(self, project: str, *, now: datetime) -> None:
+    def make_due_now(self, project: str, *, now: datetime) -> None:
         """Make all unfinished work of a project due now: what was in its way is gone."""
         ids = self.redis.zrange(keys.unfinished(project), 0, -1)
         members = [f"update|{project}|", *(f"lookup|{project}|{event_id}" for event_id in ids)]
         self.redis.hdel(keys.ATTEMPTS, *members)
         self.redis.zadd(keys.DUE, dict.fromkeys(members, milliseconds(now)), xx=True)
 
-    def put_update_off(self, project: str) -> None:
+    def cancel_update(self, project: str) -> None:
         """Take a project's update from the due work, whatever is pending."""
         self.redis.zrem(keys.DUE, f"update|{project}|")
         self.redis.hdel(keys.ATTEMPTS, f"update|{project}|")
 
-    def trim(self, project: str, *, now: datetime) -> int:
+    def prune_expired(self, project: str, *, now: datetime) -> int:
         """Forget the ids of events that have expired: of a thousand per call. Returns how many."""
         now_ms = milliseconds(now)
         oldest = now_ms - self._retention_seconds * 1000
         return int(
-            self._scripts["trim"](
+            self._scripts["prune_expired"](
                 keys=[keys.events(project)],
                 args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
             )
@@ -737,7 +747,7 @@ class Ledger:
         self.redis.hincrby(keys.METRICS, "|".join(label), by)
 
 
-def _gather_ms(outcome: Outcome, digest_seconds: int) -> int:
+def _gather_ms(outcome: EventOutcome, digest_seconds: int) -> int:
     if outcome.gather_seconds is not None:
         return outcome.gather_seconds * 1000
     return 0 if outcome.notice is Notice.UNSAVED else digest_seconds * 1000

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def held(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Iterator[bool]:
+def try_lock(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Iterator[bool]:
     """Hold the lock `name` for the block; yields False where another process has it."""
     lock = Lock(redis, keys.lock(name), timeout=LEASE_SECONDS, thread_local=False)
     if not lock.acquire(blocking=wait_seconds > 0, blocking_timeout=wait_seconds or None):

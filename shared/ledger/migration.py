@@ -15,8 +15,8 @@ from shared.domain.events import Change, milliseconds
 from shared.domain.phone import PhoneHasher
 from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import UNKNOWN, scope_of
-from shared.ledger import Entry, Ledger, keys
-from shared.ledger.locks import held
+from shared.ledger import Ledger, StoredEvent, keys
+from shared.ledger.locks import try_lock
 from shared.ledger.version import LEDGER_VERSION, ledger_version
 from shared.redis_client import RedisClient
 
@@ -35,7 +35,7 @@ def migrate(redis: RedisClient, config: Config, hasher: PhoneHasher) -> None:
     """Convert an older ledger, once. What is interrupted is done again. Raises redis.RedisError."""
     if ledger_version(redis) >= LEDGER_VERSION:
         return
-    with held(redis, "migrate-ledger", wait_seconds=60) as acquired:
+    with try_lock(redis, "migrate-ledger", wait_seconds=60) as acquired:
         if not acquired or ledger_version(redis) >= LEDGER_VERSION:
             return
         for name, project in config.projects.items():
@@ -70,7 +70,7 @@ def _migrate_project(project: str, scope: str, redis: RedisClient) -> None:
         log.info("ledger_migrated", project=project, statuses=converted)
 
 
-def _stop_times(entries: Iterable[Entry]) -> defaultdict[str, list[int]]:
+def _stop_times(entries: Iterable[StoredEvent]) -> defaultdict[str, list[int]]:
     """The times of all known STOPs, by phone."""
     times: defaultdict[str, list[int]] = defaultdict(list)
     for entry in entries:

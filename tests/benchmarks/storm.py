@@ -34,7 +34,7 @@ SAMPLE = 200
 
 
 @dataclass(slots=True)
-class Outcome:
+class EventOutcome:
     """What a storm cost."""
 
     stops: int
@@ -107,16 +107,16 @@ def measure(folder: Path, *, full: bool) -> Section:
     return section
 
 
-def _whole(outcome: Outcome) -> float:
+def _whole(outcome: EventOutcome) -> float:
     return outcome.load.seconds + outcome.shown_seconds
 
 
-def _later(outcome: Outcome, factor: float) -> float:
+def _later(outcome: EventOutcome, factor: float) -> float:
     """Of an alternative: how long after the last webhook, were they to come as fast as it takes them."""
     return outcome.shown_seconds * factor
 
 
-def _row(name: str, outcome: Outcome, factor: float) -> list[object]:
+def _row(name: str, outcome: EventOutcome, factor: float) -> list[object]:
     return [
         name,
         f"{outcome.requests * factor:,.0f}",
@@ -132,7 +132,7 @@ def _row(name: str, outcome: Outcome, factor: float) -> list[object]:
 # --- ours -------------------------------------------------------------------------------------------------
 
 
-def _ours(folder: Path, stops: int) -> tuple[Outcome, str]:
+def _ours(folder: Path, stops: int) -> tuple[EventOutcome, str]:
     prepared = [webhook(each, phone=each) for each in range(1, stops + 1)]
     with whole_world(folder, records=RECORDS, config={}, **SLOW, requests_per_minute=LIMIT) as world:
         before = int(world.platform.redis.info("memory")["used_memory"])
@@ -145,7 +145,7 @@ def _ours(folder: Path, stops: int) -> tuple[Outcome, str]:
         told = time.monotonic() - last
         counts = world.redcap.counts()
         assert counts["records_written"] == stops, counts
-        outcome = Outcome(
+        outcome = EventOutcome(
             stops, load, counts["total"], shown, told, world.mail.mails(), banned=bool(counts["banned"])
         )
         return outcome, _memory(world, before, stops)
@@ -171,7 +171,7 @@ def _is_ready(worker: Process) -> bool:
 # --- the alternatives -------------------------------------------------------------------------------------
 
 
-def _alternative(folder: Path, application: str) -> Outcome:
+def _alternative(folder: Path, application: str) -> EventOutcome:
     prepared = [webhook(each, phone=each) for each in range(1, SAMPLE + 1)]
     folder.mkdir(parents=True)
     with ExitStack() as stack:
@@ -207,4 +207,4 @@ def _alternative(folder: Path, application: str) -> Outcome:
         shown = time.monotonic() - last
         wait_until(lambda: mail.mails() == SAMPLE, seconds=300, what="all mails are out")
         told = time.monotonic() - last
-        return Outcome(SAMPLE, load, served.counts()["total"], shown, told, mail.mails())
+        return EventOutcome(SAMPLE, load, served.counts()["total"], shown, told, mail.mails())

@@ -27,7 +27,7 @@ from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Source, State
 from shared.domain.phone import PhoneHasher
 from shared.errors import TwilioRejected
-from shared.ledger import Ledger, Outcome, keys
+from shared.ledger import EventOutcome, Ledger, keys
 from shared.ledger.loaded_configurations import publish
 from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.celery_config import make_celery
@@ -822,9 +822,9 @@ def test_events_that_wait_for_long_are_found(world: World) -> None:
 def test_a_review_that_waits_for_long_is_found(world: World) -> None:
     ledger, event = world.services().ledger, builders.opt_out_event(change="")
     ledger.accept([event], now=NOW)
-    ledger.settle(
+    ledger.complete_events(
         "asthma",
-        [Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=State.NEEDS_REVIEW)],
+        [EventOutcome(event_id=event.event_id, phone_hash=event.phone_hash, state=State.NEEDS_REVIEW)],
         now=NOW,
     )
     assert "reviews-wait" in ids(list(check_backlog(ledger, "asthma", NOW + timedelta(hours=25))))
@@ -848,8 +848,8 @@ def test_messages_of_no_project_are_found(world: World) -> None:
 def test_events_that_have_failed_are_found(world: World) -> None:
     ledger, event = world.services().ledger, builders.opt_out_event()
     ledger.accept([event], now=NOW)
-    failed = Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=State.FAILED)
-    ledger.settle("asthma", [failed], now=NOW)
+    failed = EventOutcome(event_id=event.event_id, phone_hash=event.phone_hash, state=State.FAILED)
+    ledger.complete_events("asthma", [failed], now=NOW)
     assert "events-failed" in ids(list(check_backlog(ledger, "asthma", NOW)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared.domain.events import Notice, OptOutEvent, State
-from shared.ledger import Outcome, keys
+from shared.ledger import EventOutcome, keys
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
@@ -247,13 +247,13 @@ def test_a_crash_after_a_partial_acceptance_repeats_the_mail_and_forgets_nobody(
 
 def write_further_record(asthma: Scene, event: OptOutEvent) -> None:
     """Another record with the number is found and written."""
-    outcome = Outcome(
+    outcome = EventOutcome(
         event_id=event.event_id, phone_hash=event.phone_hash, state=State.UPDATED, records=("1", "2"),
         notice=Notice.SAVED, written=("1", "2"),
     )  # fmt: skip
     services = asthma.study.services
     seconds = services.config.projects["asthma"].digest_seconds
-    services.ledger.settle("asthma", [outcome], now=asthma.study.clock(), digest_seconds=seconds)
+    services.ledger.complete_events("asthma", [outcome], now=asthma.study.clock(), digest_seconds=seconds)
 
 
 def names_second(mail: Mail) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.ledger import Entry, Ledger
+from shared.ledger import Ledger, StoredEvent
 from shared.messaging.celery_config import TaskName, make_celery
 from shared.messaging.publisher import CeleryPublisher
 from tests.processes import Platform, wait_until
@@ -144,18 +144,18 @@ class World:
     def ledger(self) -> Ledger:
         return Ledger(self.platform.redis)
 
-    def entry(self, texted: Texted, project: str = "asthma") -> Entry | None:
+    def entry(self, texted: Texted, project: str = "asthma") -> StoredEvent | None:
         return self.ledger.load(project, texted.message.sid)
 
-    def ended(self, texted: Texted, project: str = "asthma", *, seconds: float = 20) -> Entry:
+    def ended(self, texted: Texted, project: str = "asthma", *, seconds: float = 20) -> StoredEvent:
         """The event as soon as it has ended and its mail is dealt with."""
 
-        def finished() -> Entry | None:
+        def finished() -> StoredEvent | None:
             entry = self.entry(texted, project)
             return entry if entry and entry.finished_at and entry.notice is None else None
 
         try:
-            entry: Entry = wait_until(finished, seconds=seconds, what=f"{texted.message.sid} ends")
+            entry: StoredEvent = wait_until(finished, seconds=seconds, what=f"{texted.message.sid} ends")
         except TimeoutError as error:
             error.add_note(f"{self.entry(texted, project)}\n{self.log_without_debug()[-3000:]}")
             raise

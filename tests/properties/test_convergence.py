@@ -36,7 +36,7 @@ from shared.domain.phone import numbers_in
 from shared.domain.precedence import Decision, decide, decode_statuses
 from shared.domain.scopes import staff_key
 from shared.errors import TwilioRejected, TwilioUnavailable
-from shared.ledger import Entry, keys
+from shared.ledger import StoredEvent, keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import REDCAP_TOKEN, SECRETS, config, hashed, project_table, sid
 from tests.fakes import Message, Study
@@ -656,7 +656,7 @@ class Convergence(RuleBasedStateMachine):
     def _healed_report(self) -> Report:
         return self._reconcile()
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[StoredEvent]:
         return list(self.study.ledger.entries("asthma"))
 
     def _check_nothing_waits(self) -> None:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from shared.domain.events import Change, Notice, Source, State
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from tests.builders import at, config, hashed, project_table, sid
 from worker.mail.event_mail import compose
 
@@ -17,14 +17,14 @@ PHONE_HASH = hashed("+16505550100")
 EVENT = sid(1)
 
 
-def entry(**changes: Any) -> Entry:
+def entry(**changes: Any) -> StoredEvent:
     whole: dict[str, Any] = {
         "project": "asthma", "event_id": EVENT, "change": Change.STOP, "state": State.UPDATED, "reason": "",
         "source": Source.WEBHOOK, "occurred_at": at("2026-05-04T19:00:00"),
         "received_at": at("2026-05-04T19:00:01"), "phone_hash": PHONE_HASH, "records": ("7",), "notice": None,
         "mail": "", "finished_at": at("2026-05-04T19:00:02"),
     }  # fmt: skip
-    return Entry(**(whole | changes))
+    return StoredEvent(**(whole | changes))
 
 
 def mail(

@@ -13,7 +13,7 @@ import pytest
 
 from shared.domain.events import Change, Notice, OptOutEvent, Source, State
 from shared.domain.precedence import decide
-from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, Due, Ledger, Outcome, keys
+from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, DueWork, EventOutcome, Ledger, keys
 from tests.builders import at, hashed, opt_out_event, sid
 
 PHONE = hashed("+16505550100")
@@ -58,17 +58,17 @@ def due_members(ledger: Ledger) -> set[str]:
     return set(ledger.redis.zrange(keys.DUE, 0, -1))
 
 
-def outcome(event: OptOutEvent, state: State = State.UPDATED, **more: Any) -> Outcome:
-    return Outcome(event_id=event.event_id, phone_hash=event.phone_hash, state=state, **more)
+def outcome(event: OptOutEvent, state: State = State.UPDATED, **more: Any) -> EventOutcome:
+    return EventOutcome(event_id=event.event_id, phone_hash=event.phone_hash, state=state, **more)
 
 
-def settle(
+def complete_events(
     ledger: Ledger,
-    *outcomes: Outcome,
+    *outcomes: EventOutcome,
     now: datetime = NOON,
     written: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    return ledger.settle("asthma", outcomes, now=now, written=written)
+    return ledger.complete_events("asthma", outcomes, now=now, written=written)
 
 
 def matched(ledger: Ledger, event: OptOutEvent, *records: str) -> None:
@@ -125,7 +125,7 @@ class TestAccept:
     def test_a_finished_change_keeps_its_end_when_a_newer_one_comes(self, ledger: Ledger) -> None:
         first, second = stop(0), start(1)
         accept(ledger, first)
-        settle(ledger, outcome(first))
+        complete_events(ledger, outcome(first))
         accept(ledger, second)
         assert states(ledger, first, second) == ["updated", "received"]
 
@@ -193,7 +193,7 @@ class TestAccept:
     def test_what_was_unclear_counts_once_twilio_says_that_it_is_an_opt_out(self, ledger: Ledger) -> None:
         unclear = opt_out_event(change="", when=NOON)
         accept(ledger, unclear)
-        settle(ledger, outcome(unclear, State.NEEDS_REVIEW))
+        complete_events(ledger, outcome(unclear, State.NEEDS_REVIEW))
         assert [entry.event_id for entry in ledger.reviews("asthma")] == [unclear.event_id]
         assert accept(ledger, replace(unclear, change=Change.STOP)) == ["new"]
         assert latest(ledger) == ("STOP", unclear.event_id)
@@ -209,16 +209,16 @@ class TestAccept:
         first, second = stop(0), start(1)
         accept(ledger, first)
         matched(ledger, first)
-        ledger.intend("asthma", {PHONE: first.event_id}, now=NOON)
+        ledger.begin_writes("asthma", {PHONE: first.event_id}, now=NOON)
         accept(ledger, second)
         assert states(ledger, first, second) == ["pending", "received"]
 
     def test_a_start_that_was_missed_between_two_stops_is_remembered(self, ledger: Ledger) -> None:
         first, second, missed = stop(0), stop(10), start(5)
         accept(ledger, first)
-        settle(ledger, outcome(first))
+        complete_events(ledger, outcome(first))
         accept(ledger, second)
-        settle(ledger, outcome(second, State.ALREADY_CURRENT))
+        complete_events(ledger, outcome(second, State.ALREADY_CURRENT))
         assert accept(ledger, missed) == ["stale"]
         [status] = ledger.status("asthma", PHONE)
         assert (status.event_id, status.last_start_ms) == (
@@ -254,13 +254,13 @@ class TestAccept:
         event = stop()
         accept(ledger, event)
         assert ledger.redis.ttl(keys.event("asthma", event.event_id)) == -1
-        settle(ledger, outcome(event))
+        complete_events(ledger, outcome(event))
         assert 399 * 86400 < ledger.redis.ttl(keys.event("asthma", event.event_id)) <= 400 * 86400
 
     def test_an_event_whose_retention_is_over_is_still_known_by_its_status(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event))
+        complete_events(ledger, outcome(event))
         ledger.redis.delete(keys.event("asthma", event.event_id))
         assert accept(ledger, event) == ["known"]
 
@@ -281,7 +281,7 @@ class TestMatch:
         accept(ledger, event)
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None
-        settle(ledger, outcome(event, State.SUPERSEDED))
+        complete_events(ledger, outcome(event, State.SUPERSEDED))
         assert not ledger.match(entry, ["1"], now=NOON)
         assert states(ledger, event) == ["superseded"]
         assert not ledger.is_pending("asthma", PHONE)
@@ -305,14 +305,14 @@ class TestSettle:
         matched(ledger, first)
         read = ledger.statuses("asthma", [PHONE])[PHONE]
         accept(ledger, start(1))
-        settle(ledger, outcome(first), written={PHONE: read})
+        complete_events(ledger, outcome(first), written={PHONE: read})
         assert ledger.pending("asthma", 10) == [PHONE]
 
     def test_a_phone_whose_status_was_written_leaves_the_pending_set(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
         matched(ledger, event)
-        settle(ledger, outcome(event), written=ledger.statuses("asthma", [PHONE]))
+        complete_events(ledger, outcome(event), written=ledger.statuses("asthma", [PHONE]))
         assert ledger.pending("asthma", 10) == []
         assert states(ledger, event) == ["updated"]
         assert ledger.redis.zcard(keys.unfinished("asthma")) == 0
@@ -321,40 +321,42 @@ class TestSettle:
         event = stop()
         accept(ledger, event)
         saved = outcome(event, notice=Notice.SAVED)
-        assert settle(ledger, saved) == [event.event_id]
+        assert complete_events(ledger, saved) == [event.event_id]
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None
-        ledger.notified(entry, Notice.SAVED, "sent")
-        assert settle(ledger, saved) == []
+        ledger.record_mail_outcome(entry, Notice.SAVED, "sent")
+        assert complete_events(ledger, saved) == []
 
     def test_a_record_that_is_written_later_is_mailed_too(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
         for records in (["1"], ["1"], ["1", "9"], ["9"]):
-            due = settle(ledger, outcome(event, notice=Notice.SAVED, records=["1", "9"], written=records))
+            due = complete_events(
+                ledger, outcome(event, notice=Notice.SAVED, records=["1", "9"], written=records)
+            )
             entry = ledger.load("asthma", event.event_id)
             assert entry is not None
             assert bool(due) == (records in (["1"], ["1", "9"]) and entry.notice is Notice.SAVED)
             if entry.notice:
-                ledger.notified(entry, Notice.SAVED, "sent")
+                ledger.record_mail_outcome(entry, Notice.SAVED, "sent")
 
     def test_another_kind_of_notice_is_given_beside_the_first(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event, State.FAILED, notice=Notice.UNSAVED))
+        complete_events(ledger, outcome(event, State.FAILED, notice=Notice.UNSAVED))
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None
-        ledger.notified(entry, Notice.UNSAVED, "sent")
-        assert settle(ledger, outcome(event, notice=Notice.SAVED)) == [event.event_id]
+        ledger.record_mail_outcome(entry, Notice.UNSAVED, "sent")
+        assert complete_events(ledger, outcome(event, notice=Notice.SAVED)) == [event.event_id]
 
     def test_a_notice_that_changed_while_it_was_sent_is_still_due(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event, State.FAILED, notice=Notice.UNSAVED))
+        complete_events(ledger, outcome(event, State.FAILED, notice=Notice.UNSAVED))
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None
-        settle(ledger, outcome(event, notice=Notice.SAVED))
-        ledger.notified(entry, Notice.UNSAVED, "sent")
+        complete_events(ledger, outcome(event, notice=Notice.SAVED))
+        ledger.record_mail_outcome(entry, Notice.UNSAVED, "sent")
         again = ledger.load("asthma", event.event_id)
         assert again is not None
         assert again.notice is Notice.SAVED
@@ -364,19 +366,19 @@ class TestSettle:
     def test_a_due_mail_keeps_the_event_from_expiring(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event, notice=Notice.SAVED))
+        complete_events(ledger, outcome(event, notice=Notice.SAVED))
         assert ledger.redis.ttl(keys.event("asthma", event.event_id)) == -1
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None
-        ledger.notified(entry, Notice.SAVED, "sent")
+        ledger.record_mail_outcome(entry, Notice.SAVED, "sent")
         assert ledger.redis.ttl(keys.event("asthma", event.event_id)) > 0
         assert due_members(ledger) == set()
 
     def test_finding_redcap_as_it_was_left_does_not_unsay_the_write(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event, State.UPDATED, records=["1"]))
-        settle(ledger, outcome(event, State.ALREADY_CURRENT))
+        complete_events(ledger, outcome(event, State.UPDATED, records=["1"]))
+        complete_events(ledger, outcome(event, State.ALREADY_CURRENT))
         assert states(ledger, event) == ["updated"]
         assert ledger.redis.hgetall(keys.COUNTS) == {"asthma|webhook|updated": "1"}
 
@@ -386,50 +388,50 @@ class TestSettle:
         ledger.require_update("asthma", [PHONE], now=NOON)
         ledger.redis.delete(keys.event("asthma", event.event_id))
         read = ledger.statuses("asthma", [PHONE])[PHONE]
-        assert settle(ledger, outcome(event, notice=Notice.SAVED), written={PHONE: read}) == []
+        assert complete_events(ledger, outcome(event, notice=Notice.SAVED), written={PHONE: read}) == []
         assert ledger.pending("asthma", 10) == []
         assert not ledger.redis.exists(keys.event("asthma", event.event_id))
 
     def test_the_open_intent_of_the_event_ends_with_it(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        ledger.intend("asthma", {PHONE: event.event_id}, now=NOON)
-        settle(ledger, outcome(event))
+        ledger.begin_writes("asthma", {PHONE: event.event_id}, now=NOON)
+        complete_events(ledger, outcome(event))
         assert ledger.intents("asthma", [PHONE]) == {}
 
     def test_the_intent_of_another_event_stays(self, ledger: Ledger) -> None:
         first, second = stop(0), start(1)
         accept(ledger, first, second)
-        ledger.intend("asthma", {PHONE: second.event_id}, now=NOON)
-        settle(ledger, outcome(first, State.SUPERSEDED))
+        ledger.begin_writes("asthma", {PHONE: second.event_id}, now=NOON)
+        complete_events(ledger, outcome(first, State.SUPERSEDED))
         assert ledger.intents("asthma", [PHONE]) == {PHONE: second.event_id}
 
     def test_no_write_begins_for_what_is_no_longer_the_latest_change(self, ledger: Ledger) -> None:
         first, second, other = stop(0), start(1), opt_out_event("+16505559999", when=NOON)
         accept(ledger, first, second, other)
         writes = {PHONE: first.event_id, other.phone_hash: other.event_id}
-        assert ledger.intend("asthma", writes, now=NOON) == [PHONE]
+        assert ledger.begin_writes("asthma", writes, now=NOON) == [PHONE]
         assert ledger.intents("asthma", [PHONE, other.phone_hash]) == {}
-        assert ledger.intend("asthma", writes | {PHONE: second.event_id}, now=NOON) == []
+        assert ledger.begin_writes("asthma", writes | {PHONE: second.event_id}, now=NOON) == []
         assert set(ledger.intents("asthma", [PHONE, other.phone_hash])) == {PHONE, other.phone_hash}
 
     def test_a_begun_write_that_nobody_has_looked_at_is_not_replaced(self, ledger: Ledger) -> None:
         first, second = stop(0), start(1)
         accept(ledger, first)
-        ledger.intend("asthma", {PHONE: first.event_id}, now=NOON)
+        ledger.begin_writes("asthma", {PHONE: first.event_id}, now=NOON)
         accept(ledger, second)
         writes = {PHONE: second.event_id}
-        assert ledger.intend("asthma", writes, known_open=[PHONE], now=NOON) == [PHONE]
+        assert ledger.begin_writes("asthma", writes, known_open=[PHONE], now=NOON) == [PHONE]
         assert ledger.intents("asthma", [PHONE]) == {PHONE: first.event_id}
         ledger.forget_intent("asthma", PHONE)
-        assert ledger.intend("asthma", writes, known_open=[PHONE], now=NOON) == []
+        assert ledger.begin_writes("asthma", writes, known_open=[PHONE], now=NOON) == []
 
 
 class TestReopen:
     def test_an_ended_event_starts_again(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event, State.FAILED, reason="redcap_rejected: no"))
+        complete_events(ledger, outcome(event, State.FAILED, reason="redcap_rejected: no"))
         assert ledger.reopen("asthma", event.event_id, now=minutes(3))
         entry = ledger.load("asthma", event.event_id)
         assert entry is not None
@@ -445,7 +447,7 @@ class TestReopen:
     def test_an_event_without_phone_number_is_not_reopened(self, ledger: Ledger) -> None:
         event = stop(phone_hash="")
         accept(ledger, event)
-        settle(ledger, outcome(event, State.NO_MATCHING_RECORD))
+        complete_events(ledger, outcome(event, State.NO_MATCHING_RECORD))
         assert not ledger.reopen("asthma", event.event_id, now=NOON)
         assert states(ledger, event) == ["no_matching_record"]
 
@@ -469,10 +471,10 @@ class TestPending:
 
     def test_the_due_update_is_forgotten_only_when_nothing_is_pending(self, ledger: Ledger) -> None:
         ledger.require_update("asthma", ["a"], now=NOON)
-        assert ledger.drained("asthma") == 1
+        assert ledger.clear_update_if_empty("asthma") == 1
         assert due_members(ledger) == {"update|asthma|"}
         ledger.forget_pending("asthma", ["a"])
-        assert ledger.drained("asthma") == 0
+        assert ledger.clear_update_if_empty("asthma") == 0
         assert due_members(ledger) == set()
 
 
@@ -498,8 +500,8 @@ class TestDueWork:
         accept(ledger, event)
         ledger.require_update("sleep", ["a"], now=NOON)
         assert set(ledger.claim_due(now=minutes(2), limit=10)) == {
-            Due("lookup", "asthma", event.event_id),
-            Due("update", "sleep", ""),
+            DueWork("lookup", "asthma", event.event_id),
+            DueWork("update", "sleep", ""),
         }
 
     def test_no_more_than_the_limit_is_claimed_and_the_rest_stays_due(self, ledger: Ledger) -> None:
@@ -514,7 +516,7 @@ class TestDueWork:
         accept(ledger, event)
         pauses = []
         for _ in range(len(QUICK_PAUSES_SECONDS) + 1):
-            pauses.append(ledger.retry_soon("lookup", "asthma", event.event_id, now=NOON))
+            pauses.append(ledger.schedule_quick_retry("lookup", "asthma", event.event_id, now=NOON))
             ledger.claim_due(now=NOON + DAY, limit=10)
         assert pauses == [*QUICK_PAUSES_SECONDS, None]
 
@@ -522,20 +524,20 @@ class TestDueWork:
         ledger.require_update("asthma", ["a"], now=NOON)
         pauses = []
         for _ in range(len(QUICK_PAUSES_SECONDS) + 1):
-            assert ledger.drained("asthma") == 1  # as each updater asks first
-            pauses.append(ledger.retry_soon("update", "asthma", now=NOON))
+            assert ledger.clear_update_if_empty("asthma") == 1  # as each updater asks first
+            pauses.append(ledger.schedule_quick_retry("update", "asthma", now=NOON))
             ledger.claim_due(now=NOON + DAY, limit=10)
         assert pauses == [*QUICK_PAUSES_SECONDS, None]
         ledger.forget_pending("asthma", ["a"])
-        assert ledger.drained("asthma") == 0
+        assert ledger.clear_update_if_empty("asthma") == 0
         ledger.require_update("asthma", ["b"], now=NOON)
-        assert ledger.retry_soon("update", "asthma", now=NOON) == QUICK_PAUSES_SECONDS[0]
+        assert ledger.schedule_quick_retry("update", "asthma", now=NOON) == QUICK_PAUSES_SECONDS[0]
 
     def test_a_retry_of_work_that_is_done_does_not_bring_it_back(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        settle(ledger, outcome(event))
-        ledger.retry_soon("lookup", "asthma", event.event_id, now=NOON)
+        complete_events(ledger, outcome(event))
+        ledger.schedule_quick_retry("lookup", "asthma", event.event_id, now=NOON)
         assert due_members(ledger) == set()
 
     @pytest.mark.parametrize("how", ["overtaken", "matched", "settled", "forgotten", "reopened"])
@@ -551,7 +553,7 @@ class TestDueWork:
             case "matched":
                 matched(ledger, event)
             case "settled":
-                settle(ledger, outcome(event))
+                complete_events(ledger, outcome(event))
             case "forgotten":
                 ledger.forget("asthma", PHONE)
             case _:
@@ -562,7 +564,7 @@ class TestDueWork:
         mine, other = stop(), stop(phone_hash="other")
         accept(ledger, mine, other)
         told = [outcome(event, notice=Notice.SAVED) for event in (mine, other)]
-        ledger.settle("asthma", told, now=NOON, digest_seconds=3600)
+        ledger.complete_events("asthma", told, now=NOON, digest_seconds=3600)
         before = ledger.redis.zscore(keys.DUE, "digest|asthma|")
         ledger.forget("asthma", PHONE)
         assert ledger.redis.zscore(keys.DUE, "digest|asthma|") == before
@@ -574,17 +576,17 @@ class TestDueWork:
         accept(ledger, mine, other)
         ledger.require_update("asthma", ["a"], now=NOON)
         ledger.claim_due(now=minutes(1), limit=10)
-        ledger.hasten("asthma", now=minutes(1.5))
+        ledger.make_due_now("asthma", now=minutes(1.5))
         assert set(ledger.claim_due(now=minutes(1.5), limit=10)) == {
-            Due("lookup", "asthma", mine.event_id),
-            Due("update", "asthma", ""),
+            DueWork("lookup", "asthma", mine.event_id),
+            DueWork("update", "asthma", ""),
         }
 
     def test_hastening_does_not_bring_back_what_is_done(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
         matched(ledger, event)  # its lookup is done
-        ledger.hasten("asthma", now=NOON)
+        ledger.make_due_now("asthma", now=NOON)
         assert due_members(ledger) == {"update|asthma|"}
 
 
@@ -603,7 +605,7 @@ class TestKeeping:
         accept(ledger, old, now=NOON - 31 * DAY)
         accept(ledger, new, now=NOON - 29 * DAY)
         redis.delete(keys.event("asthma", old.event_id))  # as its expiry does
-        assert ledger.trim("asthma", now=NOON) == 1
+        assert ledger.prune_expired("asthma", now=NOON) == 1
         assert redis.zrange(keys.events("asthma"), 0, -1) == [new.event_id]
 
     def test_an_event_that_outlives_its_time_of_receipt_stays_in_the_list(self, redis: Any) -> None:
@@ -611,8 +613,8 @@ class TestKeeping:
         event = stop()
         accept(Ledger(redis, retention_days=400), event, now=NOON - 100 * DAY)
         shorter = Ledger(redis, retention_days=30)
-        settle(shorter, outcome(event))
-        assert shorter.trim("asthma", now=NOON) == 0
+        complete_events(shorter, outcome(event))
+        assert shorter.prune_expired("asthma", now=NOON) == 0
         assert [entry.event_id for entry in shorter.entries("asthma")] == [event.event_id]
         assert shorter.forget("asthma", PHONE)["events"] == 1
         assert not redis.exists(keys.event("asthma", event.event_id))
@@ -625,7 +627,7 @@ class TestKeeping:
         for minute, event in enumerate(events):
             accept(ledger, event, now=minutes(minute) - 31 * DAY)
         redis.delete(keys.event("asthma", events[6].event_id))
-        trimmed = [ledger.trim("asthma", now=minutes(minute)) for minute in range(4)]
+        trimmed = [ledger.prune_expired("asthma", now=minutes(minute)) for minute in range(4)]
         assert sorted(trimmed) == [0, 0, 0, 1]
         assert len(list(ledger.entries("asthma"))) == redis.zcard(keys.events("asthma")) == 6
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.domain.events import OptOutEvent, Source, State
-from shared.ledger import Outcome, keys
+from shared.ledger import EventOutcome, keys
 from shared.messaging.celery_config import QUEUES, TaskName
 from shared.messaging.publisher import RedisPublisher
 from shared.messaging.record_events import accept
@@ -170,7 +170,7 @@ def test_a_project_with_a_known_problem_is_not_asked_for_each_event() -> None:
 def test_a_lookup_after_the_crash_of_a_written_update_is_left_to_the_updater() -> None:
     asthma = enrolled()
     stop = asthma.text(fictional_phone(1))
-    asthma.ledger.intend("asthma", {hashed(fictional_phone(1)): stop.event_id}, now=asthma.clock())
+    asthma.ledger.begin_writes("asthma", {hashed(fictional_phone(1)): stop.event_id}, now=asthma.clock())
     asthma.text(fictional_phone(1), "START")
     lookup_records("asthma", stop.event_id, asthma.services)
     assert asthma.state(stop) == "pending"
@@ -236,9 +236,9 @@ class TestTakingAlong:
     def test_a_lookup_whose_own_event_has_ended_takes_the_others_along_all_the_same(self) -> None:
         asthma = enrolled(2)
         first, second = self.arrive(asthma, fictional_phone(1), fictional_phone(2))
-        asthma.ledger.settle(
+        asthma.ledger.complete_events(
             "asthma",
-            [Outcome(event_id=first.event_id, phone_hash=first.phone_hash, state=State.FAILED)],
+            [EventOutcome(event_id=first.event_id, phone_hash=first.phone_hash, state=State.FAILED)],
             now=asthma.clock(),
         )
         lookup_records("asthma", first.event_id, asthma.services)

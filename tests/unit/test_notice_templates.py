@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from shared.domain.events import Change, Notice, State
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from tests import builders
 from tests.fakes import study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
@@ -22,7 +22,7 @@ SCHEMA = ProjectSchema(
 )
 
 
-def entry(*records: str, **changes: Any) -> Entry:
+def entry(*records: str, **changes: Any) -> StoredEvent:
     settings = {
         "project": "asthma",
         "event_id": builders.sid(7),
@@ -39,7 +39,7 @@ def entry(*records: str, **changes: Any) -> Entry:
         "finished_at": None,
         **changes,
     }
-    return Entry(**settings)
+    return StoredEvent(**settings)
 
 
 def mail(

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from shared.errors import MailDeferred
 from shared.ledger import keys
-from shared.ledger.locks import held
+from shared.ledger.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study
@@ -769,8 +769,8 @@ class TestDryRun:
 class TestOneAtATime:
     def test_a_run_beside_another_is_skipped(self, night: Night) -> None:
         night.missed()
-        with held(night.study.redis, "reconcile:asthma") as mine:
-            assert mine
+        with try_lock(night.study.redis, "reconcile:asthma") as acquired:
+            assert acquired
             assert night.run().outcome == "skipped"
         assert (night.value(), night.noted()) == ("", {})
 
@@ -999,7 +999,7 @@ class TestCommand:
     def test_a_run_beside_another_ends_with_1_and_says_why(
         self, night: Night, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with held(night.study.redis, "reconcile:asthma"):
+        with try_lock(night.study.redis, "reconcile:asthma"):
             result = self.invoke(night, monkeypatch)
         assert (result.exit_code, "another run is under way" in result.stdout) == (1, True)
 

@@ -12,7 +12,7 @@ from shared.messaging.celery_config import TaskName
 from tests.builders import opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
-from worker.projects.problems import CHECK_EVERY_MS, check_again_soon
+from worker.projects.problems import CHECK_EVERY_MS, invalidate_checks
 from worker.steps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -79,7 +79,7 @@ class TestLostMessages:
 class TestProblems:
     def test_every_project_is_looked_at_once_the_worker_has_started(self) -> None:
         asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
-        check_again_soon(asthma.services)
+        invalidate_checks(asthma.services)
         sweep(asthma.services)
         assert asthma.problem()["problem"] == "opt_out_field_holds_no_time"
 

@@ -13,7 +13,7 @@ from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.unit.cli.test_forget import everything
-from worker.projects.removed import RESTS_FOR
+from worker.projects.removed import GRACE_PERIOD
 from worker.steps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -94,7 +94,7 @@ class TestWrongForAnHour:
         asthma.redcap.faults.add("http_503", times=None)
         for _ in range(3):
             before = take_out(asthma)
-            later(asthma, RESTS_FOR / 2)
+            later(asthma, GRACE_PERIOD / 2)
             configure(asthma, before)
             later(asthma, MINUTES)
         assert asthma.entry(event).reason != "project_not_configured: it was taken out of the configuration"
@@ -107,7 +107,7 @@ class TestTakenOut:
         asthma.published.messages.clear()
         take_out(asthma)
         later(asthma, MINUTES)
-        later(asthma, RESTS_FOR)
+        later(asthma, GRACE_PERIOD)
         assert [asthma.state(event) for event in (pending, received)] == ["failed", "failed"]
         assert asthma.entry(pending).reason.startswith("project_not_configured")
         assert asthma.redis.zcard(keys.unfinished("asthma")) == 0
@@ -121,7 +121,7 @@ class TestTakenOut:
         asthma.run(asthma.published.messages.popleft())
         before = take_out(asthma)
         later(asthma, MINUTES)
-        later(asthma, RESTS_FOR * 30)
+        later(asthma, GRACE_PERIOD * 30)
         assert asthma.state(event) == "failed"
         configure(asthma, before)
         later(asthma, MINUTES)
@@ -145,7 +145,7 @@ class TestTakenOut:
         asthma.ledger.require_update("asthma", [event.phone_hash], now=asthma.clock())
         before = take_out(asthma)
         later(asthma, MINUTES)
-        later(asthma, RESTS_FOR)
+        later(asthma, GRACE_PERIOD)
         assert asthma.pending() == 1
         configure(asthma, before)
         later(asthma, MINUTES)
@@ -161,7 +161,7 @@ class TestTakenOut:
         later(asthma, MINUTES)
         later(asthma, RETENTION)
         assert asthma.redis.hlen(keys.status("asthma")) == 2
-        later(asthma, RESTS_FOR)
+        later(asthma, GRACE_PERIOD)
         assert left(asthma) == []
         assert asthma.redis.hlen(keys.status("sleep")) == 1
         assert list(asthma.ledger.entries("sleep"))
@@ -172,7 +172,7 @@ class TestTakenOut:
         asthma.published.messages.clear()
         later(asthma, MINUTES)
         assert asthma.state(event) == "received"
-        later(asthma, RESTS_FOR)
+        later(asthma, GRACE_PERIOD)
         assert asthma.state(event) == "failed"
         later(asthma, RETENTION)
         assert not asthma.redis.exists(*keys.of_project("new"))

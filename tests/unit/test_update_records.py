@@ -852,7 +852,7 @@ class TestOutages:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(round_module, "settle", crash)
+            patched.setattr(round_module, "complete_events", crash)
             with pytest.raises(KeyboardInterrupt):
                 asthma.work()
         assert (asthma.value("1"), asthma.state(event)) == (SHOWN, "pending")
@@ -871,7 +871,7 @@ class TestOutages:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(round_module, "settle", crash)
+            patched.setattr(round_module, "complete_events", crash)
             with pytest.raises(KeyboardInterrupt):
                 asthma.work()
         start = asthma.text(fictional_phone(1), "START", when=NOON + timedelta(minutes=1))

@@ -20,8 +20,8 @@ from shared.config import Project
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH, TEST_SID_PREFIX
 from shared.domain.events import UNFINISHED, Change, State
 from shared.domain.precedence import decode_statuses
-from shared.ledger import Entry, Outcome
-from shared.ledger.locks import held
+from shared.ledger import EventOutcome, StoredEvent
+from shared.ledger.locks import try_lock
 from shared.ledger.written_values import WrittenValue, WrittenValues
 from worker.http_session import post
 from worker.redcap.gateway import RedcapProject
@@ -42,11 +42,11 @@ class Via(StrEnum):
     EVENTS = "events"
 
 
-class RefusedRehearsal(Exception):
+class EndToEndTestRefused(Exception):
     """It would not be safe, or show nothing; the text says why and what to do."""
 
 
-class BrokenRehearsal(Exception):
+class EndToEndTestFailed(Exception):
     """A stage did not come; the text says which, and where to look."""
 
 
@@ -61,7 +61,7 @@ class _Before:
 
 
 @dataclass(kw_only=True)
-class Rehearsal:
+class EndToEndTest:
     """One run for one project. `number` is E.164; `show` gets each stage with the ms since its request began."""
 
     project: str
@@ -80,23 +80,23 @@ class Rehearsal:
     # --- is it safe? ------------------------------------------------------------------------------
 
     def prepare(self, *, force: bool = False) -> list[str]:
-        """The ids of the records that will be written. Raises RefusedRehearsal, or what REDCap raises."""
+        """The ids of the records that will be written. Raises EndToEndTestRefused, or what REDCap raises."""
         for name in [self.project, *self._sharing()]:
             self._before[name] = self._look(name)
         records = self._before[self.project].states
         if not records:
-            raise RefusedRehearsal(
+            raise EndToEndTestRefused(
                 f"no record of {self.project} holds this number: add a record for tests, with the number "
                 f"{TEST_NUMBER} (or --number) in {self._config.phone_field}"
             )
         others = [name for name, before in self._before.items() if name != self.project and before.states]
         if others:
-            raise RefusedRehearsal(
+            raise EndToEndTestRefused(
                 f"records of {', '.join(others)}, which shares this Messaging Service, hold the number as well: "
                 "use one that this project alone holds"
             )
         if not force and self._is_opted_out(self._before[self.project]):
-            raise RefusedRehearsal(
+            raise EndToEndTestRefused(
                 f"the number is opted out at present (record {', '.join(records)}): if that is real, leave it "
                 "alone and use a test record; --force tries it anyway, and puts the fields back afterwards"
             )
@@ -131,30 +131,30 @@ class Rehearsal:
     # --- there and back -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """STOP, START (sent in any case once the STOP was), and everything as it was. Raises BrokenRehearsal."""
+        """STOP, START (sent in any case once the STOP was), and everything as it was. Raises EndToEndTestFailed."""
         stopped, began = self._send(Change.STOP)
         broken: list[str] = []
         try:
             self._follow(Change.STOP, stopped, began)
-        except BrokenRehearsal as error:
+        except EndToEndTestFailed as error:
             broken.append(str(error))
         finally:
             broken += self._back()
         if broken:
-            raise BrokenRehearsal("; ".join(broken))
+            raise EndToEndTestFailed("; ".join(broken))
 
     def _back(self) -> list[str]:
         """START, and everything as it was. Returns what did not work."""
         broken: list[str] = []
         try:
             started, began = self._send(Change.START)
-        except BrokenRehearsal as error:
+        except EndToEndTestFailed as error:
             text = "the record still shows the opt-out: clear its fields by hand, and run optout forget"
             return [f"{error}; {text}"]
         for stage in (partial(self._follow, Change.START, started, began), partial(self._put_back, started)):
             try:
                 stage()
-            except BrokenRehearsal as error:
+            except EndToEndTestFailed as error:
                 broken.append(str(error))
         return broken
 
@@ -166,11 +166,11 @@ class Rehearsal:
         try:
             answer = request()
         except requests.RequestException as error:
-            raise BrokenRehearsal(
+            raise EndToEndTestFailed(
                 f"{self.url} was not reached ({type(error).__name__}): optout check looks into it"
             ) from None
         if answer.status_code != 200:
-            raise BrokenRehearsal(
+            raise EndToEndTestFailed(
                 f"answered {answer.status_code}: {_MEANINGS.get(answer.status_code, _OTHER)}"
             )
         onward = ", handing the message on to forward_url" if "<Redirect" in answer.text else ""
@@ -237,7 +237,7 @@ class Rehearsal:
             "REDCap, or the worker, is in the way: optout check looks into it",
         )  # fmt: skip
         if entry.state not in self._expected_states(change):
-            raise BrokenRehearsal(f"the {change} ended as {entry.state}: {entry.reason}")
+            raise EndToEndTestFailed(f"the {change} ended as {entry.state}: {entry.reason}")
         self._see_record(change, began)
         if not self._config.notify or entry.state is not State.UPDATED:
             return
@@ -262,11 +262,17 @@ class Rehearsal:
             "the mail server is in the way, the mail will be tried again: optout check looks into it",
         )  # fmt: skip
         if not entry.mail.startswith("sent"):
-            raise BrokenRehearsal(f"the e-mail was not sent to everybody: {entry.mail}")
+            raise EndToEndTestFailed(f"the e-mail was not sent to everybody: {entry.mail}")
 
     def _await(
-        self, change: Change, sid: str, began: float, stage: str, reached: Callable[[Entry], bool], where: str
-    ) -> Entry:
+        self,
+        change: Change,
+        sid: str,
+        began: float,
+        stage: str,
+        reached: Callable[[StoredEvent], bool],
+        where: str,
+    ) -> StoredEvent:
         deadline = time.monotonic() + self.timeout_seconds
         while time.monotonic() < deadline:
             entry = self.services.ledger.load(self.project, sid)
@@ -274,7 +280,7 @@ class Rehearsal:
                 self.show(change, _since(began), stage)
                 return entry
             time.sleep(_POLL_SECONDS)
-        raise BrokenRehearsal(f"the {change} was not {stage} within {self.timeout_seconds:g} s: {where}")
+        raise EndToEndTestFailed(f"the {change} was not {stage} within {self.timeout_seconds:g} s: {where}")
 
     def _see_record(self, change: Change, began: float) -> None:
         """Read the records back: believe REDCap, not the ledger."""
@@ -287,7 +293,7 @@ class Rehearsal:
             if form.is_empty(state.opt_out_value) is (change is Change.STOP or self._was_opted_out)
         ]
         if wrong or states.keys() != before.states.keys():
-            raise BrokenRehearsal(f"REDCap does not show the {change} on record {', '.join(wrong)}")
+            raise EndToEndTestFailed(f"REDCap does not show the {change} on record {', '.join(wrong)}")
         shown = "the opt-out" if change is Change.STOP or self._was_opted_out else "none"
         self.show(change, _since(began), f"read back: record {', '.join(states)} shows {shown}")
 
@@ -302,21 +308,23 @@ class Rehearsal:
         for name, before in self._before.items():
             try:
                 self._put_back_one(name, before, started)
-            except BrokenRehearsal as error:
+            except EndToEndTestFailed as error:
                 broken.append(str(error))
         if broken:
-            raise BrokenRehearsal("; ".join(broken))
+            raise EndToEndTestFailed("; ".join(broken))
 
     def _put_back_one(self, name: str, before: _Before, started: str) -> None:
         entry = self.services.ledger.load(name, started)
         if entry is None or entry.state in UNFINISHED:
-            raise BrokenRehearsal(
+            raise EndToEndTestFailed(
                 f"the START still waits in {name}: it will be written when that is fixed; afterwards remove the "
                 "test's traces with optout forget"
             )
-        with held(self.services.redis, f"update:{name}", wait_seconds=self.timeout_seconds) as mine:
-            if not mine:  # a running update reads status and records, and would overwrite what is restored
-                raise BrokenRehearsal(
+        with try_lock(self.services.redis, f"update:{name}", wait_seconds=self.timeout_seconds) as acquired:
+            if (
+                not acquired
+            ):  # a running update reads status and records, and would overwrite what is restored
+                raise EndToEndTestFailed(
                     f"a worker was still updating {name} after {self.timeout_seconds:g} s, so that nothing was put "
                     "back: what its records showed before, write by hand, then remove the test's traces with "
                     "optout forget"
@@ -332,14 +340,14 @@ class Rehearsal:
                 before.gateway.restore(changed)
             WrittenValues(name, self.services.redis).remember(before.written)
 
-    def _close_review(self, name: str, entry: Entry) -> None:
+    def _close_review(self, name: str, entry: StoredEvent) -> None:
         if entry.state is State.NEEDS_REVIEW:
             reason = "a test message, whose record was opted out before"
-            outcome = Outcome(
+            outcome = EventOutcome(
                 event_id=entry.event_id, phone_hash=self._phone, state=State.SUPERSEDED, reason=reason,
                 records=entry.records,
             )  # fmt: skip
-            self.services.ledger.settle(name, [outcome], now=self.services.now())
+            self.services.ledger.complete_events(name, [outcome], now=self.services.now())
 
 
 _OTHER = "is that this program?"
@@ -350,7 +358,7 @@ _MEANINGS = {
 }
 
 
-def _has_ended(entry: Entry) -> bool:
+def _has_ended(entry: StoredEvent) -> bool:
     return entry.state not in UNFINISHED
 
 

@@ -9,7 +9,7 @@ from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Source
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
-from shared.ledger import Entry, Ledger
+from shared.ledger import Ledger, StoredEvent
 from shared.ledger.service_senders import ServiceSenders
 from shared.redis_client import RedisClient
 from worker.checks.findings import Finding, Passed
@@ -114,7 +114,7 @@ def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Fin
         return  # reported as secret-missing
 
 
-def _is_test(entry: Entry) -> bool:
+def _is_test(entry: StoredEvent) -> bool:
     return entry.event_id.startswith(TEST_SID_PREFIX)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shared.batches import batches
 from shared.config import load_config, redis_url
-from shared.ledger import Entry, keys
+from shared.ledger import StoredEvent, keys
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from worker.services import Services
@@ -100,7 +100,7 @@ def _longest_word(cells: Sequence[str]) -> int:
     return max(len(word) for cell in cells for word in [*cell.split(), ""])
 
 
-def describe(entry: Entry) -> dict[str, Any]:
+def describe(entry: StoredEvent) -> dict[str, Any]:
     """An event as `optout events --json` shows it; times are ISO 8601 in UTC."""
     return {
         "event_id": entry.event_id,

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from shared.domain.events import State
-from shared.ledger import CHUNK, Entry, Ledger
+from shared.ledger import CHUNK, Ledger, StoredEvent
 from worker.cli.common import chosen_projects, describe, make_services, print_json_array, print_table
 from worker.services import Services
 
@@ -68,7 +68,7 @@ def events(
     )
 
 
-def _newest_first(ledger: Ledger, projects: Sequence[str], state: str | None) -> Iterator[Entry]:
+def _newest_first(ledger: Ledger, projects: Sequence[str], state: str | None) -> Iterator[StoredEvent]:
     """The events of all projects in one order, in memory that does not grow with their number."""
     states = [State(state)] if state else []
     page = max(20, EVENTS_IN_MEMORY // max(1, len(projects)))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import click
 
 from shared.domain.events import State
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
 
@@ -66,7 +66,7 @@ def _rows(project: str, since: datetime, services: Services) -> Iterator[dict[st
             yield _row(entry, record)
 
 
-def _row(entry: Entry, record: str) -> dict[str, str]:
+def _row(entry: StoredEvent, record: str) -> dict[str, str]:
     written = entry.finished_at if entry.state is State.UPDATED else None
     reason = "; ".join(filter(None, (entry.reason, entry.decision)))
     return {

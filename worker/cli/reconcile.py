@@ -78,7 +78,7 @@ def _show(reports: list[Report]) -> None:
     print_table(
         (
             "Project",
-            "Outcome",
+            "EventOutcome",
             "Messages",
             "Recovered",
             "Records",

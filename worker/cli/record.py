@@ -8,7 +8,7 @@ from datetime import datetime
 import click
 
 from shared.domain.events import UNFINISHED, Change, State
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from worker.cli.common import chosen_projects, make_services
 from worker.redcap.opt_out_fields import Act, Plan
 from worker.services import Services
@@ -101,14 +101,14 @@ def _would(made: Plan) -> str:
     return texts[made.act]
 
 
-def _show(entry: Entry) -> None:
+def _show(entry: StoredEvent) -> None:
     """Say how it ended, and end the command with 1 if REDCap does not show it."""
     show_outcome(entry)
     if entry.state not in {State.UPDATED, State.ALREADY_CURRENT}:
         sys.exit(1)
 
 
-def show_outcome(entry: Entry) -> None:
+def show_outcome(entry: StoredEvent) -> None:
     """Say how an event ended, or that it waits."""
     records = ", ".join(entry.records) or "none"
     if entry.state in UNFINISHED:

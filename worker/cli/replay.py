@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from shared.domain.events import State
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.cli.common import chosen_projects, make_services
@@ -49,7 +49,7 @@ def _replay_events(services: Services, names: list[str], event: str | None) -> i
     return replayed
 
 
-def _ids_of(services: Services, project: str, chosen: Callable[[Entry], bool]) -> list[str]:
+def _ids_of(services: Services, project: str, chosen: Callable[[StoredEvent], bool]) -> list[str]:
     entries = services.ledger.entries(project, newest_first=False)
     return [entry.event_id for entry in entries if chosen(entry)]
 
@@ -70,7 +70,7 @@ def _replay_mails(services: Services, names: list[str], event: str | None) -> in
     return replayed
 
 
-def _is_undelivered(entry: Entry) -> bool:
+def _is_undelivered(entry: StoredEvent) -> bool:
     return entry.notice is not None or entry.mail not in {"", SENT}
 
 

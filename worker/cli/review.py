@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from shared.domain.events import Change, State
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
 from worker.cli.record import os_user, show_outcome
 from worker.services import Services
@@ -44,7 +44,7 @@ def review(
             sys.exit(1)
 
 
-def _found(services: Services, names: list[str], event: str) -> list[Entry]:
+def _found(services: Services, names: list[str], event: str) -> list[StoredEvent]:
     """The event in each project that it concerns. Raises click.BadParameter if none waits."""
     found = [entry for entry in (services.ledger.load(name, event) for name in names) if entry]
     waiting = [entry for entry in found if entry.state is State.NEEDS_REVIEW]
@@ -75,6 +75,6 @@ def _list(services: Services, names: list[str], as_json: bool) -> None:
     )
 
 
-def _describe(entry: Entry, services: Services) -> dict[str, Any]:
+def _describe(entry: StoredEvent, services: Services) -> dict[str, Any]:
     since = entry.finished_at or entry.received_at
     return describe(entry) | {"waiting_seconds": int((services.now() - since).total_seconds())}

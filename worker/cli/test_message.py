@@ -6,7 +6,7 @@ import click
 
 from shared.domain.events import Change
 from shared.errors import Failure
-from worker.checks.end_to_end import TEST_NUMBER, BrokenRehearsal, RefusedRehearsal, Rehearsal, Via
+from worker.checks.end_to_end import TEST_NUMBER, EndToEndTest, EndToEndTestFailed, EndToEndTestRefused, Via
 from worker.cli.common import chosen_projects, make_services, print_json
 from worker.cli.phone_argument import one_number, typed
 from worker.services import Services
@@ -58,7 +58,7 @@ def test_message(  # noqa: PLR0913  one parameter per option
         if not as_json:
             click.echo(f"{change.value:<6} {milliseconds:>7.0f} ms  {stage}")
 
-    rehearsal = Rehearsal(
+    rehearsal = EndToEndTest(
         project=project,
         services=services,
         number=one_number(typed(number), project, services, hint="--number"),
@@ -78,14 +78,14 @@ def test_message(  # noqa: PLR0913  one parameter per option
         sys.exit(1)
 
 
-def _run(rehearsal: Rehearsal, services: Services, *, force: bool, ask: bool) -> str:
+def _run(rehearsal: EndToEndTest, services: Services, *, force: bool, ask: bool) -> str:
     """What went wrong, or nothing."""
     try:
         records = rehearsal.prepare(force=force)
         if ask and not click.confirm(_warning(rehearsal.project, records, services)):
             return "nothing was sent"
         rehearsal.run()
-    except (RefusedRehearsal, BrokenRehearsal, Failure) as error:
+    except (EndToEndTestRefused, EndToEndTestFailed, Failure) as error:
         return str(error)
     return ""
 

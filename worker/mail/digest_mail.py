@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from shared.config import Project
 from shared.domain.events import Notice
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from worker.mail.event_mail import mail, mail_facts, render
 from worker.redcap.schema import ProjectSchema
 
@@ -15,7 +15,7 @@ PARTS = ("digest.subject", "digest.txt", "digest.html")
 
 
 def compose_digest(
-    entries: Sequence[Entry],
+    entries: Sequence[StoredEvent],
     project: Project,
     *,
     zone: ZoneInfo,
@@ -45,6 +45,6 @@ def compose_digest(
     return mail(texts, project, sender, since, f"{ordered[0].project}.digest.{_fingerprint(ordered)}")
 
 
-def _fingerprint(entries: Sequence[Entry]) -> str:
+def _fingerprint(entries: Sequence[StoredEvent]) -> str:
     included = "\n".join(f"{entry.event_id} {entry.notice}" for entry in entries)
     return hashlib.sha256(included.encode()).hexdigest()[:24]

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.config import Project
 from shared.domain.events import Change, Notice, Source
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from worker.redcap.schema import ProjectSchema
 
 # In rendering order; a study's folder may contain any of them.
@@ -42,7 +42,7 @@ class RecordLink:
 
 
 def compose(  # noqa: PLR0913  all that a mail may say
-    entry: Entry,
+    entry: StoredEvent,
     notice: Notice,
     project: Project,
     *,
@@ -93,7 +93,7 @@ def _domain(address: str) -> str:
 
 
 def mail_facts(
-    entry: Entry,
+    entry: StoredEvent,
     notice: Notice,
     project: Project,
     zone: ZoneInfo,
@@ -120,7 +120,7 @@ def mail_facts(
     }
 
 
-def _message_link(account_sid: str, entry: Entry) -> str:
+def _message_link(account_sid: str, entry: StoredEvent) -> str:
     """Address of a message in Twilio's console, where authorised staff can read it; "" for what is not a message."""
     if not account_sid or entry.source is Source.STAFF:
         return ""
@@ -137,7 +137,7 @@ def _link(record: str, project: Project, schema: ProjectSchema | None) -> str:
     return f"{base}{page}?pid={quote(schema.project_id)}&id={quote(record, safe='')}"
 
 
-def _thread(entry: Entry) -> str:
+def _thread(entry: StoredEvent) -> str:
     """One thread per record (or group of records with one number): a hash, as ids may contain any character."""
     digest = hashlib.sha256("\n".join(sorted(entry.records)).encode()).hexdigest()[:16]
     return f"{entry.project}.record.{digest}"

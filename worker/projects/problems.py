@@ -58,7 +58,7 @@ def _check(project: str, services: Services) -> None:
     services.redis.hset(keys.VERIFIED, project, milliseconds(services.now()))
     if services.redis.hdel(keys.PROBLEMS, project):
         log.info("project_mended", project=project)
-        services.ledger.hasten(project, now=services.now())
+        services.ledger.make_due_now(project, now=services.now())
 
 
 def _probe(project: str, services: Services) -> None:
@@ -72,6 +72,6 @@ def _probe(project: str, services: Services) -> None:
         gateway.read([record])
 
 
-def check_again_soon(services: Services) -> None:
+def invalidate_checks(services: Services) -> None:
     """Forget when projects were checked: a worker has started, perhaps with another configuration."""
     services.redis.delete(keys.VERIFIED)

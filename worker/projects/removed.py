@@ -10,11 +10,11 @@ from datetime import timedelta
 import structlog
 
 from shared.domain.events import State, milliseconds
-from shared.ledger import Entry, Outcome, keys
+from shared.ledger import EventOutcome, StoredEvent, keys
 from worker.services import Services
 
 # As long as an outage of REDCap is waited for.
-RESTS_FOR = timedelta(days=1)
+GRACE_PERIOD = timedelta(days=1)
 
 _CODE = "project_not_configured"
 REASON = f"{_CODE}: it was taken out of the configuration"
@@ -22,7 +22,7 @@ REASON = f"{_CODE}: it was taken out of the configuration"
 log = structlog.get_logger(__name__)
 
 
-def note_projects(services: Services, seen: Iterable[str]) -> dict[str, timedelta]:
+def track_configured_projects(services: Services, seen: Iterable[str]) -> dict[str, timedelta]:
     """Record what is configured, and resume what is back. Returns for how long each other project is missing.
 
     `seen` are projects of due work: a web process with another configuration may know more than this one.
@@ -42,33 +42,33 @@ def note_projects(services: Services, seen: Iterable[str]) -> dict[str, timedelt
 
 def _note_configured(project: str, services: Services, *, back: bool) -> None:
     if back:
-        replayed = _take_up_again(project, services)
+        replayed = _resume(project, services)
         log.warning("project_put_back", project=project, replayed=replayed)
     # Last, so that a crash before leaves it to the next sweep.
     services.redis.hset(keys.PROJECTS, project, "")
 
 
-def _take_up_again(project: str, services: Services) -> int:
+def _resume(project: str, services: Services) -> int:
     """Have all that rested, or ended for want of a configuration, done now."""
     ledger, now = services.ledger, services.now()
     ended = [entry for entry in ledger.entries(project, newest_first=False) if _ended_for_want_of_it(entry)]
     for entry in ended:
         ledger.reopen(project, entry.event_id, now=now)
     ledger.require_update(project, ledger.pending(project), now=now)
-    ledger.hasten(project, now=now)
+    ledger.make_due_now(project, now=now)
     return len(ended)
 
 
-def _ended_for_want_of_it(entry: Entry) -> bool:
+def _ended_for_want_of_it(entry: StoredEvent) -> bool:
     return entry.state is State.FAILED and entry.reason.startswith(_CODE)
 
 
-def wind_up(project: str, missing_for: timedelta, services: Services) -> None:
+def retire(project: str, missing_for: timedelta, services: Services) -> None:
     """End what a missing project has left, once its day is over; remove all of it, once the retention is over too."""
-    if missing_for >= RESTS_FOR + timedelta(days=services.config.retention_days):
+    if missing_for >= GRACE_PERIOD + timedelta(days=services.config.retention_days):
         removed = services.ledger.forget_project(project)
         log.warning("project_removed", project=project, **removed)
-    elif missing_for >= RESTS_FOR:
+    elif missing_for >= GRACE_PERIOD:
         _end(project, services)
 
 
@@ -76,15 +76,15 @@ def _end(project: str, services: Services) -> None:
     """The phones stay in the pending set, should the project come back."""
     ended = 0
     for entries in services.ledger.unfinished_entries(project):
-        services.ledger.settle(project, [_failed(entry) for entry in entries], now=services.now())
+        services.ledger.complete_events(project, [_failed(entry) for entry in entries], now=services.now())
         ended += len(entries)
-    services.ledger.put_update_off(project)
+    services.ledger.cancel_update(project)
     if ended:
         log.warning("project_ended", project=project, events=ended)
 
 
-def _failed(entry: Entry) -> Outcome:
-    return Outcome(
+def _failed(entry: StoredEvent) -> EventOutcome:
+    return EventOutcome(
         event_id=entry.event_id,
         phone_hash=entry.phone_hash,
         state=State.FAILED,

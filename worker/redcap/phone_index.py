@@ -15,7 +15,7 @@ from shared.domain.phone import READING_VERSION
 from shared.domain.scopes import record_of
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
-from shared.ledger.locks import held
+from shared.ledger.locks import try_lock
 from shared.redis_client import RedisClient
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import RecordState
@@ -198,7 +198,7 @@ class PhoneIndex:
 
         Raises RedcapUnavailable (also if another worker does not finish in time), RedcapRejected or ProjectProblem.
         """
-        with held(self._redis, f"index:{self._project}", wait_seconds=wait_seconds) as acquired:
+        with try_lock(self._redis, f"index:{self._project}", wait_seconds=wait_seconds) as acquired:
             if self.is_fresh(since):
                 return  # another worker has just refreshed it
             if not acquired:

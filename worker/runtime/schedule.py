@@ -63,7 +63,7 @@ class ConfiguredScheduler(Scheduler):
     reconciliation that was missed while beat was down.
     """
 
-    Entry = ScheduleEntry
+    StoredEvent = ScheduleEntry
 
     def setup_schedule(self) -> None:
         """Read the configuration. Raises ConfigError, which ends beat with a clear message."""

@@ -8,29 +8,29 @@ from types import MappingProxyType
 import structlog
 
 from shared.domain.events import Notice
-from shared.ledger import Outcome
+from shared.ledger import EventOutcome
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
 
-def settle(
+def complete_events(
     project: str,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[EventOutcome],
     services: Services,
     *,
     written: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """End events, and request their e-mails; also those of a project that is no longer configured.
 
-    `written`: see `Ledger.settle`.
+    `written`: see `Ledger.complete_events`.
     """
     config = services.project_config(project)
     if config is None or not config.notify:
         outcomes = [replace(outcome, notice=None) for outcome in outcomes]
     outcomes = [_with_review_limits(project, outcome, services) for outcome in outcomes]
     digest_seconds = config.digest_seconds if config else 0
-    due = services.ledger.settle(
+    due = services.ledger.complete_events(
         project, outcomes, now=services.now(), digest_seconds=digest_seconds, written=written
     )
     for outcome in outcomes:
@@ -41,7 +41,7 @@ def settle(
     services.request_mails(project, due)
 
 
-def _with_review_limits(project: str, outcome: Outcome, services: Services) -> Outcome:
+def _with_review_limits(project: str, outcome: EventOutcome, services: Services) -> EventOutcome:
     """At most one review of a participant is mailed per day; what exceeds the project's number goes into one mail."""
     if outcome.notice is not Notice.REVIEW:
         return outcome

@@ -9,12 +9,12 @@ from shared.domain.events import UNFINISHED, Change, Notice, State
 from shared.domain.precedence import decide, decode_statuses
 from shared.domain.scopes import staff_key
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
-from shared.ledger import Entry, Outcome
+from shared.ledger import EventOutcome, StoredEvent
 from worker.projects.problems import known_problem, note_problem
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY
 from worker.services import Services
-from worker.steps.complete_events import settle
+from worker.steps.complete_events import complete_events
 from worker.steps.start_times import TimeUnknown, is_time_unconfirmed, with_confirmed_time
 
 # After an outage of this length the event ends as failed and the team is notified. The reconciliation still fixes the
@@ -22,7 +22,7 @@ from worker.steps.start_times import TimeUnknown, is_time_unconfirmed, with_conf
 GIVE_UP_AFTER = timedelta(days=1)
 
 # At a time, so that the first of a storm are on their way to REDCap while the others are looked up.
-MOST_TAKEN_ALONG = 500
+LOOKUP_BATCH_SIZE = 500
 
 log = structlog.get_logger(__name__)
 
@@ -32,13 +32,13 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
 
     Events that have arrived in the meantime are included: in a storm thousands, for which no message waits.
     """
-    services.coalescer.taken(f"lookup:{project}")
+    services.deduplicator.release(f"lookup:{project}")
     if services.project_config(project) is None:
         return  # its work is paused: see worker/projects/removed.py
     own = services.ledger.load(project, event_id)
     if own is not None:
         look_up(own, services)
-    while arrived := services.ledger.take_arrived(project, MOST_TAKEN_ALONG):
+    while arrived := services.ledger.take_arrived(project, LOOKUP_BATCH_SIZE):
         waiting = [entry for entry in arrived if entry.state is State.RECEIVED]
         known = _known(project, waiting, services)
         _ask_for_update(project, known, services)
@@ -48,7 +48,9 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
                 look_up(entry, services)
 
 
-def _known(project: str, entries: Sequence[Entry], services: Services) -> list[tuple[Entry, list[str]]]:
+def _known(
+    project: str, entries: Sequence[StoredEvent], services: Services
+) -> list[tuple[StoredEvent, list[str]]]:
     """The opt-outs whose phone is in the index and has not changed again since, with their records."""
     phones = [entry.phone_hash for entry in entries if entry.change is Change.STOP]
     records, statuses = services.index(project).records(phones), services.ledger.statuses(project, phones)
@@ -60,7 +62,7 @@ def _known(project: str, entries: Sequence[Entry], services: Services) -> list[t
     ]
 
 
-def look_up(entry: Entry, services: Services) -> None:
+def look_up(entry: StoredEvent, services: Services) -> None:
     """Find the records of one event, and request their update; or end it if there is nothing to write."""
     if entry.state not in UNFINISHED:
         return
@@ -78,13 +80,13 @@ def look_up(entry: Entry, services: Services) -> None:
     _find_and_hand_on(entry, services)
 
 
-def _end_without_number(entry: Entry, services: Services) -> None:
+def _end_without_number(entry: StoredEvent, services: Services) -> None:
     notice = services.unmatched_notice(entry.project)
     reason = "the sender is not a phone number"
     _end(entry, services, State.NO_MATCHING_RECORD, reason=reason, notice=notice)
 
 
-def _find_and_hand_on(entry: Entry, services: Services) -> None:
+def _find_and_hand_on(entry: StoredEvent, services: Services) -> None:
     try:
         records = _find_with_current_schema(entry, services)
         is_decided = bool(records) and _is_decided(entry, records, services)
@@ -102,14 +104,14 @@ def _find_and_hand_on(entry: Entry, services: Services) -> None:
             _hand_on(entry, records, services)
 
 
-def _with_confirmed_time(entry: Entry, services: Services) -> Entry | None:
+def _with_confirmed_time(entry: StoredEvent, services: Services) -> StoredEvent | None:
     """The event with Twilio's time; None if it has ended, or has to wait for that time."""
     try:
         return with_confirmed_time(entry, services)
     except TimeUnknown as error:
         if services.now() - entry.received_at <= GIVE_UP_AFTER:
             log.warning("start_waits", project=entry.project, event_id=entry.event_id, error=str(error))
-            services.retry_soon("lookup", entry.project, entry.event_id)
+            services.schedule_quick_retry("lookup", entry.project, entry.event_id)
             return None
     records = services.index(entry.project).records([entry.phone_hash]).get(entry.phone_hash, [])
     reason = "it came within minutes of a STOP, and Twilio does not say which came last"
@@ -117,7 +119,7 @@ def _with_confirmed_time(entry: Entry, services: Services) -> Entry | None:
     return None
 
 
-def _overtaken_by(entry: Entry, services: Services) -> str | None:
+def _overtaken_by(entry: StoredEvent, services: Services) -> str | None:
     """The newer change of the same phone and scope. Not if the write may have reached REDCap: the updater checks."""
     ledger, project, phone = services.ledger, entry.project, entry.phone_hash
     if entry.change is Change.UNCLEAR:
@@ -129,7 +131,7 @@ def _overtaken_by(entry: Entry, services: Services) -> str | None:
     return None if begun else latest[0].event_id
 
 
-def _is_decided(entry: Entry, records: Sequence[str], services: Services) -> bool:
+def _is_decided(entry: StoredEvent, records: Sequence[str], services: Services) -> bool:
     """Whether an unclear text comes from somebody who is opted out already: then nothing has to be decided."""
     if entry.change is not Change.UNCLEAR:
         return False
@@ -141,7 +143,7 @@ def _is_decided(entry: Entry, records: Sequence[str], services: Services) -> boo
     return bool(states) and all(state.ticked or gateway.form.is_time(state.opt_out_value) for state in states)
 
 
-def _find_with_current_schema(entry: Entry, services: Services) -> list[str]:
+def _find_with_current_schema(entry: StoredEvent, services: Services) -> list[str]:
     """The event's records. A rejection or a miss counts only if the schema was read after the event came."""
     index, gateway = services.index(entry.project), services.project(entry.project)
     try:
@@ -164,7 +166,7 @@ def is_about_schema(error: RedcapRejected | RedcapUnavailable) -> bool:
     return isinstance(error, RedcapRejected) or error.code == "redcap_partial_export"
 
 
-def _find(entry: Entry, gateway: RedcapProject, services: Services) -> list[str]:
+def _find(entry: StoredEvent, gateway: RedcapProject, services: Services) -> list[str]:
     """The records by the index; a miss is believed only after a refresh that began after the event came."""
     index = services.index(entry.project)
     records = index.records([entry.phone_hash]).get(entry.phone_hash)
@@ -178,7 +180,7 @@ def _find(entry: Entry, gateway: RedcapProject, services: Services) -> list[str]
     return records or []
 
 
-def _may_still_appear(entry: Entry, services: Services) -> bool:
+def _may_still_appear(entry: StoredEvent, services: Services) -> bool:
     """Whether a record that was entered just before the event may not show yet among a large project's changes."""
     too_early = services.now() < entry.received_at + CHANGE_VISIBILITY_DELAY
     return too_early and services.index(entry.project).may_be_incomplete(entry.received_at)
@@ -191,7 +193,7 @@ def _refuse_while_broken(project: str, services: Services) -> None:
         raise problem
 
 
-def _hand_on(entry: Entry, records: list[str], services: Services) -> None:
+def _hand_on(entry: StoredEvent, records: list[str], services: Services) -> None:
     if not records and _may_still_appear(entry, services):
         # It stays due, and sweep has it looked up again: one more export for all that wait.
         log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
@@ -207,11 +209,11 @@ def _hand_on(entry: Entry, records: list[str], services: Services) -> None:
     _ask_for_update(entry.project, [(entry, records)], services)
 
 
-def _ask_for_update(project: str, found: Sequence[tuple[Entry, list[str]]], services: Services) -> None:
+def _ask_for_update(project: str, found: Sequence[tuple[StoredEvent, list[str]]], services: Services) -> None:
     if not found:
         return
     services.index(project).mark_used(services.now())
-    matched = services.ledger.match_all(project, found, now=services.now())
+    matched = services.ledger.attach_records(project, found, now=services.now())
     for entry, records in found:
         if entry.event_id in matched:
             log.info("records_found", project=project, event_id=entry.event_id, records=len(records))
@@ -219,16 +221,16 @@ def _ask_for_update(project: str, found: Sequence[tuple[Entry, list[str]]], serv
         services.request_update(project)
 
 
-def _put_off(entry: Entry, error: RedcapUnavailable, services: Services) -> None:
+def _put_off(entry: StoredEvent, error: RedcapUnavailable, services: Services) -> None:
     if services.now() - entry.received_at > GIVE_UP_AFTER:
         _end(entry, services, State.FAILED, reason=f"{error}, for a day", notice=Notice.UNSAVED)
         return
     log.warning("lookup_put_off", project=entry.project, event_id=entry.event_id, error=str(error))
-    services.retry_soon("lookup", entry.project, entry.event_id)
+    services.schedule_quick_retry("lookup", entry.project, entry.event_id)
 
 
 def _end(
-    entry: Entry,
+    entry: StoredEvent,
     services: Services,
     state: State,
     *,
@@ -236,8 +238,8 @@ def _end(
     records: Sequence[str] = (),
     notice: Notice | None = None,
 ) -> None:
-    outcome = Outcome(
+    outcome = EventOutcome(
         event_id=entry.event_id, phone_hash=entry.phone_hash, state=state, reason=reason,
         records=records or entry.records, notice=notice,
     )  # fmt: skip
-    settle(entry.project, [outcome], services)
+    complete_events(entry.project, [outcome], services)

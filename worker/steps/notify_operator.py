@@ -15,7 +15,7 @@ from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.loaded_configurations import loaded_configurations
-from shared.ledger.locks import held
+from shared.ledger.locks import try_lock
 from worker.mail.operator_mail import Condition, StudyWeek, addressed, changes_mail, weekly_mail
 from worker.mail.smtp import outcome_of
 from worker.services import Services
@@ -37,8 +37,8 @@ def notify_operator(services: Services) -> None:
     """Mail what started or ended, at most every five minutes, and on Mondays how the platform stands."""
     if not services.config.operator.notify:
         return
-    with held(services.redis, "operator") as mine:
-        if mine:
+    with try_lock(services.redis, "operator") as acquired:
+        if acquired:
             open_ = list(_conditions(services))
             _mail_changes(open_, services)
             _mail_weekly(open_, services)
@@ -47,7 +47,7 @@ def notify_operator(services: Services) -> None:
 def ping(services: Services) -> None:
     """Request `ping_url`: the service behind it raises an alarm when the requests stop."""
     url = services.config.operator.ping_url
-    if url is None or not services.coalescer.first("ping", seconds=PING_EVERY_SECONDS):
+    if url is None or not services.deduplicator.claim("ping", seconds=PING_EVERY_SECONDS):
         return
     try:
         services.http.get(url, timeout=PING_TIMEOUT_SECONDS).raise_for_status()
@@ -161,7 +161,7 @@ def _study_week(project: str, now: datetime, services: Services) -> StudyWeek:
 
 def _send(message: EmailMessage, name: str, services: Services) -> bool:
     """Whether it was sent. One that fails is tried again after five minutes."""
-    if not services.coalescer.first(name, seconds=MAIL_EVERY_SECONDS):
+    if not services.deduplicator.claim(name, seconds=MAIL_EVERY_SECONDS):
         return False
     try:
         mailer = services.mailer

@@ -10,9 +10,9 @@ import structlog
 from shared.config import Project
 from shared.domain.events import Notice
 from shared.errors import ConfigError, MailDeferred, MailRejected
-from shared.ledger import Entry
+from shared.ledger import StoredEvent
 from shared.ledger.deliveries import Delivery
-from shared.ledger.locks import held
+from shared.ledger.locks import try_lock
 from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, Mailer, partly_rejected
@@ -49,7 +49,7 @@ def send_email(project: str, event_id: str, services: Services) -> None:
 class _Mail:
     """A mail that is due, about one event or several of one project, to the recipients that are not done."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[StoredEvent]
     kind: str  # in metrics: a notice, or "digest"
     event: str  # in the log, when it is done
     about: Mapping[str, object]  # in the log
@@ -68,15 +68,17 @@ def _send_due(project: str, event_id: str, services: Services) -> None:
     sent the mail.
     """
     schema = cached_schema(services.redis, project)
-    with held(services.redis, f"email:{project}:{event_id}") as mine:
-        entry = services.ledger.load(project, event_id) if mine else None
+    with try_lock(services.redis, f"email:{project}:{event_id}") as acquired:
+        entry = services.ledger.load(project, event_id) if acquired else None
         if entry is None or entry.notice is None:
             return
         if _waiting(_mail_about(entry, entry.notice, schema, services), services):
-            services.retry_soon("email", project, event_id)
+            services.schedule_quick_retry("email", project, event_id)
 
 
-def _mail_about(entry: Entry, notice: Notice, schema: ProjectSchema | None, services: Services) -> _Mail:
+def _mail_about(
+    entry: StoredEvent, notice: Notice, schema: ProjectSchema | None, services: Services
+) -> _Mail:
     def composed(config: Project, sender: str) -> EmailMessage:
         zone = services.config.zone(config)
         account_sid = services.config.twilio[config.twilio].account_sid
@@ -94,14 +96,14 @@ def _mail_about(entry: Entry, notice: Notice, schema: ProjectSchema | None, serv
 def _send_digest(project: str, services: Services) -> None:
     """Send what waits for the digest, in one mail or, if it is very much, in several."""
     seconds = services.config.projects[project].digest_seconds
-    with held(services.redis, f"digest:{project}") as mine:
+    with try_lock(services.redis, f"digest:{project}") as acquired:
         waiting: set[str] = set()
-        while mine and (ids := services.ledger.gathered(project, MOST_PER_DIGEST, skip=len(waiting))):
+        while acquired and (ids := services.ledger.gathered(project, MOST_PER_DIGEST, skip=len(waiting))):
             waiting |= _waiting_of(ids, project, services)
             done = [event_id for event_id in ids if event_id not in waiting]
-            services.ledger.digested(project, done, digest_seconds=None if waiting else seconds)
+            services.ledger.mark_in_digest(project, done, digest_seconds=None if waiting else seconds)
         if waiting:
-            services.retry_soon("digest", project)
+            services.schedule_quick_retry("digest", project)
 
 
 def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str]:
@@ -110,7 +112,7 @@ def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str
     Events of which the same recipients are done go into one mail.
     """
     schema = cached_schema(services.redis, project)
-    by_delivery: dict[Delivery, list[Entry]] = {}
+    by_delivery: dict[Delivery, list[StoredEvent]] = {}
     for entry in services.ledger.entries_of(project, ids):
         # A change that has become unsaved is mailed by itself, immediately.
         if entry.notice not in {None, Notice.UNSAVED}:
@@ -119,7 +121,7 @@ def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str
     return {event_id for mail in mails for event_id in _waiting(mail, services)}
 
 
-def _digest_about(entries: Sequence[Entry], schema: ProjectSchema | None, services: Services) -> _Mail:
+def _digest_about(entries: Sequence[StoredEvent], schema: ProjectSchema | None, services: Services) -> _Mail:
     def composed(config: Project, sender: str) -> EmailMessage:
         zone = services.config.zone(config)
         return compose_digest(entries, config, zone=zone, sender=sender, schema=schema)
@@ -205,13 +207,13 @@ def _note_recipients(mail: _Mail, to: Sequence[str], missed: Recipients, service
     services.ledger.note_delivery(mail.entries, mail.delivery)
 
 
-def _note(mail: _Mail, entries: Sequence[Entry], outcome: str, services: Services) -> Collection[str]:
+def _note(mail: _Mail, entries: Sequence[StoredEvent], outcome: str, services: Services) -> Collection[str]:
     """Record the outcome. Returns the ids of events of which another mail became due in the meantime."""
     due = [
         entry.event_id
         for entry in entries
         if entry.notice is not None
-        and not services.ledger.notified(entry, entry.notice, outcome, now=services.now())
+        and not services.ledger.record_mail_outcome(entry, entry.notice, outcome, now=services.now())
     ]
     services.ledger.count("mails", mail.project, mail.kind, outcome.partition(":")[0])
     level = log.info if outcome == SENT else log.error

@@ -12,11 +12,11 @@ from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State,
 from shared.domain.precedence import Status, decide
 from shared.domain.scopes import STAFF, staff_key
 from shared.errors import OptOutError, RedcapUnavailable
-from shared.ledger import Accepted, Entry, Outcome
+from shared.ledger import Accepted, EventOutcome, StoredEvent
 from shared.ledger.written_values import WrittenValues
 from worker.redcap.opt_out_fields import Plan, RecordState, plan
 from worker.services import Services
-from worker.steps.complete_events import settle
+from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import look_up
 from worker.steps.update_records import update_records
 
@@ -78,7 +78,7 @@ def planned(project: str, state: RecordState, change: Change, at: datetime, serv
 
 def record_decision(
     project: str, record: str, change: Change, at: datetime, decision: StaffDecision, services: Services
-) -> Entry:
+) -> StoredEvent:
     """Record a decision about a record, and write it. Returns its event, which may still be in progress."""
     event = OptOutEvent(
         project=project,
@@ -94,7 +94,9 @@ def record_decision(
     return _process(project, event.event_id, services)
 
 
-def review(entry: Entry, change: Change | None, decision: StaffDecision, services: Services) -> Entry:
+def review(
+    entry: StoredEvent, change: Change | None, decision: StaffDecision, services: Services
+) -> StoredEvent:
     """Decide what waits for a person: STOP, or None to dismiss it. Raises DecisionRejected if nothing waits."""
     if entry.state is not State.NEEDS_REVIEW:
         raise DecisionRejected(f"{entry.event_id} does not wait for a decision: it is {entry.state}")
@@ -113,15 +115,15 @@ def _keep(project: str, event_id: str, decision: StaffDecision, services: Servic
     log.info("staff_decision", project=project, event_id=event_id, decided_by=decision.by)
 
 
-def _dismiss(entry: Entry, services: Services) -> None:
-    outcome = Outcome(
+def _dismiss(entry: StoredEvent, services: Services) -> None:
+    outcome = EventOutcome(
         event_id=entry.event_id, phone_hash=entry.phone_hash, state=State.SUPERSEDED,
         reason="reviewed by staff: nothing to change", records=entry.records,
     )  # fmt: skip
-    settle(entry.project, [outcome], services)
+    complete_events(entry.project, [outcome], services)
 
 
-def _accept_as_stop(entry: Entry, services: Services) -> None:
+def _accept_as_stop(entry: StoredEvent, services: Services) -> None:
     """The text was an opt-out, and counts from the time when it was sent."""
     event = OptOutEvent(
         project=entry.project,
@@ -137,7 +139,7 @@ def _accept_as_stop(entry: Entry, services: Services) -> None:
         log.warning("review_overtaken", project=entry.project, event_id=entry.event_id)
 
 
-def _process(project: str, event_id: str, services: Services) -> Entry:
+def _process(project: str, event_id: str, services: Services) -> StoredEvent:
     """Look an event up and write it, here and now; what REDCap does not accept yet is left to the workers."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     entry = _loaded(project, event_id, services)
@@ -156,13 +158,13 @@ def _is_put_off(project: str, services: Services) -> bool:
     return not services.is_updating(project)
 
 
-def _loaded(project: str, event_id: str, services: Services) -> Entry:
+def _loaded(project: str, event_id: str, services: Services) -> StoredEvent:
     entry = services.ledger.load(project, event_id)
     if entry is None:
         raise DecisionRejected(f"{event_id} was removed")
     return replace(entry)
 
 
-def waiting_reviews(services: Services, projects: Sequence[str]) -> list[Entry]:
+def waiting_reviews(services: Services, projects: Sequence[str]) -> list[StoredEvent]:
     """Return the events that wait for a person's decision, longest waiting first."""
     return [entry for project in projects for entry in services.ledger.reviews(project)]

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
-from shared.ledger import Accepted, Entry
+from shared.ledger import Accepted, StoredEvent
 from worker.services import Services
 
 # A START whose time Twilio does not confirm counts only if no STOP of the phone is nearer than this.
@@ -21,7 +21,7 @@ class TimeUnknown(Exception):
     """Twilio did not confirm the time of a START that came near a STOP."""
 
 
-def is_time_unconfirmed(entry: Entry) -> bool:
+def is_time_unconfirmed(entry: StoredEvent) -> bool:
     """Return whether an event is a START that came by webhook, and Twilio has not been asked yet."""
     event = _event(entry)
     return (
@@ -31,7 +31,7 @@ def is_time_unconfirmed(entry: Entry) -> bool:
     )
 
 
-def with_confirmed_time(entry: Entry, services: Services) -> Entry | None:
+def with_confirmed_time(entry: StoredEvent, services: Services) -> StoredEvent | None:
     """Return the event with Twilio's time; None if a newer change counts, and the event has ended.
 
     Raises TimeUnknown.
@@ -58,7 +58,7 @@ def _confirm_stops_after(start: OptOutEvent, services: Services) -> None:
             services.ledger.accept([stop], now=services.now())
 
 
-def _time(entry: Entry, services: Services) -> datetime:
+def _time(entry: StoredEvent, services: Services) -> datetime:
     try:
         return services.time_of_text(entry.project, entry.event_id)
     except (TwilioUnavailable, TwilioRejected, ConfigError) as error:
@@ -67,13 +67,13 @@ def _time(entry: Entry, services: Services) -> datetime:
         return entry.received_at
 
 
-def _is_doubtful(entry: Entry, services: Services) -> bool:
+def _is_doubtful(entry: StoredEvent, services: Services) -> bool:
     statuses = services.ledger.status(entry.project, entry.phone_hash)
     stops = [status.occurred_at for status in statuses if status.change is Change.STOP]
     return any(abs(entry.received_at - stop) < DOUBTFUL for stop in stops)
 
 
-def _event(entry: Entry) -> OptOutEvent:
+def _event(entry: StoredEvent) -> OptOutEvent:
     return OptOutEvent(
         project=entry.project,
         event_id=entry.event_id,

@@ -5,12 +5,12 @@ from typing import get_args
 import structlog
 
 from shared.domain.events import milliseconds
-from shared.ledger import Due, Kind, keys
-from shared.ledger.locks import held
+from shared.ledger import DueWork, Kind, keys
+from shared.ledger.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import check_projects
-from worker.projects.removed import RESTS_FOR, note_projects, wind_up
+from worker.projects.removed import GRACE_PERIOD, retire, track_configured_projects
 from worker.services import Services
 
 # Per sweep; what is left over is taken a minute later.
@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 def sweep(services: Services) -> dict[str, int]:
     """Publish overdue work, then look after projects with problems. Returns what was published by kind."""
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
-    missing = note_projects(services, {item.project for item in due})
-    due = [item for item in due if missing.get(item.project, RESTS_FOR) >= RESTS_FOR]
+    missing = track_configured_projects(services, {item.project for item in due})
+    due = [item for item in due if missing.get(item.project, GRACE_PERIOD) >= GRACE_PERIOD]
     published = {kind: sum(item.kind == kind for item in due) for kind in get_args(Kind)}
     for item in due:
         _publish(item, services)
@@ -36,15 +36,15 @@ def sweep(services: Services) -> dict[str, int]:
             services.ledger.count("swept", kind, by=number)
     if due:
         log.info("swept", **published)
-    with held(services.redis, "check-projects") as mine:
-        if mine:
+    with try_lock(services.redis, "check-projects") as acquired:
+        if acquired:
             check_projects(services)
     for project in services.config.projects:
-        services.ledger.trim(project, now=services.now())
+        services.ledger.prune_expired(project, now=services.now())
         _catch_up(project, services)
     for project, missing_for in missing.items():
-        services.ledger.trim(project, now=services.now())
-        wind_up(project, missing_for, services)
+        services.ledger.prune_expired(project, now=services.now())
+        retire(project, missing_for, services)
     return published
 
 
@@ -56,12 +56,12 @@ def _catch_up(project: str, services: Services) -> None:
     overdue = any(ended.values()) and now_ms - ended["success"] > RECONCILE_OVERDUE_MS
     again = overdue and now_ms - ended["failure"] > RECONCILE_AGAIN_MS
     # Not twice while one waits or runs.
-    if again and services.coalescer.first(f"reconcile:{project}", seconds=RECONCILE_AGAIN_MS / 1000):
+    if again and services.deduplicator.claim(f"reconcile:{project}", seconds=RECONCILE_AGAIN_MS / 1000):
         log.warning("reconciliation_overdue", project=project)
         publish_or_leave(services.publish, TaskName.RECONCILE, project)
 
 
-def _publish(item: Due, services: Services) -> None:
+def _publish(item: DueWork, services: Services) -> None:
     match item.kind:
         case "lookup":
             publish_or_leave(services.publish, TaskName.LOOKUP, item.project, item.event_id)

@@ -14,7 +14,7 @@ from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import keys
-from shared.ledger.locks import held
+from shared.ledger.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from tests import builders
 from tests.fakes import Study, at_once, study
@@ -22,9 +22,9 @@ from tests.simulators.redcap import classic_study, enrol, longitudinal_study
 from web.app import build_services, create_app
 from worker.checks.end_to_end import (
     TEST_NUMBER,
-    BrokenRehearsal,
-    RefusedRehearsal,
-    Rehearsal,
+    EndToEndTest,
+    EndToEndTestFailed,
+    EndToEndTestRefused,
     Via,
 )
 
@@ -45,13 +45,13 @@ class Bench:
         if self.works:
             self.study.work()
 
-    def rehearsal(self, **more: Any) -> Rehearsal:
+    def rehearsal(self, **more: Any) -> EndToEndTest:
         def show(change: Change, milliseconds: float, stage: str) -> None:
             assert milliseconds >= 0
             self.stages.append((change, stage))
 
         settings = {"number": TEST_NUMBER, "url": self.url, "timeout_seconds": 0.3, **more}
-        return Rehearsal(project="asthma", services=self.study.services, show=show, **settings)
+        return EndToEndTest(project="asthma", services=self.study.services, show=show, **settings)
 
     def run(self, *, force: bool = False, **more: Any) -> None:
         rehearsal = self.rehearsal(**more)
@@ -165,17 +165,17 @@ def test_it_knows_longitudinal_projects() -> None:
 
 class TestRefusals:
     def test_a_number_that_no_record_holds(self, bench: Bench) -> None:
-        with pytest.raises(RefusedRehearsal, match="add a record for tests"):
+        with pytest.raises(EndToEndTestRefused, match="add a record for tests"):
             bench.rehearsal(number="+16505550111").prepare()
 
     def test_a_number_whose_record_shows_an_opt_out(self, bench: Bench) -> None:
         bench.study.project.set_value("TEST", "sms_opt_out_at", "2026-01-01 10:00:00")
-        with pytest.raises(RefusedRehearsal, match="opted out at present"):
+        with pytest.raises(EndToEndTestRefused, match="opted out at present"):
             bench.rehearsal().prepare()
 
     def test_a_number_whose_opt_out_is_on_its_way(self, bench: Bench) -> None:
         bench.study.text(TEST_NUMBER)
-        with pytest.raises(RefusedRehearsal, match="opted out at present"):
+        with pytest.raises(EndToEndTestRefused, match="opted out at present"):
             bench.rehearsal().prepare()
 
     def test_a_number_that_a_project_on_the_same_service_holds_too(self) -> None:
@@ -187,7 +187,7 @@ class TestRefusals:
             "sleep": builders.project_table(redcap_token="env:OTHER_TOKEN"),
         }
         for bench in _bench_of_two(tables, first, second):
-            with pytest.raises(RefusedRehearsal, match="records of sleep, which shares"):
+            with pytest.raises(EndToEndTestRefused, match="records of sleep, which shares"):
                 bench.rehearsal().prepare()
 
     def test_nothing_is_sent_before_it_is_known_to_be_safe(self, bench: Bench) -> None:
@@ -229,11 +229,11 @@ def test_a_project_that_is_busy_keeps_no_other_from_being_put_back() -> None:
         put_back = rehearsal._put_back
 
         def put_back_beside(started: str, bench: Bench = bench, put_back: Any = put_back) -> None:
-            with held(bench.study.redis, "update:asthma"):
+            with try_lock(bench.study.redis, "update:asthma"):
                 put_back(started)
 
         rehearsal._put_back = put_back_beside  # type: ignore[method-assign]
-        with pytest.raises(BrokenRehearsal, match="still updating asthma"):
+        with pytest.raises(EndToEndTestFailed, match="still updating asthma"):
             rehearsal.run()
         assert bench.study.redis.hgetall(keys.status("sleep")) == {}
 
@@ -253,7 +253,7 @@ class TestForce:
         def put_back_late(started: str) -> None:
             real.append(bench.study.text(TEST_NUMBER))
             bench.study.work()
-            Rehearsal._put_back(rehearsal, started)
+            EndToEndTest._put_back(rehearsal, started)
 
         rehearsal._put_back = put_back_late  # type: ignore[method-assign]
         rehearsal.run()
@@ -266,21 +266,21 @@ class TestWhatIsBroken:
     def test_an_address_where_nobody_answers(self, bench: Bench) -> None:
         rehearsal = bench.rehearsal(url="http://127.0.0.1:1")
         rehearsal.prepare()
-        with pytest.raises(BrokenRehearsal, match="was not reached"):
+        with pytest.raises(EndToEndTestFailed, match="was not reached"):
             rehearsal.run()
 
     def test_a_signature_that_is_refused(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TEST_AUTH_TOKEN", "f" * 32)
         rehearsal = bench.rehearsal()
         rehearsal.prepare()
-        with pytest.raises(BrokenRehearsal, match="answered 403: it refused the signature"):
+        with pytest.raises(EndToEndTestFailed, match="answered 403: it refused the signature"):
             rehearsal.run()
 
     def test_a_worker_that_is_away_and_both_changes_are_sent_all_the_same(self, bench: Bench) -> None:
         bench.works = False
         rehearsal = bench.rehearsal()
         rehearsal.prepare()
-        with pytest.raises(BrokenRehearsal, match="is a worker running"):
+        with pytest.raises(EndToEndTestFailed, match="is a worker running"):
             rehearsal.run()
         bench.study.work()
         assert value(bench) == ""
@@ -289,7 +289,7 @@ class TestWhatIsBroken:
         bench.study.project.lock_record("TEST")
         rehearsal = bench.rehearsal()
         rehearsal.prepare()
-        with pytest.raises(BrokenRehearsal, match="the STOP ended as failed: record TEST"):
+        with pytest.raises(EndToEndTestFailed, match="the STOP ended as failed: record TEST"):
             rehearsal.run()
 
     def test_a_worker_that_is_still_updating_is_not_written_over(self, bench: Bench) -> None:
@@ -299,12 +299,12 @@ class TestWhatIsBroken:
         put_back = rehearsal._put_back
 
         def put_back_beside(started: str) -> None:
-            with held(bench.study.redis, "update:asthma") as mine:
-                assert mine
+            with try_lock(bench.study.redis, "update:asthma") as acquired:
+                assert acquired
                 put_back(started)
 
         rehearsal._put_back = put_back_beside  # type: ignore[method-assign]
-        with pytest.raises(BrokenRehearsal, match=r"still updating asthma after 0\.3 s.*optout forget"):
+        with pytest.raises(EndToEndTestFailed, match=r"still updating asthma after 0\.3 s.*optout forget"):
             rehearsal.run()
         assert value(bench) == "2026-01-01 10:00:00"
         assert "START" in str(traces(bench)["status"])
@@ -313,7 +313,7 @@ class TestWhatIsBroken:
         bench.study.mailer.errors.append(MailRejected("smtp_refused", "code 550"))
         rehearsal = bench.rehearsal()
         rehearsal.prepare()
-        with pytest.raises(BrokenRehearsal, match="the e-mail was not sent to everybody: refused"):
+        with pytest.raises(EndToEndTestFailed, match="the e-mail was not sent to everybody: refused"):
             rehearsal.run()
 
 

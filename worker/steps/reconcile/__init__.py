@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, Failure, RedcapRejected
 from shared.ledger import keys
-from shared.ledger.locks import held
+from shared.ledger.locks import try_lock
 from worker.projects.problems import note_problem
 from worker.services import Services
 from worker.steps.reconcile.compare import Comparison
@@ -52,8 +52,8 @@ def reconcile(
 ) -> Report:
     """Reconcile one project, one run at a time. Never raises for what Twilio or REDCap did: the report says it."""
     report = Report(project=project, dry_run=dry_run)
-    with held(services.redis, f"reconcile:{project}") as mine:
-        if not mine or (nightly and _just_ran(project, services)):
+    with try_lock(services.redis, f"reconcile:{project}") as acquired:
+        if not acquired or (nightly and _just_ran(project, services)):
             report.outcome = "skipped"
             return report
         if not dry_run:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from shared.batches import batches
 from shared.domain.events import Change, State, milliseconds
 from shared.domain.precedence import Decision, Status, decide
-from shared.ledger import Entry, Outcome
+from shared.ledger import EventOutcome, StoredEvent
 from shared.ledger.written_values import WrittenValue, WrittenValues
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
 from worker.services import Services
-from worker.steps.complete_events import settle
+from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import look_up
 from worker.steps.reconcile.recover import DryRunLedger, LedgerView
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report
@@ -157,7 +157,7 @@ class Comparison:
 
     # --- events in progress -------------------------------------------------------------------------
 
-    def _resume(self, entries: Sequence[Entry]) -> None:
+    def _resume(self, entries: Sequence[StoredEvent]) -> None:
         """Continue what was in progress when the export began: a phone that it did not show has no record."""
         for entry in entries:
             if entry.change is Change.UNCLEAR:
@@ -171,7 +171,7 @@ class Comparison:
         )
         notice = self._services.unmatched_notice(self._project)
         outcomes = [
-            Outcome(
+            EventOutcome(
                 event_id=entry.event_id,
                 phone_hash=entry.phone_hash,
                 state=State.NO_MATCHING_RECORD,
@@ -181,7 +181,7 @@ class Comparison:
             for entry in entries
             if entry.phone_hash not in held_phones
         ]
-        settle(self._project, outcomes, self._services)
+        complete_events(self._project, outcomes, self._services)
 
     def _count_statuses(self) -> None:
         if isinstance(self._view, DryRunLedger):
@@ -198,12 +198,12 @@ class Comparison:
     def _drain(self) -> None:
         """Have the updater write what is pending, here."""
         deadline = time.monotonic() + UPDATE_TIMEOUT_SECONDS
-        while self._ledger.drained(self._project) and time.monotonic() < deadline:
+        while self._ledger.clear_update_if_empty(self._project) and time.monotonic() < deadline:
             update_records(self._project, self._services)
             if not self._services.is_updating(self._project):
                 break  # no other worker is updating: what is left, REDCap would not accept
             time.sleep(0.5)
-        self._report.still_pending = self._ledger.drained(self._project)
+        self._report.still_pending = self._ledger.clear_update_if_empty(self._project)
         if self._report.still_pending:
             self._report.fail(f"{self._report.still_pending} changes could not be written yet")
 

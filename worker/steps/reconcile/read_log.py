@@ -6,10 +6,16 @@ from datetime import datetime, timedelta
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
-from shared.ledger import Entry, keys
+from shared.ledger import StoredEvent, keys
 from shared.ledger.learned_words import LearnedWords
 from worker.services import Services
-from worker.steps.reconcile.recover import LedgerView, overtaken, put_in_order, recover, recover_blocked
+from worker.steps.reconcile.recover import (
+    LedgerView,
+    recover,
+    recover_blocked,
+    restore_order,
+    superseded_candidates,
+)
 from worker.steps.reconcile.report import Report
 from worker.steps.reconcile.sends import sends_after_opt_out
 from worker.twilio.message_log import MessageLog, SentText, open_message_log
@@ -62,8 +68,8 @@ class LogReading:
             for events in message_log.pages(sender, since):
                 self._report.changes_recovered += recover(events, self._view)
                 self._count_messages(message_log)
-                overtaken_events += overtaken(events, self._view)
-        self._report.changes_recovered += put_in_order(overtaken_events, self._view)
+                overtaken_events += superseded_candidates(events, self._view)
+        self._report.changes_recovered += restore_order(overtaken_events, self._view)
         if self._config.blocked_messages or self._config.watch_sends:
             for sender in senders:
                 self._read_sent(message_log, sender, since)
@@ -102,7 +108,7 @@ class LogReading:
 
     # --- what the log no longer shows -----------------------------------------------------------------
 
-    def _expected(self, since: datetime) -> dict[str, Entry]:
+    def _expected(self, since: datetime) -> dict[str, StoredEvent]:
         """The messages that webhooks or Event Streams have shown, and the log should have."""
         until = self._services.now() - LOG_DELAY
         entries = self._services.ledger.entries_between(self._project, since + WEBHOOK_DELAY, until)
@@ -113,7 +119,7 @@ class LogReading:
             if entry.source in delivered and not entry.event_id.startswith(TEST_SID_PREFIX)
         }
 
-    def _report_missing(self, missing: list[Entry]) -> None:
+    def _report_missing(self, missing: list[StoredEvent]) -> None:
         """REDCap erases the messages that it handled: then the log proves nothing for that sender and time."""
         for scope in sorted({entry.scope for entry in missing}):
             times = sorted(entry.occurred_at for entry in missing if entry.scope == scope)

@@ -16,7 +16,7 @@ from worker.services import Services
 from worker.steps.start_times import is_time_unconfirmed
 
 # Twilio gives up a webhook after 15 s (Twilio docs, "Webhook connection overrides"); the rest is for clocks.
-MOST_LATE_MS = 24 * 3600 * 1000
+MAX_WEBHOOK_DELAY_MS = 24 * 3600 * 1000
 
 _BATCH = 500
 
@@ -150,9 +150,7 @@ def recover(events: Sequence[OptOutEvent], view: LedgerView) -> int:
     latest = _with_latest(here, view)
     view.accept([event for event, status in latest if _needs_correction(event, status, waiting)])
     late = [
-        event
-        for event, status in _with_latest(here, view)
-        if status and _was_overtaken_wrongly(event, status)
+        event for event, status in _with_latest(here, view) if status and _wrongly_superseded(event, status)
     ]
     missing = [event for event in events if event.event_id not in known]
     return view.accept(late + missing).count(Accepted.NEW)
@@ -165,7 +163,7 @@ def _needs_correction(event: OptOutEvent, status: Status | None, waiting: set[st
     return status.event_id == event.event_id and status.occurred_ms != milliseconds(event.occurred_at)
 
 
-def overtaken(events: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEvent]:
+def superseded_candidates(events: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEvent]:
     """Of a page, what a time that is corrected on a later page could still make its phone's latest change.
 
     Only a webhook's time of receipt is ever corrected, and by seconds; so few events are kept, not the log.
@@ -175,11 +173,11 @@ def overtaken(events: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEve
         for event, status in _with_latest(events, view)
         if status
         and status.event_id != event.event_id
-        and 0 <= status.occurred_ms - milliseconds(event.occurred_at) <= MOST_LATE_MS
+        and 0 <= status.occurred_ms - milliseconds(event.occurred_at) <= MAX_WEBHOOK_DELAY_MS
     ]
 
 
-def put_in_order(events: Sequence[OptOutEvent], view: LedgerView) -> int:
+def restore_order(events: Sequence[OptOutEvent], view: LedgerView) -> int:
     """Check the whole run's overtaken events once more. Returns how many are the latest change after all.
 
     Pages and senders are read one after the other, so that a time is sometimes corrected too late for them.
@@ -188,7 +186,7 @@ def put_in_order(events: Sequence[OptOutEvent], view: LedgerView) -> int:
     restored = 0
     for page in batches(newest_first, _BATCH):
         latest = _with_latest(page, view)
-        late = [event for event, status in latest if status and _was_overtaken_wrongly(event, status)]
+        late = [event for event, status in latest if status and _wrongly_superseded(event, status)]
         restored += view.accept(late).count(Accepted.NEW)
     return restored
 
@@ -204,7 +202,7 @@ def _of_scope(statuses: Sequence[Status], scope: str) -> Status | None:
     return next((status for status in statuses if status.scope == scope), None)
 
 
-def _was_overtaken_wrongly(event: OptOutEvent, status: Status) -> bool:
+def _wrongly_superseded(event: OptOutEvent, status: Status) -> bool:
     new = _status(event)
     return status.event_id != event.event_id and comes_after(new, status, newest_first=True)
 

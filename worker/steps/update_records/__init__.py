@@ -13,15 +13,15 @@ import structlog
 from shared.domain.events import Change, Notice, State
 from shared.domain.precedence import decode_statuses
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
-from shared.ledger import Outcome
-from shared.ledger.locks import held
+from shared.ledger import EventOutcome
+from shared.ledger.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import note_problem
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
 from worker.redcap.gateway import RedcapProject
 from worker.services import Services
-from worker.steps.complete_events import settle
+from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import GIVE_UP_AFTER, is_about_schema
 from worker.steps.update_records.round import Round, SchemaChanged
 
@@ -33,17 +33,17 @@ log = structlog.get_logger(__name__)
 
 def update_records(project: str, services: Services) -> None:
     """Write all that is pending for a project, unless another worker does."""
-    services.coalescer.taken(f"update:{project}")
+    services.deduplicator.release(f"update:{project}")
     if services.project_config(project) is None:
         return  # its work is paused: see worker/projects/removed.py
     # A worker that fails to get the lock has already added its phone, so the holder sees it either in its last round
     # or in this check after releasing.
     check = _check_is_due(project, services)
-    while services.ledger.drained(project) or check:
+    while services.ledger.clear_update_if_empty(project) or check:
         check = False
-        with held(services.redis, f"update:{project}") as acquired:
+        with try_lock(services.redis, f"update:{project}") as acquired:
             if not acquired:
-                services.retry_soon("update", project)  # the holder may be dead
+                services.schedule_quick_retry("update", project)  # the holder may be dead
                 return
             if not _drain(project, services):
                 return
@@ -62,7 +62,7 @@ def _drain(project: str, services: Services) -> bool:
     except RedcapUnavailable as error:
         log.warning("update_put_off", project=project, error=str(error))
         _give_up_old(project, error, services)
-        services.retry_soon("update", project)
+        services.schedule_quick_retry("update", project)
         return False
     except ProjectProblem as error:
         note_problem(project, error, services)  # all stays pending until it is fixed
@@ -91,7 +91,7 @@ def _check_again(gateway: RedcapProject, services: Services) -> None:
     index, project = services.index(gateway.name), gateway.name
     if _check_is_due(project, services):
         index.refresh(gateway, since=services.now(), wait_seconds=0)
-    elif index.needs_refresh() and services.coalescer.first(
+    elif index.needs_refresh() and services.deduplicator.claim(
         f"look:{project}", seconds=REFRESH_PAUSE.total_seconds()
     ):
         pause = REFRESH_PAUSE.total_seconds() + 0.5
@@ -116,7 +116,7 @@ def _fail(project: str, phones: Sequence[str], reason: str, services: Services) 
     latest = [(phone, status) for phone, text in statuses.items() for status in decode_statuses(text)]
     unfinished = ledger.unfinished(project, [status.event_id for _, status in latest])
     outcomes = [
-        Outcome(
+        EventOutcome(
             event_id=status.event_id,
             phone_hash=phone,
             state=State.FAILED,
@@ -127,4 +127,4 @@ def _fail(project: str, phones: Sequence[str], reason: str, services: Services) 
         for phone, status in latest
         if status.change is Change.STOP or status.event_id in unfinished
     ]
-    settle(project, outcomes, services, written=statuses)
+    complete_events(project, outcomes, services, written=statuses)

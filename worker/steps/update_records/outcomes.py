@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shared.domain.events import Change, Notice, State
 from shared.domain.precedence import Decision, Status
 from shared.domain.scopes import STAFF, UNKNOWN
-from shared.ledger import Outcome
+from shared.ledger import EventOutcome
 from worker.redcap.opt_out_fields import Act, Plan
 
 NO_RECORD = "no record holds this number"
@@ -44,7 +44,7 @@ def outcome_of(
     notice_unmatched: Notice | None,
     began: bool,
     is_new: bool,
-) -> Outcome:
+) -> EventOutcome:
     """Return how a change ends.
 
     `began`: its write had begun before a crash; `is_new`: its event has not ended yet.
@@ -63,7 +63,7 @@ def outcome_of(
     return _outcome(phone, status, records, state, reason, notice.get(state), saved)
 
 
-def _outcome(  # noqa: PLR0913  the parts of an Outcome
+def _outcome(  # noqa: PLR0913  the parts of an EventOutcome
     phone: str,
     status: Status,
     records: Sequence[RecordOutcome],
@@ -71,8 +71,8 @@ def _outcome(  # noqa: PLR0913  the parts of an Outcome
     reason: str,
     notice: Notice | None,
     saved: Sequence[str] = (),
-) -> Outcome:
-    return Outcome(
+) -> EventOutcome:
+    return EventOutcome(
         event_id=status.event_id,
         phone_hash=phone,
         state=state,

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from shared.domain.events import Change, Notice, State, milliseconds
 from shared.domain.precedence import Decision, Status, decide, decode_statuses
 from shared.domain.scopes import STAFF
-from shared.ledger import Entry, Outcome
+from shared.ledger import EventOutcome, StoredEvent
 from shared.ledger.written_values import WrittenValue, WrittenValues
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
 from worker.services import Services
-from worker.steps.complete_events import settle
+from worker.steps.complete_events import complete_events
 from worker.steps.update_records.bisecting_import import BisectingImport, ImportRow, Written
 from worker.steps.update_records.outcomes import RecordOutcome, outcome_of
 
@@ -29,7 +29,7 @@ class Snapshot:
     known: Mapping[str, Sequence[Status]]  # the statuses of all phones of these records
     written: Mapping[str, WrittenValue]
     unfinished: Collection[str]  # the events among them that have not ended
-    starts: Mapping[str, Entry]  # the STARTs of these
+    starts: Mapping[str, StoredEvent]  # the STARTs of these
 
     @property
     def states(self) -> dict[str, RecordState]:
@@ -177,7 +177,7 @@ class Round:
         plans = self._plans(snapshot)
         states = snapshot.states
         groups = self._gateway.rows({record: (states[record], made) for record, (_, made) in plans.items()})
-        if conflicting := self._intend(groups, snapshot, plans):
+        if conflicting := self._begin_writes(groups, snapshot, plans):
             return conflicting
         written = self._import(groups, states, plans)
         outcomes = [
@@ -191,10 +191,10 @@ class Round:
             for status in snapshot.known[phone]
             if status.change is Change.STOP or status.event_id in snapshot.starts
         ]  # fmt: skip
-        settle(self._project, outcomes, self._services, written=snapshot.texts)
+        complete_events(self._project, outcomes, self._services, written=snapshot.texts)
         return []
 
-    def _intend(
+    def _begin_writes(
         self,
         groups: Sequence[list[ImportRow]],
         snapshot: Snapshot,
@@ -214,7 +214,9 @@ class Round:
             for status in snapshot.known.get(key, ())
             if status.event_id in {each.event_id for each in plans[record][1].behalf}
         }
-        return self._ledger.intend(self._project, writes, known_open=snapshot.texts, now=self._services.now())
+        return self._ledger.begin_writes(
+            self._project, writes, known_open=snapshot.texts, now=self._services.now()
+        )
 
     def _import(
         self,
@@ -299,12 +301,12 @@ class Round:
             self._end_overtaken(phone, entry, latest, holders[phone])
 
     def _end_overtaken(
-        self, phone: str, entry: Entry, latest: Sequence[Status], holders: Sequence[RecordState]
+        self, phone: str, entry: StoredEvent, latest: Sequence[Status], holders: Sequence[RecordState]
     ) -> None:
         reached = any(state.in_arm and self._shows(state, entry.change) for state in holders)
         newer = next((each.event_id for each in latest if each.scope == entry.scope), latest[0].event_id)
         records = [state.record_id for state in holders]
-        outcome = Outcome(
+        outcome = EventOutcome(
             event_id=entry.event_id,
             phone_hash=phone,
             state=State.UPDATED if reached else State.SUPERSEDED,
@@ -313,7 +315,7 @@ class Round:
             notice=Notice.SAVED if reached else None,
             written=records if reached else (),
         )
-        settle(self._project, [outcome], self._services)
+        complete_events(self._project, [outcome], self._services)
 
     def _shows(self, state: RecordState, change: Change) -> bool:
         empty = self._gateway.form.is_empty(state.opt_out_value)
