@@ -17,7 +17,7 @@ import pytest
 from shared.errors import TwilioRejected, TwilioUnavailable
 from tests.builders import config, hashed, project_table
 from tests.simulators.twilio import SENDER, SERVICE_SID, Message, TwilioSimulator
-from worker.twilio import message_log
+from worker.twilio import message_log, service_senders
 from worker.twilio.message_log import PAGE_SIZE, MessageLog, open_message_log
 
 PAT = "+16505550100"
@@ -207,10 +207,6 @@ class TestSenders:
         assert opened().senders() == [SENDER]
         assert opened(channels=["sms", "whatsapp"]).senders() == [SENDER, "whatsapp:+16505550198"]
 
-    def test_channel_senders_are_not_asked_for_where_only_sms_counts(self, sim: TwilioSimulator) -> None:
-        opened(channels=["sms"]).senders()
-        assert "Services/ChannelSenders" not in sim.request_counts()
-
     def test_configured_senders_need_no_service_and_no_request(self, sim: TwilioSimulator) -> None:
         log = opened(messaging_service_sid=None, senders=["+16505550111", "72975"])
         assert log.senders() == ["+16505550111", "72975"]
@@ -236,7 +232,7 @@ class TestSenders:
     def test_more_senders_than_fit_on_a_page_are_all_found(
         self, sim: TwilioSimulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(message_log, "PAGE_SIZE", 3)
+        monkeypatch.setattr(service_senders, "PAGE_SIZE", 3)
         for number in range(10):
             sim.add_sender(f"+165055502{number:02d}", service=sim.services[SERVICE_SID])
         assert len(opened().senders()) == 11

@@ -20,7 +20,7 @@ OLD_TOKEN = "0" * 32
 def sim(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwilioSimulator]:
     monkeypatch.setenv("RIGHT", AUTH_TOKEN)
     monkeypatch.setenv("OLD", OLD_TOKEN)
-    monkeypatch.setattr("worker.twilio.message_log.tenacity.nap.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("worker.twilio.client.tenacity.nap.time.sleep", lambda _seconds: None)
     simulator = TwilioSimulator()
     with simulator.serve() as server:
         monkeypatch.setenv("OPTOUT_TWILIO_API_URL", server.url)

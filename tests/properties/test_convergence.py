@@ -128,6 +128,7 @@ class FakeLog:
         self.texts = texts
         self.counts = LogCounts()
         self.not_in_log: set[str] = set()
+        self.in_service = ["the service"]
 
     def senders(self) -> list[str]:
         return ["the service"]
@@ -189,7 +190,11 @@ class Convergence(RuleBasedStateMachine):
         self.own: dict[
             str, tuple[str, str]
         ] = {}  # what the program wrote last to a record, and nobody changed
-        self.held_since: dict[tuple[str, str], datetime] = {}  # record and number
+        self.held_since = {  # record and number
+            (record, number): BEGIN
+            for record, values in self._all_values().items()
+            for number in numbers_in(values["mobile"], "US")
+        }
         self.twilio_away = 0  # how many further questions Twilio leaves without an answer
         self.erased: set[str] = set()  # texts that REDCap has deleted from Twilio's log
         self.repeats: Counter[str] = Counter()  # mails that may come once more, by event id

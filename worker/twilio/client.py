@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import requests
+import tenacity
 from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
@@ -89,6 +90,24 @@ def translate_errors() -> Iterator[None]:
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
     except (AttributeError, LookupError, TypeError):  # JSON in which twilio-python finds no list
         raise TwilioUnavailable("twilio_strange_answer", "not of the described form") from None
+
+
+def retry(request: Callable[[], Found]) -> Found:
+    """Retry a few times: 429 means that nothing was done, and to retry later. Source: Twilio error 20429.
+
+    Raises as `translate_errors`.
+    """
+
+    def attempt() -> Found:
+        with translate_errors():
+            return request()
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TwilioUnavailable),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=20),
+        stop=tenacity.stop_after_attempt(5),
+        reraise=True,
+    )(attempt)
 
 
 def found_or_none(request: Callable[[], Found]) -> Found | None:

@@ -1,13 +1,12 @@
 """Twilio's message log as opt-out events, by sender, newest first, one page at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import structlog
-import tenacity
 from twilio.rest import Client
 
 from shared.config import Project
@@ -16,8 +15,8 @@ from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.keywords import Keywords
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
 from shared.domain.scopes import scope_of
-from shared.errors import TwilioRejected, TwilioUnavailable
-from worker.twilio.client import REDACTED_DIGITS, message_time, translate_errors, working_client
+from worker.twilio.client import REDACTED_DIGITS, message_time, retry, translate_errors, working_client
+from worker.twilio.service_senders import service_senders
 
 PAGE_SIZE = 1000  # Twilio's largest
 UNSUBSCRIBED = 21610  # "attempt to send to unsubscribed recipient"
@@ -63,16 +62,16 @@ class MessageLog:
     counts: LogCounts = field(default_factory=LogCounts)
     # SIDs of incoming messages that webhooks or Event Streams have shown; those that the log has are removed.
     not_in_log: set[str] = field(default_factory=set)
-    _in_service: set[str] = field(default_factory=set)
+    in_service: list[str] = field(default_factory=list)  # the senders of the Messaging Service, once read
 
     # --- senders ----------------------------------------------------------------------------------
 
     def senders(self) -> list[str]:
         """Return every address that the project's participants write to, on the configured channels."""
         configured = [address for sender in self.config.senders for address in self._addresses(sender)]
-        in_service = list(self._service_senders())
-        self._in_service = set(in_service)
-        senders = dict.fromkeys([*configured, *in_service])
+        service = self.config.messaging_service_sid
+        self.in_service = list(service_senders(self.client, service)) if service else []
+        senders = dict.fromkeys([*configured, *self.in_service])
         channels = {"sms", *self.config.channels}
         return [sender for sender in senders if channel_and_address(sender)[0] in channels]
 
@@ -83,21 +82,6 @@ class MessageLog:
         """
         has_both = sender.startswith("+") and "whatsapp" in self.config.channels
         return [sender, f"whatsapp:{sender}"] if has_both else [sender]
-
-    def _service_senders(self) -> Iterator[str]:
-        if not self.config.messaging_service_sid:
-            return
-        service = self.client.messaging.v1.services(self.config.messaging_service_sid)
-        yield from _list_all(service.phone_numbers, "phone_number")
-        yield from _list_all(service.short_codes, "short_code")
-        if {"rcs", "whatsapp"} & set(self.config.channels):
-            yield from self._channel_senders(service.channel_senders)
-
-    def _channel_senders(self, listing: Any) -> Iterator[str]:
-        try:
-            yield from _list_all(listing, "sender")
-        except TwilioRejected as error:
-            log.warning("channel_senders_not_listed", project=self.project, error=str(error))
 
     # --- pages ------------------------------------------------------------------------------------
 
@@ -141,14 +125,14 @@ class MessageLog:
 
     def raw_pages(self, **filters: Any) -> Iterator[list[Any]]:
         """Return Twilio's pages of messages for these filters."""
-        page = _retry(partial(self.client.messages.page, page_size=PAGE_SIZE, **filters))
+        page = retry(partial(self.client.messages.page, page_size=PAGE_SIZE, **filters))
         while page is not None:
             with translate_errors():
                 messages = list(page)
             self.counts.pages += 1
             yield messages
             url = page.next_page_url
-            page = _retry(partial(self.client.messages.get_page, url)) if url else None
+            page = retry(partial(self.client.messages.get_page, url)) if url else None
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -186,7 +170,7 @@ class MessageLog:
     def scope(self, sender: str) -> str:
         """Return the scope of an opt-out that was sent to a sender of the study."""
         service = self.config.messaging_service_sid
-        services = [service] if service and sender in self._in_service else []
+        services = [service] if service and sender in self.in_service else []
         return scope_of(service, services, sender, self.hasher)
 
     def _event(
@@ -223,7 +207,7 @@ def open_message_log(
     Raises as `working_client` does.
     """
     return MessageLog(
-        project, config, _retry(partial(working_client, account)), hasher, keywords or config.keywords
+        project, config, retry(partial(working_client, account)), hasher, keywords or config.keywords
     )
 
 
@@ -239,24 +223,3 @@ def _is_older(page: list[Any], since: datetime) -> bool:
     """Return whether a page is entirely older than that time. A page without any date is not."""
     times = list(filter(None, map(message_time, page)))
     return bool(times) and max(times) < since
-
-
-def _list_all(listing: Any, name: str) -> Iterator[str]:
-    """Return one attribute of all resources in a list, where it is set."""
-    resources = _retry(partial(listing.list, page_size=PAGE_SIZE))
-    return filter(None, (getattr(resource, name) for resource in resources))
-
-
-def _retry(request: Callable[[], Any]) -> Any:
-    """Retry a few times: 429 means that nothing was done, and to retry later. Source: Twilio error 20429."""
-
-    def attempt() -> Any:
-        with translate_errors():
-            return request()
-
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TwilioUnavailable),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=20),
-        stop=tenacity.stop_after_attempt(5),
-        reraise=True,
-    )(attempt)

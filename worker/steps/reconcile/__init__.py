@@ -28,7 +28,6 @@ from worker.steps.reconcile.read_log import LogReading
 from worker.steps.reconcile.recover import DryRunLedger, LedgerView
 from worker.steps.reconcile.report import Report
 from worker.steps.reconcile.report_mail import send_report
-from worker.steps.service_senders import learn_senders
 
 # Each run reads again what came shortly before the last one: the log may show a message late.
 OVERLAP = timedelta(days=2)
@@ -56,8 +55,6 @@ def reconcile(
         if not acquired or (nightly and _just_ran(project, services)):
             report.outcome = "skipped"
             return report
-        if not dry_run:
-            learn_senders(project, services)
         _run_and_conclude(report, services, since, progress)
     hidden = {"corrected", "kept_entries", "would_set", "would_clear", "texts_after_opt_out"}
     log.info("reconciled", **{name: value for name, value in asdict(report).items() if name not in hidden})

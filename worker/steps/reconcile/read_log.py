@@ -8,6 +8,7 @@ from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
 from shared.ledger import StoredEvent, keys
 from shared.ledger.learned_words import LearnedWords
+from shared.ledger.service_senders import ServiceSenders
 from worker.services import Services
 from worker.steps.reconcile.recover import (
     LedgerView,
@@ -64,6 +65,7 @@ class LogReading:
     def _read(self, message_log: MessageLog, since: datetime) -> None:
         overtaken_events: list[OptOutEvent] = []
         senders = message_log.senders()
+        self._save_service_senders(message_log)
         for sender in senders:
             for events in message_log.pages(sender, since):
                 self._report.changes_recovered += recover(events, self._view)
@@ -73,6 +75,12 @@ class LogReading:
         if self._config.blocked_messages or self._config.watch_sends:
             for sender in senders:
                 self._read_sent(message_log, sender, since)
+
+    def _save_service_senders(self, message_log: MessageLog) -> None:
+        """For messages of Event Streams that do not name their Messaging Service."""
+        service = self._config.messaging_service_sid
+        if service and not self._report.dry_run:
+            ServiceSenders(self._services.redis, self._services.hasher).save(service, message_log.in_service)
 
     def _read_sent(self, message_log: MessageLog, sender: str, since: datetime) -> None:
         """What was rejected is judged after all STARTs are known."""
