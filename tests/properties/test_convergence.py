@@ -195,6 +195,7 @@ class Convergence(RuleBasedStateMachine):
             for record, values in self._all_values().items()
             for number in numbers_in(values["mobile"], "US")
         }
+        self.left_unseen: dict[tuple[str, str], datetime] = {}  # the same, of numbers that were removed
         self.twilio_away = 0  # how many further questions Twilio leaves without an answer
         self.erased: set[str] = set()  # texts that REDCap has deleted from Twilio's log
         self.repeats: Counter[str] = Counter()  # mails that may come once more, by event id
@@ -610,12 +611,20 @@ class Convergence(RuleBasedStateMachine):
                 project.locked_records.discard(record)
 
     def _note_numbers(self, record: str, typed: str) -> None:
-        """Since when a record holds its numbers; a number that it held before is held since then."""
+        """Since when a record holds its numbers. One that comes back before an export showed it gone never left."""
         now, held_now = datetime.now(UTC), set(numbers_in(typed, "US"))
         for number in held_now:
-            self.held_since.setdefault((record, number), now)
+            since = self.left_unseen.get((record, number), now) if self._shown(record, number) else now
+            self.held_since.setdefault((record, number), since)
         for other in [known for known in self.held_since if known[0] == record and known[1] not in held_now]:
-            del self.held_since[other]
+            self.left_unseen[other] = self.held_since.pop(other)
+
+    def _shown(self, record: str, number: str) -> bool:
+        """Whether the last export showed the record with that number, or there was none yet."""
+        index = phone_index.PhoneIndex("asthma", self.redis)
+        return index.refreshed_at() is None or record in index.records([hashed(number)]).get(
+            hashed(number), []
+        )
 
     def _being_written(self, record: str) -> bool:
         """Whether a write of the record is not known to have ended. What a person changes in that moment
