@@ -148,13 +148,22 @@ class History:
             shown = bool(self.scene.value(who)), self.scene.value(who, name=BOX) == "1"
             if turn.is_stop:
                 is_right = shown == (True, True)
-            else:  # a START that came in the wrong order, or where somebody edited the record, clears nothing
-                entry = self.scene.entry(Texted(turn.message))
-                cleared = entry is not None and entry.state is State.UPDATED
-                is_right = not cleared or who.phone in self.disturbed or shown == (False, False)
+            else:
+                is_right = shown == (False, False) or not self._must_be_cleared(turn)
             if not is_right:
                 found.append(f"{who.record} shows {shown} after {turn.message.body}")
         return found
+
+    def _must_be_cleared(self, turn: Turn) -> bool:
+        """Whether the START was written last: nobody edited the record, and no STOP was received after it."""
+        entry = self.scene.entry(Texted(turn.message))
+        if entry is None or entry.state is not State.UPDATED or turn.phone in self.disturbed:
+            return False
+        stops = [self.scene.entry(Texted(other.message)) for other in self.turns if other.is_stop]
+        return not any(
+            stop.phone_hash == entry.phone_hash and stop.received_at >= entry.arrived_at
+            for stop in filter(None, stops)
+        )
 
     def expect_told_once(self) -> None:
         """What was written was mailed, once, but for what a crash or a lost answer repeats (promise P3)."""

@@ -166,7 +166,9 @@ def _plan_opt_out(
     if form.is_time(value):
         # A time from before the last START belongs to an opt-out that has ended.
         is_current = form.shows(value, [since]) and not form.is_before(value, shown.last_start_ms)
-        if not is_current and form.shows(value, _own_times(statuses, written)):
+        # The START may have been handled before this opt-out was found: then its time is before that START.
+        moves = not is_current and form.text(since) != value
+        if moves and form.shows(value, _own_times(statuses, written)):
             return Plan(Act.MOVE, form.text(since), tick, (shown,))
         return Plan(Act.TICK, None, tick, (shown,)) if tick else Plan(Act.NONE)
     return Plan(Act.TEXT, None, tick, (shown,), shown_by_checkbox=form.has_checkbox)
