@@ -894,6 +894,23 @@ class TestOutages:
         assert (asthma.state(stop), asthma.state(start)) == ("superseded", "already_current")
         assert asthma.mailer.sent == []
 
+    def test_an_overtaken_write_to_a_further_record_that_never_reached_redcap_is_not_mailed(self) -> None:
+        """Record 1 shows the STOP, and its mail is out; record 77 has the number since then, and never shows it."""
+        asthma = enrolled(3)
+        asthma.text(fictional_phone(1), when=NOON)
+        asthma.work()
+        asthma.project.add_record("77", mobile="650-555-0001")
+        asthma.redcap.faults.add("http_503", kind="import", times=3)
+        asthma.clock.ahead = timedelta(seconds=11)
+        asthma.run(asthma.later[0])
+        asthma.work()
+        assert (asthma.value("1"), asthma.value("77"), asthma.pending()) == (SHOWN, "", 1)
+        asthma.text(fictional_phone(1), "START", when=NOON + timedelta(minutes=1))
+        asthma.sweep_later()
+        assert (asthma.value("1"), asthma.value("77"), asthma.pending()) == ("", "", 0)
+        stops = [subject for subject in asthma.mailer.subjects if "STOP" in subject]
+        assert stops == ["[asthma] Opt-out (STOP) saved: record 1"]
+
     def test_a_change_that_comes_while_the_older_one_is_written_is_written_next(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -303,17 +303,16 @@ class Round:
     def _end_overtaken(
         self, phone: str, entry: StoredEvent, latest: Sequence[Status], holders: Sequence[RecordState]
     ) -> None:
-        reached = any(state.in_arm and self._shows(state, entry.change) for state in holders)
+        reached = [state.record_id for state in holders if state.in_arm and self._shows(state, entry.change)]
         newer = next((each.event_id for each in latest if each.scope == entry.scope), latest[0].event_id)
-        records = [state.record_id for state in holders]
         outcome = EventOutcome(
             event_id=entry.event_id,
             phone_hash=phone,
             state=State.UPDATED if reached else State.SUPERSEDED,
             reason="" if reached else f"overtaken by {newer}",
-            records=records,
+            records=[state.record_id for state in holders],
             notice=Notice.SAVED if reached else None,
-            written=records if reached else (),
+            written=reached,
         )
         complete_events(self._project, [outcome], self._services)
 
