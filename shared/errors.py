@@ -95,7 +95,11 @@ class ProjectProblem(Permanent):
 
 
 class TwilioRejected(Permanent):
-    """Twilio understood the request and rejected it."""
+    """Twilio understood the request and rejected it. `status` is the HTTP status, or 0."""
+
+    def __init__(self, code: str, detail: str = "", *, status: int = 0) -> None:
+        self.status = status
+        super().__init__(code, detail)
 
 
 class MailRejected(Permanent):

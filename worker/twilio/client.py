@@ -21,6 +21,8 @@ Found = TypeVar("Found")
 TIMEOUT_SECONDS = 30.0  # twilio-python has none by default
 # Number redaction replaces the last four digits by this. Source: Twilio docs, message redaction.
 REDACTED_DIGITS = "XXXX"
+# "Authorization failed": a restricted API key lacks a permission. Source: Twilio error 70051.
+_NOT_PERMITTED = {70051}
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 
 
@@ -34,7 +36,7 @@ def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
     client = Client(account.account_sid, account.auth_token[token].resolve(), http_client=http)
     base_url = os.environ.get("OPTOUT_TWILIO_API_URL")
     if base_url:
-        for domain in (client.api, client.messaging, client.events):
+        for domain in (client.api, client.messaging, client.events, client.accounts):
             domain.base_url = base_url.rstrip("/")
     return client
 
@@ -144,6 +146,8 @@ def _failure(status: int, code: object) -> TwilioUnavailable | TwilioRejected:
     detail = f"status {status}" + (f", code {number}" if number else "")
     if status in _TRANSIENT_STATUS or status == 0:
         return TwilioUnavailable("twilio_server_error", detail)
+    if number in _NOT_PERMITTED:
+        return TwilioRejected("twilio_not_permitted", detail, status=status)
     if status == 401:
-        return TwilioRejected("twilio_token_rejected", detail)
-    return TwilioRejected("twilio_rejected", detail)
+        return TwilioRejected("twilio_token_rejected", detail, status=status)
+    return TwilioRejected("twilio_rejected", detail, status=status)

@@ -47,6 +47,7 @@ from tests.simulators.twilio.faults import Fault, FaultKind, LoggedRequest
 from tests.simulators.twilio.holdings import EVENTS_PATH, INBOUND_PATH, PUBLIC_URL, RETRY_FRAGMENT
 from tests.simulators.twilio.messages import Message, MessageLog, inbound_parameters, utc_now
 from tests.simulators.twilio.opt_outs import UNSUBSCRIBED, MessageRefused, keyword_of
+from tests.simulators.twilio.rest_consents import Consent
 from tests.simulators.twilio.server import RunningServer
 from tests.simulators.twilio.signing import (
     SignedRequest,
@@ -72,6 +73,7 @@ __all__ = [
     "TEST_EVENT",
     "UNSUBSCRIBED",
     "Account",
+    "Consent",
     "Exchange",
     "Fault",
     "FaultKind",

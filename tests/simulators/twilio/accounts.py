@@ -28,6 +28,9 @@ class Account:
     auth_token: str = AUTH_TOKEN
     secondary_auth_token: str | None = None
     api_keys: dict[str, str] = field(default_factory=dict)
+    # Restricted API keys: what each may request, as "METHOD Resource" of the request log. Others may request all.
+    permissions: dict[str, frozenset[str]] = field(default_factory=dict)
+    consents_enabled: bool = True  # by Twilio's support: the Consent Management API
     friendly_name: str = "Fictional University"
     status: str = "active"
     owner_sid: str | None = None
@@ -44,6 +47,14 @@ class Account:
         if user == self.sid:
             return password in {self.auth_token, self.secondary_auth_token}
         return self.api_keys.get(user) == password
+
+    def permits(self, user: str, request: str) -> bool:
+        """Whether a login may make a request. An API key never reads accounts (Twilio docs, API keys)."""
+        if user == self.sid:
+            return True
+        return not request.endswith((" Account", " Accounts")) and request in self.permissions.get(
+            user, {request}
+        )
 
     def record(self) -> JsonObject:
         uri = f"/2010-04-01/Accounts/{self.sid}"

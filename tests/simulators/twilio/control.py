@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class ControlApi:
         return [
             ("POST", "/_sim/text", "text", self.text),
             ("POST", "/_sim/outbound", "outbound", self.outbound),
+            ("GET", "/_sim/consents", "consents", self.consents),
             ("POST", "/_sim/messages", "add", self.add_messages),
             ("GET", "/_sim/messages", "messages", self.messages),
             ("POST", "/_sim/faults", "fault", self.add_fault),
@@ -49,6 +51,10 @@ class ControlApi:
         except MessageRefused as refused:
             return jsonify({"error_code": refused.code}), 400
         return jsonify({"message_sid": message.sid, "error_code": message.error_code})
+
+    def consents(self) -> ResponseReturnValue:
+        """What the Consent Management API received."""
+        return jsonify({"consents": [asdict(consent) for consent in self.sim.consents]})
 
     def add_messages(self) -> ResponseReturnValue:
         """{"messages": [{"from": …, "to" or "service": …, "body": …, "at": …}, …]}, not delivered."""

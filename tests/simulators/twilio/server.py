@@ -20,6 +20,7 @@ from tests.simulators.twilio.accounts import Account
 from tests.simulators.twilio.control import ControlApi
 from tests.simulators.twilio.faults import Fault, FaultKind, LoggedRequest
 from tests.simulators.twilio.parameters import ApiError, not_found
+from tests.simulators.twilio.rest_consents import ConsentsApi
 from tests.simulators.twilio.rest_events import EventsApi
 from tests.simulators.twilio.rest_messages import MessagesApi
 from tests.simulators.twilio.rest_services import ServicesApi
@@ -75,7 +76,7 @@ def create_app(simulator: TwilioSimulator) -> Flask:
     """The Flask application: REST API, faults, request log, and the control API under /_sim/."""
     app = Flask("twilio_simulator")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
-    apis = (MessagesApi(simulator), ServicesApi(simulator), EventsApi(simulator))
+    apis = (MessagesApi(simulator), ServicesApi(simulator), EventsApi(simulator), ConsentsApi(simulator))
     for method, path, resource, handler in itertools.chain.from_iterable(api.routes() for api in apis):
         app.add_url_rule(
             path, f"{method} {resource}", handler, methods=[method], provide_automatic_options=False
@@ -95,8 +96,16 @@ def authenticate(simulator: TwilioSimulator) -> Account:
         raise ApiError(401, 20003, "Authenticate")
     for account in simulator.accounts.values():
         if account.accepts(credentials.username or "", credentials.password or ""):
+            _require_permission(account, credentials.username or "")
             return account
     raise ApiError(401, 20003, "Authenticate")
+
+
+def _require_permission(account: Account, user: str) -> None:
+    if not account.permits(user, f"{request.method} {_resource()}"):
+        raise ApiError(
+            401, 70051, "Authorization Failed"
+        )  # Twilio error 70051; its HTTP status is not documented
 
 
 def _http_error(error: HTTPException) -> Response:

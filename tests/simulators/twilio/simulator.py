@@ -18,6 +18,7 @@ from tests.simulators.twilio.faults import Fault, FaultKind, LoggedRequest
 from tests.simulators.twilio.holdings import EVENTS_PATH, PUBLIC_URL, Holdings
 from tests.simulators.twilio.messages import Message, inbound_parameters, utc_now
 from tests.simulators.twilio.opt_outs import UNSUBSCRIBED, BlockList, MessageRefused, keyword_of
+from tests.simulators.twilio.rest_consents import REQUESTS_PER_MINUTE, Consent
 from tests.simulators.twilio.server import RunningServer, running_server
 from tests.simulators.twilio.signing import SignedRequest, json_request, signed_url
 
@@ -40,6 +41,11 @@ class TwilioSimulator(Holdings):
         super().__init__(public_url)
         self.blocks = BlockList()
         self.faults: list[Fault] = []
+        self.consents: list[Consent] = []  # all that the Consent Management API received
+        self.consent_errors: dict[
+            str, list[str]
+        ] = {}  # by number: errors that its consents are answered with
+        self.consent_requests_per_minute = REQUESTS_PER_MINUTE
         self.problem_details = False  # whether errors come in the form of RFC 9457
         self.request_log: list[LoggedRequest] = []
         self.network = Network()
