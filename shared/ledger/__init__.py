@@ -646,8 +646,9 @@ class Ledger:
                 pipe.zrem(keys.DUE, *due[start : start + CHUNK])
                 pipe.hdel(keys.ATTEMPTS, *due[start : start + CHUNK])
             pipe.unlink(*keys.of_project(project))
-            for key in (keys.PROBLEMS, keys.VERIFIED, keys.PROJECTS):
+            for key in (keys.PROBLEMS, keys.VERIFIED, keys.CHECKS, keys.PROJECTS):
                 pipe.hdel(key, project)
+            pipe.zrem(keys.CHECKS_DUE, project)
             pipe.execute()
         return removed
 

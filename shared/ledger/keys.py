@@ -4,6 +4,10 @@ PREFIX = "optout"
 
 DUE = f"{PREFIX}:due"  # sorted set: "kind|project|event id" by the ms at which sweep publishes it again
 ATTEMPTS = f"{PREFIX}:attempts"  # hash: the same members, how often sweep has published them
+CHECKS = (
+    f"{PREFIX}:checks"  # hash: project, or "" for the platform -> JSON of what the last daily check found
+)
+CHECKS_DUE = f"{PREFIX}:checks-due"  # sorted set: the same fields by the ms at which they are checked next
 COUNTS = f"{PREFIX}:counts"  # hash: "project|source|state" of ended events
 CONFIGURATIONS = (
     f"{PREFIX}:configurations"  # hash: "kind|host|process id" -> digest of its configuration and ms

@@ -26,6 +26,7 @@ class TaskName(StrEnum):
     EMAIL = "optout.send_email"
     RECONCILE = "optout.reconcile"
     SWEEP = "optout.sweep"
+    CHECK = "optout.daily_check"
 
 
 # One queue per task: Redis queues are served round robin, so ten thousand lookups of a storm do not delay the update
@@ -36,6 +37,7 @@ QUEUES = {
     TaskName.EMAIL: "optout.email",
     TaskName.RECONCILE: "optout.reconcile",
     TaskName.SWEEP: "optout.sweep",
+    TaskName.CHECK: "optout.check",
 }
 
 

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
+from shared.ledger.check_results import PLATFORM, check_results
 from shared.messaging.celery_config import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
@@ -37,6 +38,7 @@ class LedgerCollector(Collector):
         yield from self._last_report()
         yield from self._reviews()
         yield self._problems()
+        yield self._checks()
         yield self._index()
         yield self._queues()
 
@@ -148,6 +150,19 @@ class LedgerCollector(Collector):
         problems = self._redis.hkeys(keys.PROBLEMS)
         for project in self._projects:
             family.add_metric([project], float(project in problems))
+        return family
+
+    def _checks(self) -> Metric:
+        """What the last daily checks found; the platform's own findings have the scope "platform"."""
+        family = GaugeMetricFamily(
+            "optout_check_findings", "Findings of the last daily check", labels=["scope", "severity"]
+        )
+        results = check_results(self._redis)
+        for scope in (PLATFORM, *self._projects):
+            result = results.get(scope)
+            for severity in ("error", "warning", "note"):
+                number = result.count(severity) if result else 0
+                family.add_metric([scope or "platform", severity], number)
         return family
 
     def _index(self) -> Metric:

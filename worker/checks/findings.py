@@ -32,6 +32,7 @@ class Finding:
     subject: str
     observed: str
     fix: str = ""
+    count: int = 0  # of what is affected, if that can grow: the daily check reports when it does
 
     @property
     def kind(self) -> Kind:

@@ -138,8 +138,8 @@ class RedcapCheck:
         self._client = client
         self._info = ProjectInfo(client)
 
-    def finding(self, id_: str, observed: str) -> Finding:
-        return Finding(id=id_, subject=self._name, observed=observed)
+    def finding(self, id_: str, observed: str, count: int = 0) -> Finding:
+        return Finding(id=id_, subject=self._name, observed=observed, count=count)
 
     def run(self) -> Iterator[Finding | Passed]:
         """Raises RedcapUnavailable or RedcapRejected if REDCap does not answer a request that the rest needs."""
@@ -193,7 +193,7 @@ class RedcapCheck:
 
     def _listed(self, id_: str, text: str, records: list[str]) -> Iterator[Finding]:
         if records:
-            yield self.finding(id_, format_records(records) + text)
+            yield self.finding(id_, format_records(records) + text, len(records))
 
     def _readability(self, data: ProjectData, wanted: list[str]) -> Iterator[Finding]:
         count, phone_field = len(data.records), self._project.phone_field

@@ -56,6 +56,15 @@ class Report:
 
 def checks_for(services: Services, projects: list[str], app: Celery, web_url: str) -> dict[str, Check]:
     """The checks by the name under which one that does not end is reported."""
+    checks = platform_checks(services, projects, web_url)
+    checks["worker"] = partial(check_workers, app)
+    for name in projects:
+        checks |= project_checks(services, name)
+    return checks
+
+
+def platform_checks(services: Services, projects: list[str], web_url: str) -> dict[str, Check]:
+    """The checks of what these projects share."""
     config, redis = services.config, services.redis
     checks: dict[str, Check] = {
         "configuration": partial(check_configuration, config, projects),
@@ -65,18 +74,23 @@ def checks_for(services: Services, projects: list[str], app: Celery, web_url: st
         "smtp": partial(check_mail, config, projects, redis),
         "templates": partial(check_templates, config, projects),
         "web": partial(check_web, web_url, services.now),
-        "worker": partial(check_workers, app),
         "unrouted messages": partial(check_unrouted, redis),
     }
     if broker_url() != redis_url():
         checks["broker"] = partial(check_broker, broker_url())
     for name in accounts_of(config, projects):
         checks[f"twilio.{name}"] = partial(check_account, name, config.twilio[name])
-    for name in projects:
-        checks[f"{name}: REDCap"] = partial(check_redcap, name, config, redis=redis, now=services.now)
-        checks[f"{name}: Twilio"] = partial(check_inbound, name, config, redis)
-        checks[f"{name}: ledger"] = partial(check_backlog, services.ledger, name, services.now())
     return checks
+
+
+def project_checks(services: Services, name: str) -> dict[str, Check]:
+    """The checks of one project."""
+    config, redis = services.config, services.redis
+    return {
+        f"{name}: REDCap": partial(check_redcap, name, config, redis=redis, now=services.now),
+        f"{name}: Twilio": partial(check_inbound, name, config, redis),
+        f"{name}: ledger": partial(check_backlog, services.ledger, name, services.now()),
+    }
 
 
 def run_checks(checks: dict[str, Check], *, timeout_seconds: float) -> Report:

@@ -83,12 +83,14 @@ def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Findi
     waiting = redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
     age = (now_ms - waiting[0][1]) / 1000 if waiting else 0
     if age > LONGEST_WAIT_SECONDS:
-        seen = f"{redis.zcard(keys.unfinished(project))} events, the oldest since {_span(age)}"
-        yield Finding(id="events-wait", subject=project, observed=seen)
+        number = redis.zcard(keys.unfinished(project))
+        seen = f"{number} events, the oldest since {_span(age)}"
+        yield Finding(id="events-wait", subject=project, observed=seen, count=number)
     yield from _reviews(ledger, project, now_ms)
     failed = sum(1 for _ in ledger.entries(project, states=[State.FAILED]))
     if failed:
-        yield Finding(id="events-failed", subject=project, observed=f"{failed} events ended as failed")
+        seen = f"{failed} events ended as failed"
+        yield Finding(id="events-failed", subject=project, observed=seen, count=failed)
     stored = redis.hget(keys.reconciled(project), "success_ms")
     if stored is None:
         yield Finding(id="reconcile-never", subject=project, observed="no run has succeeded")
@@ -103,15 +105,16 @@ def _reviews(ledger: Ledger, project: str, now_ms: int) -> Iterator[Finding]:
     waiting = ledger.redis.zrange(keys.reviews(project), 0, 0, withscores=True)
     age = (now_ms - waiting[0][1]) / 1000 if waiting else 0
     if age > LONGEST_REVIEW_SECONDS:
-        seen = f"{ledger.redis.zcard(keys.reviews(project))} wait, the oldest for {_span(age)}"
-        yield Finding(id="reviews-wait", subject=project, observed=seen)
+        number = ledger.redis.zcard(keys.reviews(project))
+        seen = f"{number} wait, the oldest for {_span(age)}"
+        yield Finding(id="reviews-wait", subject=project, observed=seen, count=number)
 
 
 def _erased(report: str | None, project: str) -> Iterator[Finding]:
     """What the last reconciliation could not see."""
     for missing in json.loads(report).get("missing_from_log", ()) if report else ():
         seen = f"{missing['messages']} of {missing['sender']}, {missing['since']} to {missing['until']}"
-        yield Finding(id="log-erased", subject=project, observed=seen)
+        yield Finding(id="log-erased", subject=project, observed=seen, count=missing["messages"])
 
 
 def check_unrouted(redis: RedisClient) -> Iterator[Finding]:
@@ -121,7 +124,7 @@ def check_unrouted(redis: RedisClient) -> Iterator[Finding]:
         int(count) for name, count in counts.items() if name.startswith("webhooks|") and "|no_project" in name
     )
     if number:
-        yield Finding(id="messages-of-no-project", subject="web", observed=f"{number} so far")
+        yield Finding(id="messages-of-no-project", subject="web", observed=f"{number} so far", count=number)
 
 
 def _span(seconds: float) -> str:

@@ -21,6 +21,7 @@ _ARGUMENTS = {
     TaskName.EMAIL: ("project", "event_id"),
     TaskName.RECONCILE: ("project",),
     TaskName.SWEEP: (),
+    TaskName.CHECK: ("project",),
 }
 
 _began: ContextVar[float] = ContextVar("began", default=0.0)

@@ -15,6 +15,7 @@ from shared.messaging.celery_config import LONGEST_TASK_SECONDS, TaskName
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services
+from worker.steps.daily_check import daily_check, request_due_checks
 from worker.steps.lookup_records import lookup_records
 from worker.steps.notify_operator import notify_operator, ping
 from worker.steps.reconcile import reconcile
@@ -58,6 +59,11 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     @app.task(base=_Step, name=TaskName.SWEEP)
     def _sweep() -> dict[str, int]:
         published = sweep(services())
+        request_due_checks(services())
         notify_operator(services())
         ping(services())
         return published
+
+    @app.task(base=_Step, name=TaskName.CHECK)
+    def _check(project: str) -> None:
+        daily_check(project, services())

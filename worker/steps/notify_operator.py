@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import requests
@@ -14,9 +16,10 @@ import structlog
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
+from shared.ledger.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.loaded_configurations import loaded_configurations
 from shared.ledger.locks import try_lock
-from worker.mail.operator_mail import Condition, StudyWeek, addressed, changes_mail, weekly_mail
+from worker.mail.operator_mail import Changes, Condition, StudyWeek, addressed, changes_mail, weekly_mail
 from worker.mail.smtp import outcome_of
 from worker.services import Services
 from worker.steps.sweep import RECONCILE_OVERDUE_MS
@@ -25,10 +28,14 @@ from worker.steps.sweep import RECONCILE_OVERDUE_MS
 LASTS_MS = 5 * 60 * 1000
 WAITS_TOO_LONG_MS = 3600 * 1000
 MAIL_EVERY_SECONDS = 300
+# What the daily check finds in many studies after another becomes one e-mail an hour.
+MAIL_FINDINGS_EVERY_SECONDS = 3600
 PING_EVERY_SECONDS = 50
 PING_TIMEOUT_SECONDS = 5
 WEEKLY_HOUR = 8
 EXPECTED = ("beat", "web")
+# Findings that have a condition of their own here, which notices them within minutes.
+_WATCHED_CLOSELY = {"events-wait", "reconcile-late", "web-not-ready", "configuration-stale"}
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +75,21 @@ def _conditions(services: Services) -> Iterator[Condition]:
     for kind in EXPECTED:
         if kind not in running:
             yield Condition(f"silent:{kind}", f"{kind} does not run, or does not reach Redis")
+    for scope, result in check_results(services.redis).items():
+        yield from _findings(scope, result)
+
+
+def _findings(scope: str, result: CheckResult) -> Iterator[Condition]:
+    """What the daily check found; several findings of one kind and subject are one condition."""
+    kinds: defaultdict[str, list[StoredFinding]] = defaultdict(list)
+    for finding in result.findings:
+        if finding.id not in _WATCHED_CLOSELY:
+            kinds[f"check:{scope}:{finding.id}:{finding.subject}"].append(finding)
+    for key, found in kinds.items():
+        observed = "; ".join(finding.observed for finding in found[:3])
+        first, count = found[0], sum(finding.count for finding in found)
+        text = f"{first.subject}: {first.title} [{first.id}]: {observed}. Fix: {first.fix}"
+        yield Condition(key, text, first.severity, count, found_daily=True)
 
 
 def _problem(project: str, services: Services) -> Iterator[Condition]:
@@ -111,31 +133,75 @@ def _local(moment_ms: float, services: Services) -> str:
 
 def _mail_changes(open_: Sequence[Condition], services: Services) -> None:
     now_ms = milliseconds(services.now())
-    stored = {key: json.loads(text) for key, text in services.redis.hgetall(keys.OPERATOR).items()}
     current = {condition.key: condition for condition in open_}
-    for key in current.keys() - stored.keys():
-        stored[key] = _store(services, current[key], since_ms=now_ms, mailed=False)
-    for key in [key for key, state in stored.items() if key not in current and not state["mailed"]]:
-        services.redis.hdel(keys.OPERATOR, key)
-        del stored[key]
-    started = [
-        condition
-        for key, condition in current.items()
-        if not stored[key]["mailed"] and now_ms - stored[key]["since_ms"] >= LASTS_MS
-    ]
-    resolved = [Condition(key, state["text"]) for key, state in stored.items() if key not in current]
-    if not (started or resolved) or not _send(
-        changes_mail(started, resolved, open_, services.config.public_url), "operator-mail", services
-    ):
+    stored = _remember(current, services, now_ms)
+    changes = _changes(current, stored, now_ms)
+    if not changes or not _is_time_for(changes, services):
         return
-    for condition in started:
-        _store(services, condition, since_ms=stored[condition.key]["since_ms"], mailed=True)
-    for condition in resolved:
+    if not _send(changes_mail(changes, open_, services.config.public_url), "operator-mail", services):
+        services.deduplicator.release("operator-findings")
+        return
+    for condition in (*changes.started, *changes.worse):
+        since_ms = stored[condition.key]["since_ms"]
+        _store(services, condition, since_ms=since_ms, mailed=True)
+    for condition in changes.resolved:
         services.redis.hdel(keys.OPERATOR, condition.key)
 
 
-def _store(services: Services, condition: Condition, *, since_ms: int, mailed: bool) -> dict[str, object]:
-    state: dict[str, object] = {"text": condition.text, "since_ms": since_ms, "mailed": mailed}
+def _remember(current: dict[str, Condition], services: Services, now_ms: int) -> dict[str, dict[str, Any]]:
+    """Store what is new, and forget what ended before it was mailed. Returns what is stored, by key."""
+    stored = {key: json.loads(text) for key, text in services.redis.hgetall(keys.OPERATOR).items()}
+    for key in current.keys() - stored.keys():
+        stored[key] = _store(services, current[key], since_ms=now_ms, mailed=False)
+    for key, state in stored.items():
+        if state["mailed"] and key in current and current[key].count < state.get("count", 0):
+            stored[key] = _store(services, current[key], since_ms=state["since_ms"], mailed=True)
+    for key in [key for key, state in stored.items() if key not in current and not state["mailed"]]:
+        services.redis.hdel(keys.OPERATOR, key)
+        del stored[key]
+    return stored
+
+
+def _changes(current: dict[str, Condition], stored: dict[str, dict[str, Any]], now_ms: int) -> Changes:
+    """What to mail: what lasts, what affects more than at the last e-mail, and what has ended. Pure."""
+    mailed = {key for key, state in stored.items() if state["mailed"]}
+    return Changes(
+        started=[
+            condition
+            for key, condition in current.items()
+            if key not in mailed and now_ms - stored[key]["since_ms"] >= LASTS_MS
+        ],
+        worse=[
+            condition
+            for key, condition in current.items()
+            if key in mailed and condition.is_worse_than(stored[key].get("count", 0))
+        ],
+        resolved=[
+            Condition(
+                key, state["text"], state.get("severity", "error"), found_daily=key.startswith("check:")
+            )
+            for key, state in stored.items()
+            if key not in current
+        ],
+    )
+
+
+def _is_time_for(changes: Changes, services: Services) -> bool:
+    """Whether to mail now: what only the daily check found is mailed once an hour."""
+    every = (*changes.started, *changes.worse, *changes.resolved)
+    if any(not condition.found_daily for condition in every):
+        return True
+    return services.deduplicator.claim("operator-findings", seconds=MAIL_FINDINGS_EVERY_SECONDS)
+
+
+def _store(services: Services, condition: Condition, *, since_ms: int, mailed: bool) -> dict[str, Any]:
+    state = {
+        "text": condition.text,
+        "since_ms": since_ms,
+        "mailed": mailed,
+        "severity": condition.severity,
+        "count": condition.count,
+    }
     services.redis.hset(keys.OPERATOR, condition.key, json.dumps(state))
     return state
 
@@ -148,8 +214,18 @@ def _mail_weekly(open_: Sequence[Condition], services: Services) -> None:
         services.redis.set(keys.OPERATOR_WEEK, week)  # the first e-mail comes on the next Monday
     elif last != week:
         studies = [_study_week(project, local, services) for project in services.config.projects]
-        if _send(weekly_mail(open_, studies, services.config.public_url), "operator-week", services):
+        mail = weekly_mail(open_, studies, _last_check(services), services.config.public_url)
+        if _send(mail, "operator-week", services):
             services.redis.set(keys.OPERATOR_WEEK, week)
+
+
+def _last_check(services: Services) -> str:
+    results = check_results(services.redis).values()
+    if not results:
+        return "The daily check has not run yet."
+    found = sum(len(result.findings) for result in results)
+    oldest = _local(min(milliseconds(result.checked_at) for result in results), services)
+    return f"The daily check found {found} things to look at; the oldest of its results is of {oldest}."
 
 
 def _study_week(project: str, now: datetime, services: Services) -> StudyWeek:

@@ -1,0 +1,92 @@
+"""What the daily check found, for each project and for the platform: for the console, `/metrics` and e-mails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+
+from shared.domain.events import from_milliseconds, milliseconds
+from shared.ledger import keys
+from shared.redis_client import RedisClient
+
+# The name of the platform among the projects, which have longer names.
+PLATFORM = ""
+
+# What is kept of one check, so that a result stays below some 30 kB.
+MOST_ITEMS = 40
+LONGEST_TEXT = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFinding:
+    """A finding as `optout check --json` shows it, with its title."""
+
+    id: str
+    severity: str  # error, warning or note
+    subject: str
+    title: str
+    observed: str
+    fix: str
+    docs: str
+    count: int = 0  # of what is affected, if that can grow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """The result of one check; `scope` is the project, or PLATFORM."""
+
+    scope: str
+    checked_at: datetime
+    findings: tuple[StoredFinding, ...] = ()  # worst first
+    passed: tuple[tuple[str, str], ...] = ()  # subject and observation of what is correct
+    omitted: int = 0  # findings that were not kept
+
+    def count(self, severity: str) -> int:
+        """How many findings have a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+
+def store_result(redis: RedisClient, result: CheckResult) -> None:
+    """Replace the last result of a scope, within the bounds of what is kept."""
+    stored = {
+        "checked_ms": milliseconds(result.checked_at),
+        "findings": [asdict(_shortened(each)) for each in result.findings[:MOST_ITEMS]],
+        "passed": [[subject, text[:LONGEST_TEXT]] for subject, text in result.passed[:MOST_ITEMS]],
+        "omitted": result.omitted + max(0, len(result.findings) - MOST_ITEMS),
+    }
+    redis.hset(keys.CHECKS, result.scope, json.dumps(stored))
+
+
+def _shortened(finding: StoredFinding) -> StoredFinding:
+    return replace(finding, observed=finding.observed[:LONGEST_TEXT], fix=finding.fix[:LONGEST_TEXT])
+
+
+def check_result(redis: RedisClient, scope: str) -> CheckResult | None:
+    """The last result of a project or of the PLATFORM, or None if it was not checked yet."""
+    text = redis.hget(keys.CHECKS, scope)
+    return _decode(scope, text) if text else None
+
+
+def check_results(redis: RedisClient) -> dict[str, CheckResult]:
+    """The last results of all projects, and of the platform under PLATFORM."""
+    return {scope: _decode(scope, text) for scope, text in sorted(redis.hgetall(keys.CHECKS).items())}
+
+
+def remove_results(redis: RedisClient, scopes: Iterable[str]) -> None:
+    """Forget projects that are not configured any more."""
+    for scope in scopes:
+        redis.hdel(keys.CHECKS, scope)
+        redis.zrem(keys.CHECKS_DUE, scope)
+
+
+def _decode(scope: str, text: str) -> CheckResult:
+    stored = json.loads(text)
+    return CheckResult(
+        scope=scope,
+        checked_at=from_milliseconds(stored["checked_ms"]),
+        findings=tuple(StoredFinding(**finding) for finding in stored["findings"]),
+        passed=tuple((subject, observed) for subject, observed in stored["passed"]),
+        omitted=stored["omitted"],
+    )
