@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import requests
 
@@ -81,6 +82,11 @@ class Services:
     def project_config(self, name: str) -> Project | None:
         """A project's configuration, or None where it has been taken out of the file."""
         return self.config.projects.get(name)
+
+    def zone(self, name: str) -> ZoneInfo:
+        """The time zone of a project; the deployment's where it is no longer configured."""
+        config = self.project_config(name)
+        return self.config.zone(config) if config else ZoneInfo(self.config.time_zone)
 
     def project(self, name: str) -> RedcapProject:
         """A project's gateway; made anew for each task, so that what it knows of REDCap is fresh.

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from functools import cached_property, partial
 from itertools import chain
@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from shared.batches import batches
+from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import (
     UNFINISHED,
     Change,
@@ -28,7 +29,9 @@ from shared.domain.events import (
 )
 from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
+from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.deliveries import Delivery
+from shared.ledger.failures import prune_failures
 from shared.messaging.publisher import NO_MESSAGE, Message
 from shared.redis_client import RedisClient
 
@@ -89,6 +92,7 @@ class StoredEvent:
     decision: str = ""  # its reason, in the words of staff
     first_received_ms: int = 0  # whatever was replayed since
     notified_at: datetime | None = None  # when all recipients had the last e-mail
+    written_at: datetime | None = None  # when REDCap was written first
 
     @property
     def arrived_at(self) -> datetime:
@@ -119,6 +123,7 @@ class StoredEvent:
             notice_number=stored.get("notice_number", ""),
             delivery=Delivery.decode(stored, notice),
             notified_at=from_milliseconds(int(stored["notified_ms"])) if "notified_ms" in stored else None,
+            written_at=from_milliseconds(int(stored["written_ms"])) if "written_ms" in stored else None,
             first_received_ms=int(stored.get("arrived_ms") or 0),
             scope=stored.get("scope", ""),
             blocked=stored.get("blocked") == "1",
@@ -365,27 +370,30 @@ class Ledger:
         now: datetime,
         digest_seconds: int = 0,
         written: Mapping[str, str] = MappingProxyType({}),
+        zone: tzinfo = UTC,
     ) -> list[str]:
         """End events. Returns the ids of those whose e-mail is now due by itself.
 
-        With `digest_seconds`, notices are collected for so long; what could not be saved is mailed at once. `written`
-        are the statuses, as they were read, of phones that need no further update unless these have changed.
+        What was written is counted by the day of the text in `zone`. With `digest_seconds`, notices are collected for
+        so long; what could not be saved is mailed at once. `written` are the statuses, as they were read, of phones
+        that need no further update unless these have changed.
         """
         outcomes = list(outcomes)
+        offset_ms = local_offset_ms(now, zone)
         # All together, as Redis then waits for its disk once, not for every few kilobytes of the pipeline.
         with self.redis.pipeline(transaction=True) as pipe:
             for outcome in outcomes:
-                self._complete_one(
-                    project, outcome, milliseconds(now), _gather_ms(outcome, digest_seconds), pipe
-                )
+                gather_ms = _gather_ms(outcome, digest_seconds)
+                self._complete_one(project, outcome, milliseconds(now), (gather_ms, offset_ms), pipe)
             for phone, status in written.items():
                 self._release(project, phone, status, milliseconds(now), pipe)
             answers = pipe.execute()[: len(outcomes)]
         return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
 
     def _complete_one(
-        self, project: str, outcome: EventOutcome, now_ms: int, gather_ms: int, pipe: Any
+        self, project: str, outcome: EventOutcome, now_ms: int, times: tuple[int, int], pipe: Any
     ) -> None:
+        gather_ms, offset_ms = times
         self._scripts["complete"](
             keys=[
                 keys.event(project, outcome.event_id),
@@ -397,6 +405,9 @@ class Ledger:
                 keys.ATTEMPTS,
                 keys.gathered(project),
                 keys.reviews(project),
+                keys.change_counts(project),
+                keys.latencies(project),
+                keys.failures(project),
             ],
             args=[
                 project,
@@ -411,6 +422,10 @@ class Ledger:
                 self._retention_seconds,
                 gather_ms,
                 "\n".join(outcome.written),
+                "" if outcome.event_id.startswith(TEST_SID_PREFIX) else offset_ms,
+                DAYS_COUNTED,
+                WEEKS_COUNTED,
+                *LATENCY_BOUNDS_MS,
             ],
             client=pipe,
         )
@@ -617,6 +632,7 @@ class Ledger:
             pipe.hdel(keys.status(project), phone)
             pipe.zrem(keys.pending(project), phone)
             pipe.hdel(keys.intents(project), phone)
+            pipe.hdel(keys.failures(project), phone)
             for mailed in self.redis.scan_iter(match=keys.reviews_mailed(project, "*"), count=1000):
                 pipe.hdel(mailed, phone)
             if records:
@@ -734,12 +750,15 @@ class Ledger:
         """Forget the ids of events that have expired: of a thousand per call. Returns how many."""
         now_ms = milliseconds(now)
         oldest = now_ms - self._retention_seconds * 1000
-        return int(
+        pruned = int(
             self._scripts["prune_expired"](
                 keys=[keys.events(project)],
                 args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
             )
         )
+        if pruned:
+            prune_failures(project, self.redis)
+        return pruned
 
     # --- figures ----------------------------------------------------------------------------------
 

@@ -104,6 +104,26 @@ def reconciled(project: str) -> str:
     return f"{PREFIX}:reconciled:{project}"
 
 
+def nights(project: str) -> str:
+    """Hash: local day -> JSON of that day's reconciliation; 90 days, expires."""
+    return f"{PREFIX}:nights:{project}"
+
+
+def change_counts(project: str) -> str:
+    """Hash: "day since 1970|change" -> how many were written to REDCap by local day; 182 days, expires."""
+    return f"{PREFIX}:change-counts:{project}"
+
+
+def latencies(project: str) -> str:
+    """Hash: "week since 1970|ms" -> how many changes were in REDCap within that time; 13 weeks, expires."""
+    return f"{PREFIX}:latencies:{project}"
+
+
+def failures(project: str) -> str:
+    """Hash: phone hash -> id of the participant's last event that ended as failed, until a later one is saved."""
+    return f"{PREFIX}:failures:{project}"
+
+
 def written(project: str) -> str:
     """Hash: record id -> what the program wrote last: the opt-out's time in ms, its scope and event id."""
     return f"{PREFIX}:written:{project}"
@@ -134,7 +154,7 @@ def of_project(project: str) -> list[str]:
     kinds = [
         events, unfinished, arrived, mailing, gathered, outbox, status, pending, intents,
         index_phones, index_records, index_since, index_state, structure, reconciled,
-        written, seen_starts, reviews,
+        written, seen_starts, reviews, nights, change_counts, latencies, failures,
     ]  # fmt: skip
     return [kind(project) for kind in kinds]
 

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from shared.errors import MailDeferred
 from shared.ledger import keys
+from shared.ledger import nights as ledger_nights
 from shared.ledger.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
@@ -450,6 +451,41 @@ class TestTwilioInTrouble:
         night = nights(messaging_service_sid="MG" + "0" * 32)
         report = night.run()
         assert report.errors == ["twilio_rejected: status 404"]
+
+
+class TestCalendarOfProof:
+    """What is kept of each day's run for the console."""
+
+    def kept(self, night: Night) -> list[tuple[str, tuple[str, ...]]]:
+        nights = ledger_nights.Nights(night.study.redis).of("asthma").values()
+        return [(each.outcome.value, each.hidden + each.errors) for each in nights]
+
+    def test_a_run_that_saw_everything_is_a_proof(self, night: Night) -> None:
+        night.missed()
+        night.run()
+        assert self.kept(night) == [("proved", ())]
+
+    def test_what_is_not_in_redcap_leaves_the_night_open(self, night: Night) -> None:
+        night.study.project.lock_record("1")
+        night.received("STOP", 0)
+        night.run()
+        assert self.kept(night) == [("open", ())]
+
+    def test_what_the_log_hides_makes_it_partly_blind(self, night: Night) -> None:
+        night.twilio.first_account.redact_numbers = True
+        night.missed()
+        night.run()
+        assert self.kept(night) == [("partly_blind", ("1 STOPs or STARTs have redacted numbers",))]
+
+    def test_a_failed_run_keeps_its_reason(self, night: Night) -> None:
+        night.twilio.fail("503", resource="Messages", times=None)
+        report = night.run()
+        assert self.kept(night) == [("failed", tuple(report.errors))]
+
+    def test_a_run_that_left_a_gap_or_wrote_nothing_proves_nothing(self, night: Night) -> None:
+        night.run(dry_run=True)
+        night.run(since=night.study.clock() - timedelta(hours=1))
+        assert self.kept(night) == []
 
 
 class TestRedaction:

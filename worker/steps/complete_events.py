@@ -29,10 +29,10 @@ def complete_events(
     if config is None or not config.notify:
         outcomes = [replace(outcome, notice=None) for outcome in outcomes]
     outcomes = [_with_review_limits(project, outcome, services) for outcome in outcomes]
-    digest_seconds = config.digest_seconds if config else 0
     due = services.ledger.complete_events(
-        project, outcomes, now=services.now(), digest_seconds=digest_seconds, written=written
-    )
+        project, outcomes, now=services.now(), written=written,
+        digest_seconds=config.digest_seconds if config else 0, zone=services.zone(project),
+    )  # fmt: skip
     for outcome in outcomes:
         log.info(
             "event_ended", project=project, event_id=outcome.event_id, state=outcome.state,

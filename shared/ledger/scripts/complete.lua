@@ -1,8 +1,10 @@
 -- Ends an event, and requests its e-mail or, if the project collects its mails, the digest.
--- KEYS: 1 event, 2 unfinished, 3 due, 4 counts, 5 intents, 6 mailing, 7 attempts, 8 gathered, 9 reviews
+-- KEYS: 1 event, 2 unfinished, 3 due, 4 counts, 5 intents, 6 mailing, 7 attempts, 8 gathered, 9 reviews,
+--       10 changes by day, 11 latencies by week, 12 failures
 -- ARGV: 1 project, 2 event id, 3 phone hash, 4 state, 5 reason, 6 record ids (JSON), 7 notice ('' = none),
 --       8 now ms, 9 due ms, 10 retention in seconds, 11 for how many ms notices are gathered (0 = not),
---       12 the records that were written, a line each
+--       12 the records that were written, a line each, 13 the study's offset from UTC in ms ('' = a test, not counted),
+--       14 for how many days changes are counted, 15 for how many weeks latencies are, 16 … their upper bounds in ms
 -- Returns the notice whose e-mail is due by itself now, or ''.
 local project, id, phone, state, notice = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
 if redis.call('HGET', KEYS[5], phone) == id then redis.call('HDEL', KEYS[5], phone) end
@@ -23,6 +25,44 @@ else
 end
 redis.call('HSET', KEYS[1], 'state', state, 'reason', ARGV[5], 'records', ARGV[6], 'finished_ms', ARGV[8])
 redis.call('EXPIRE', KEYS[1], ARGV[10])
+
+-- Adds one to a count of a day or week. With a new one, those that are too old go.
+local function count(key, slot, name, oldest, seconds)
+  if slot < oldest or redis.call('HINCRBY', key, string.format('%.0f|%s', slot, name), 1) > 1 then return end
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if tonumber(string.match(field, '^%d+')) < oldest then redis.call('HDEL', key, field) end
+  end
+  redis.call('EXPIRE', key, seconds)
+end
+
+local DAY_MS, DAY_SECONDS = 86400000, 86400
+local function week_of(day) return math.floor((day + 3) / 7) end  -- 1970-01-01 was a Thursday
+
+local function bound_of(latency)
+  for place = 16, #ARGV do
+    if latency <= tonumber(ARGV[place]) then return ARGV[place] end
+  end
+  return 'more'
+end
+
+-- Once per event, whatever is replayed later.
+if state == 'updated' and redis.call('HSETNX', KEYS[1], 'written_ms', ARGV[8]) == 1 and ARGV[13] ~= '' then
+  local event = redis.call('HMGET', KEYS[1], 'change', 'occurred_ms')
+  local day = math.floor((event[2] + ARGV[13]) / DAY_MS)
+  local today = math.floor((ARGV[8] + ARGV[13]) / DAY_MS)
+  count(KEYS[10], day, event[1], today - ARGV[14] + 1, ARGV[14] * DAY_SECONDS)
+  if before[2] ~= 'staff' then
+    local bound = bound_of(ARGV[8] - event[2])
+    count(KEYS[11], week_of(day), bound, week_of(today) - ARGV[15] + 1, ARGV[15] * 7 * DAY_SECONDS)
+  end
+end
+-- What is not in REDCap, until a later event of the same participant is.
+local participant = phone ~= '' and phone or id
+if state == 'failed' then
+  redis.call('HSET', KEYS[12], participant, id)
+elseif state == 'updated' or state == 'already_current' or redis.call('HGET', KEYS[12], participant) == id then
+  redis.call('HDEL', KEYS[12], participant)
+end
 -- A mail about saved changes names every record that was written: one that follows later has a further mail.
 local mailed, further = {}, false
 for record in string.gmatch(before[6] or '', '[^\n]+') do mailed[record] = true end

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
+from zoneinfo import ZoneInfo
 
 import structlog
 from redis.exceptions import RedisError
@@ -21,12 +22,13 @@ from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, Failure, RedcapRejected
 from shared.ledger import keys
 from shared.ledger.locks import try_lock
+from shared.ledger.nights import Nights
 from worker.projects.problems import note_problem
 from worker.services import Services
 from worker.steps.reconcile.compare import Comparison
 from worker.steps.reconcile.read_log import LogReading
 from worker.steps.reconcile.recover import DryRunLedger, LedgerView
-from worker.steps.reconcile.report import Report
+from worker.steps.reconcile.report import Report, as_night
 from worker.steps.reconcile.report_mail import send_report
 
 # Each run reads again what came shortly before the last one: the log may show a message late.
@@ -118,4 +120,7 @@ def _conclude(report: Report, watermark: datetime | None, services: Services) ->
     if report.outcome == "success" and watermark is not None:
         noted["watermark_ms"] = milliseconds(watermark)
     services.redis.hset(key, mapping=noted)
+    if watermark is not None:
+        today = services.now().astimezone(ZoneInfo(services.config.time_zone)).date()
+        Nights(services.redis).record(report.project, today, as_night(report, services.now()))
     send_report(report, services)

@@ -1,7 +1,10 @@
 """What a reconciliation saw and did."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from shared.ledger.nights import Night, NightOutcome
 from worker.steps.reconcile.sends import TextsAfterOptOut
 
 # The e-mail names so many records; the report counts them all.
@@ -59,12 +62,17 @@ class Report:
         return bool(self.changes_recovered or self.records_corrected)
 
     @property
-    def is_well(self) -> bool:
-        """Nothing is wrong: nothing failed, nothing waits, nothing was hidden."""
-        hidden = (
+    def hides_messages(self) -> bool:
+        """Whether Twilio's log did not show everything that the proof needs."""
+        return bool(
             self.redacted_numbers or self.hides_bodies or self.incomplete_messages or self.missing_from_log
         )
-        return self.outcome == "success" and not (self.errors or self.refused or self.still_pending or hidden)
+
+    @property
+    def is_well(self) -> bool:
+        """Nothing is wrong: nothing failed, nothing waits, nothing was hidden."""
+        unfinished = self.errors or self.refused or self.still_pending
+        return self.outcome == "success" and not (unfinished or self.hides_messages)
 
     @property
     def texts_delivered(self) -> int:
@@ -80,3 +88,37 @@ class Report:
     def is_worth_a_mail(self) -> bool:
         """Whether somebody should know."""
         return self.has_news or not self.is_well
+
+
+def as_night(report: Report, now: datetime) -> Night:
+    """What the calendar of reconciliations keeps of a report."""
+    return Night(
+        outcome=_night_outcome(report),
+        ended_at=now,
+        messages_read=report.messages_read,
+        changes_recovered=report.changes_recovered,
+        records_corrected=report.records_corrected,
+        not_written=report.still_pending + len(report.refused),
+        texts_delivered=report.texts_delivered,
+        hidden=tuple(_hidden(report)),
+        errors=tuple(report.errors),
+    )
+
+
+def _night_outcome(report: Report) -> NightOutcome:
+    if report.outcome != "success":
+        return NightOutcome.FAILED
+    if report.hides_messages:
+        return NightOutcome.PARTLY_BLIND
+    return NightOutcome.PROVED if report.is_well else NightOutcome.OPEN
+
+
+def _hidden(report: Report) -> Iterator[str]:
+    for each in report.missing_from_log:
+        yield f"{each['messages']} messages of {each['sender']} are missing from Twilio's log"
+    if report.redacted_numbers:
+        yield f"{report.redacted_numbers} STOPs or STARTs have redacted numbers"
+    if report.hides_bodies:
+        yield f"all {report.redacted_bodies} texts have no body"
+    if report.incomplete_messages:
+        yield f"{report.incomplete_messages} messages have no date or no SID"
