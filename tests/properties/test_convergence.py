@@ -187,6 +187,7 @@ class Convergence(RuleBasedStateMachine):
         self.received: list[tuple[str, datetime]] = []  # message SID, and when it came
         self.done: list[Message] = []
         self.written: dict[str, set[str]] = {}  # event id -> the records that were written on its behalf
+        self.moved: dict[str, set[str]] = {}  # event id -> those whose time became another one
         self.own: dict[
             str, tuple[str, str]
         ] = {}  # what the program wrote last to a record, and nobody changed
@@ -295,9 +296,9 @@ class Convergence(RuleBasedStateMachine):
         if not owners and not self.lock_lost:
             self.problems.append("an import wrote a record for which no write was intended")
         moved = before[FIELD] and after[FIELD] and before[BOX] == after[BOX]
-        if not moved:  # a time that becomes another one is not mailed
-            for owner in owners:
-                self.written.setdefault(owner, set()).add(record)
+        for owner in owners:
+            # A time that becomes another one is mailed only as part of a new change.
+            (self.moved if moved else self.written).setdefault(owner, set()).add(record)
         cleared = (before[FIELD] and not after[FIELD]) or (before[BOX] == "1" and after[BOX] != "1")
         if cleared:
             self._check_clearing(record, before, [owner for owner in owners if owner in unfinished])
@@ -750,7 +751,8 @@ class Convergence(RuleBasedStateMachine):
             assert told >= 1 or self._is_reviewed_already(event_id), f"{event_id} was written and not told"
         for event_id, times in [*saved.items(), *unsaved.items()]:
             # A record that is written later is mailed later.
-            most = max(1, len(self.written.get(event_id, ()))) + self.repeats[event_id]
+            records = self.written.get(event_id, set()) | self.moved.get(event_id, set())
+            most = max(1, len(records)) + self.repeats[event_id]
             assert times <= most, f"{event_id} was told {times} times"
         for entry in self._entries():
             if entry.state is State.UPDATED:

@@ -69,6 +69,14 @@ class TestWhatAPersonEntered:
         assert asthma.project.value("1", "sms_opt_out___1") == "1"
         assert asthma.state(start) == "needs_review"
 
+    def test_a_tick_whose_time_a_person_removed_stays(self) -> None:
+        asthma = enrolled(opt_out_checkbox="sms_opt_out")
+        texted(asthma)
+        enter(asthma, "")
+        start = texted(asthma, "START")
+        assert asthma.project.value("1", "sms_opt_out___1") == "1"
+        assert asthma.state(start) == "needs_review"
+
     def test_a_second_start_is_no_further_mail_that_day(self) -> None:
         asthma = enrolled()
         enter(asthma, HAND)

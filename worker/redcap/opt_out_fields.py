@@ -190,6 +190,5 @@ def _may_clear(start: Status, state: RecordState, form: FieldForm, written: Writ
         return form.is_empty(value) or form.is_time(value)
     if form.shows(value, [time for time in (start.since_ms, start.stop_ms) if time]):
         return True
-    if written is None or written.scope != start.scope:
-        return False
-    return form.is_empty(value) or form.shows(value, [written.time_ms])
+    # A tick whose time somebody has removed is a person's by now.
+    return written is not None and written.scope == start.scope and form.shows(value, [written.time_ms])
