@@ -19,6 +19,7 @@ from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, Smt
 from shared.config.secrets import Secret
 from worker.checks.findings import CATALOGUE, Severity
 from worker.cli import main as command_line
+from worker.cli.export import MEANINGS
 
 DOCS = Path(__file__).parent
 
@@ -362,11 +363,39 @@ def _response_row(api: dict[str, Any], status: str, response: dict[str, Any]) ->
     return f"| {status} | `{', '.join(response['content'])}` | {response['description']} |"
 
 
+def audit_trail_page() -> str:
+    """The columns of `optout export`."""
+    rows = "\n".join(f"| `{column}` | {meaning} |" for column, meaning in MEANINGS.items())
+    return f"""# Audit trail
+
+<!-- Written by `python -m docs.generate` from worker/cli/export.py: edit there. -->
+
+`optout export --project P` prints every change of a project that is still kept, oldest first: a row per event and
+record, and one per replay. `--since 2026-11-01` begins with that day, in the project's time zone. Times are ISO 8601
+in UTC. It contains no phone number and no text. It prints while it reads: a million events need little memory.
+
+| `--format` | |
+|---|---|
+| `csv` (default) | With a heading. An apostrophe precedes what a spreadsheet program would take for a formula. |
+| `json` | One array of objects. |
+| `jsonl` | An object a line. |
+
+| Column | Meaning |
+|---|---|
+{rows}
+
+A replay of many events (`optout replay --failed`) has a row for each. Replays are kept as long as events
+(`retention_days`), and `optout forget` removes those of a participant. Each row of a replay repeats the records and
+the change of its event.
+"""
+
+
 PAGES = {
     "reference/configuration.md": configuration_page,
     "reference/environment.md": environment_page,
     "reference/command-line.md": command_line_page,
     "reference/checks.md": checks_page,
+    "reference/audit-trail.md": audit_trail_page,
     "reference/http-api.md": http_api_page,
 }
 

@@ -32,6 +32,7 @@ from shared.ledger import keys
 from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
+from shared.ledger.staff_actions import forget_actions
 from shared.messaging.publisher import NO_MESSAGE, Message
 from shared.redis_client import RedisClient
 
@@ -298,8 +299,19 @@ class Ledger:
 
     def entries_between(self, project: str, since: datetime, until: datetime) -> Iterator[StoredEvent]:
         """The events of a project that were received within a time, oldest first."""
-        ids = self.redis.zrangebyscore(keys.events(project), milliseconds(since), milliseconds(until))
-        yield from chain.from_iterable(self._in_chunks(project, ids))
+        pages = self._ids_between(keys.events(project), milliseconds(since), milliseconds(until))
+        yield from chain.from_iterable(self.entries_of(project, page) for page in pages)
+
+    def _ids_between(self, key: str, since_ms: float, until_ms: int) -> Iterator[list[str]]:
+        """The members of a sorted set by rising score, a page at a time."""
+        known = 0  # of those with the lowest score
+        while found := self.redis.zrangebyscore(
+            key, since_ms, until_ms, start=known, num=CHUNK, withscores=True
+        ):
+            yield [event_id for event_id, _ in found]
+            last = found[-1][1]
+            known = sum(score == last for _, score in found) + (known if last == since_ms else 0)
+            since_ms = last
 
     def _in_chunks(self, project: str, event_ids: Sequence[str]) -> Iterator[list[StoredEvent]]:
         for start in range(0, len(event_ids), CHUNK):
@@ -648,6 +660,7 @@ class Ledger:
                 pipe.hdel(keys.ATTEMPTS, *due)
                 self._remove_from_digest(project, ids, "", pipe)
             status, pending, intents, *_ = pipe.execute()
+        forget_actions(self.redis, project, ids)
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
 
     def forget_project(self, project: str) -> dict[str, int]:

@@ -144,6 +144,11 @@ def reviews_mailed(project: str, day: str) -> str:
     return f"{PREFIX}:reviews-mailed:{project}:{day}"
 
 
+def staff_actions(project: str) -> str:
+    """Sorted set: JSON of each replay (event id, who, why) by its time in ms; expires."""
+    return f"{PREFIX}:staff-actions:{project}"
+
+
 def words(scope: str) -> str:
     """Hash: word -> the change that Twilio (OptOutType) said it asks for, per Messaging Service."""
     return f"{PREFIX}:words:{scope}"
@@ -154,7 +159,7 @@ def of_project(project: str) -> list[str]:
     kinds = [
         events, unfinished, arrived, mailing, gathered, outbox, status, pending, intents,
         index_phones, index_records, index_since, index_state, structure, reconciled,
-        written, seen_starts, reviews, nights, change_counts, latencies, failures,
+        written, seen_starts, reviews, staff_actions, nights, change_counts, latencies, failures,
     ]  # fmt: skip
     return [kind(project) for kind in kinds]
 

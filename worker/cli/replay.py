@@ -1,14 +1,17 @@
 """`optout replay`: have ended events looked up and written again, or their undelivered e-mails sent again."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import click
 
 from shared.domain.events import State
 from shared.ledger import StoredEvent
+from shared.ledger.staff_actions import StaffAction, note_actions
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.cli.common import chosen_projects, make_services
+from worker.cli.record import os_user
 from worker.mail.smtp import SENT
 from worker.services import Services
 
@@ -22,7 +25,11 @@ from worker.services import Services
     help="Send e-mails again that were rejected, abandoned or deferred; with EVENT only its e-mail.",
 )
 @click.option("--project", help="Only in this project.")
-def replay(event: str | None, failed: bool, mails: bool, project: str | None) -> None:
+@click.option("--reason", default="", help="Why, for the audit trail; without names or numbers.")
+@click.option(
+    "--by", default=os_user, show_default="the user of the operating system", help="Who asks for it."
+)
+def replay(event: str | None, failed: bool, mails: bool, project: str | None, reason: str, by: str) -> None:
     """Run EVENT (a message SID), or all failed ones, through lookup and update again.
 
     An event that a later change of the same phone has overtaken ends as superseded. With --mails nothing is
@@ -33,7 +40,9 @@ def replay(event: str | None, failed: bool, mails: bool, project: str | None) ->
         raise click.UsageError("give either an EVENT or --failed, or --mails")
     services = make_services()
     names = chosen_projects(services, project)
-    replayed = _replay_mails(services, names, event) if mails else _replay_events(services, names, event)
+    replay_all = _replay_mails if mails else _replay_events
+    note = partial(_note, services, "replay_mail" if mails else "replay", by, reason)
+    replayed = replay_all(services, names, event, note)
     click.echo(f"{replayed} {'mail' if mails else 'event'}{'' if replayed == 1 else 's'} replayed")
     if event and not replayed:
         what = "undelivered mail of event" if mails else "event"
@@ -41,11 +50,28 @@ def replay(event: str | None, failed: bool, mails: bool, project: str | None) ->
         raise SystemExit(1)
 
 
-def _replay_events(services: Services, names: list[str], event: str | None) -> int:
+Note = Callable[
+    [str, Sequence[str]], None
+]  # keeps who asked for what was done with a project's events, and why
+
+
+def _note(
+    services: Services, kind: str, by: str, reason: str, project: str, event_ids: Sequence[str]
+) -> None:
+    now = services.now()
+    actions = [
+        StaffAction(at=now, event_id=event_id, kind=kind, by=by, reason=reason) for event_id in event_ids
+    ]
+    note_actions(services.redis, project, actions, retention_days=services.config.retention_days)
+
+
+def _replay_events(services: Services, names: list[str], event: str | None, note: Note) -> int:
     replayed = 0
     for name in names:
         ids = [event] if event else _ids_of(services, name, lambda entry: entry.state is State.FAILED)
-        replayed += sum(_replay(services, name, event_id) for event_id in ids)
+        done = [event_id for event_id in ids if _replay(services, name, event_id)]
+        note(name, done)
+        replayed += len(done)
     return replayed
 
 
@@ -61,12 +87,14 @@ def _replay(services: Services, project: str, event_id: str) -> bool:
     return True
 
 
-def _replay_mails(services: Services, names: list[str], event: str | None) -> int:
+def _replay_mails(services: Services, names: list[str], event: str | None, note: Note) -> int:
     replayed = 0
     for name in names:
         if services.config.projects[name].notify:
             ids = [event] if event else _ids_of(services, name, _is_undelivered)
-            replayed += _send_again(services, name, ids)
+            done = _send_again(services, name, ids)
+            note(name, done)
+            replayed += len(done)
     return replayed
 
 
@@ -74,7 +102,7 @@ def _is_undelivered(entry: StoredEvent) -> bool:
     return entry.notice is not None or entry.mail not in {"", SENT}
 
 
-def _send_again(services: Services, project: str, event_ids: Sequence[str]) -> int:
+def _send_again(services: Services, project: str, event_ids: Sequence[str]) -> list[str]:
     digest = services.config.projects[project].digest_seconds > 0
     kinds = {
         event_id: services.ledger.renotify(project, event_id, digest=digest, now=services.now())
@@ -83,4 +111,4 @@ def _send_again(services: Services, project: str, event_ids: Sequence[str]) -> i
     services.request_mails(project, [event_id for event_id, kind in kinds.items() if kind == "email"])
     if "digest" in kinds.values():
         publish_or_leave(services.publish, TaskName.EMAIL, project, "")
-    return sum(kind is not None for kind in kinds.values())
+    return [event_id for event_id, kind in kinds.items() if kind]
