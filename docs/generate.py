@@ -26,6 +26,7 @@ DOCS = Path(__file__).parent
 # One valid value for every key; the test parses them together.
 EXAMPLES: dict[type[Table], dict[str, Any]] = {
     Config: {
+        "include": "studies/*.toml",
         "public_url": "https://optout.example.edu",
         "time_zone": "America/Los_Angeles",
         "hash_key": "file:/run/secrets/hash_key",
@@ -164,6 +165,10 @@ CONFIGURATION_INTRODUCTION = """\
 
 Opt-Out Bridge reads one TOML file. Each process validates the whole file when it starts. If a key is wrong, the
 process exits, names the key and says how to fix it.
+
+With `include`, each study can have a file of its own. Such a file holds `[projects.NAME]` tables only; everything
+else stays in the main file. A study may be described once. A pattern that names no file yet is valid as long as its
+folder exists.
 
 Start from `config.example.toml`. [`optout check`](checks.md) compares the file with the live REDCap and Twilio.
 After a change, run `make apply`, which validates the file first. Without Docker, run `optout check --config-only` and

@@ -19,18 +19,27 @@ OptOutError
 No message of these may contain a phone number, a message body, a token or a stored value.
 """
 
+from collections.abc import Mapping
+
 
 class OptOutError(Exception):
     """The base of all errors that this program raises deliberately."""
 
 
 class ConfigError(OptOutError):
-    """The configuration cannot be used. `problems` holds one "key: problem, fix" line each."""
+    """The configuration cannot be used. `problems` holds one "key: problem, fix" line each.
 
-    def __init__(self, source: str, problems: list[str]) -> None:
+    `by_file` has them by the file in which they are; in `problems`, lines of other files than the first name theirs.
+    """
+
+    def __init__(
+        self, source: str, problems: list[str], elsewhere: Mapping[str, list[str]] | None = None
+    ) -> None:
+        elsewhere = elsewhere or {}
         self.source = source
-        self.problems = problems
-        super().__init__("\n".join([f"{source} cannot be used:", *(f"  {line}" for line in problems)]))
+        self.by_file = {source: problems, **elsewhere}
+        self.problems = problems + [f"{file}: {line}" for file, lines in elsewhere.items() for line in lines]
+        super().__init__("\n".join([f"{source} cannot be used:", *(f"  {line}" for line in self.problems)]))
 
 
 class PublishedSecret(ConfigError):

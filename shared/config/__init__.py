@@ -1,16 +1,16 @@
-"""The configuration: one TOML file, checked as a whole, with errors that name the key and the fix.
+"""The configuration: TOML files, checked as a whole, with errors that name file, key and fix.
 
-The file contains no secrets, only references, `env:NAME` or `file:/path`. Only the process that needs a secret
-resolves it: parsing this file reads no secret.
+The files contain no secrets, only references, `env:NAME` or `file:/path`. Only the process that needs a secret
+resolves it: reading them reads no secret.
 """
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from shared.config.files import read_files
 from shared.config.messages import describe_errors
 from shared.config.schema import Config, Project
 from shared.config.secrets import Secret, refuse_published
@@ -50,18 +50,12 @@ def setting(name: str) -> str:
 
 
 def load_config(path: Path | None = None) -> Config:
-    """Read and check the configuration file. Raises ConfigError, which lists every problem at once."""
-    path = path or config_path()
+    """Read and check the configuration and what it includes. Raises ConfigError, which lists every problem."""
+    files = read_files(path or config_path())
     try:
-        document = tomllib.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # editors on Windows add a byte order mark
-    except OSError as error:
-        fix = "copy config.example.toml and edit it, or point OPTOUT_CONFIG at your file"
-        raise ConfigError(str(path), [f"file: cannot be read ({error.strerror}); {fix}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [f"file: is not TOML ({error}); correct that line"]) from None
-    return parse_config(document, str(path))
+        return Config.model_validate(files.document)
+    except ValidationError as error:
+        raise files.error(files.by_file(describe_errors(error))) from None
 
 
 def parse_config(document: dict[str, Any], source: str = "the configuration") -> Config:

@@ -1,33 +1,49 @@
 """Pydantic's errors as lines of the form "key: what is wrong, and how to fix it"."""
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pydantic import ValidationError
 
 from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 
+# What may be shown of a value: a secret in the wrong place does not look like this, and neither does a phone number.
+_HARMLESS = re.compile(r"(?!.*\d{5})[\w .,:/+*-]{0,24}")
+
 
 def describe_errors(error: ValidationError) -> Iterator[str]:
-    """One line per problem: "key: what is wrong, and how to fix it"."""
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+    """One line per problem: "key: what is wrong, and how to fix it", with the value unless it may be a secret."""
+    for problem in error.errors(include_url=False, include_context=False):
         # Pydantic appends "[key]" to the path if a dictionary's key, not its value, is wrong.
         path = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(part for part in path if part != "[key]")
         message = problem["msg"].removeprefix("Value error, ")
+        value = _shown(path, problem["input"])
         match problem["type"]:
             case "missing":
                 yield f"{key}: missing. {_description(path)}"
             case "extra_forbidden":
                 yield f"{key}: unknown key. {_suggestion(path)}"
             case "string_pattern_mismatch":
-                yield f"{key}: does not have the right form. {_description(path)}"
+                yield f"{key}: does not have the right form. {_description(path)}{value}"
             case _ if not key:
                 yield from message.split("\n")
             case "value_error":
-                yield f"{key}: {message}"
+                yield f"{key}: {message}{value}"
             case _:
-                yield f"{key}: {message[0].lower()}{message[1:]}. {_description(path)}"
+                yield f"{key}: {message[0].lower()}{message[1:]}. {_description(path)}{value}"
+
+
+def _shown(path: list[str], value: Any) -> str:
+    """The value as a part of a message; nothing for a secret, and what may be one."""
+    field = _table_of(path).model_fields.get(path[-1]) if path else None
+    if field is None or "Secret" in repr(field.annotation) or not isinstance(value, str | int | float):
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f" (now: {json.dumps(value)})" if _HARMLESS.fullmatch(text) else ""
 
 
 def _table_of(path: list[str]) -> type[Table]:

@@ -80,6 +80,7 @@ MailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,;<>]+@[^@\s,;<>]
 Sender = Annotated[str, StringConstraints(pattern=r"^((rcs|whatsapp):)?\+?[A-Za-z0-9_]{3,64}$")]
 Word = Annotated[str, StringConstraints(pattern=r"^\s*\S+\s*$", max_length=34)]
 Phrase = Annotated[str, StringConstraints(pattern=r"\S", max_length=60)]
+FilePattern = Annotated[str, StringConstraints(pattern=r"\S", max_length=1000)]
 Channel = Annotated[str, StringConstraints(pattern=r"^(sms|rcs|whatsapp)$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smh]$")]
 
@@ -301,8 +302,13 @@ ProjectName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 
 
 class Config(Table):
-    """The whole file."""
+    """The whole file, with what it includes."""
 
+    include: Annotated[list[FilePattern], BeforeValidator(_one_or_more)] = Field(
+        [],
+        description='Further files with [projects.NAME] tables, such as "studies/*.toml", relative to this file; or '
+        "a list of such patterns.",
+    )
     public_url: WebAddress = Field(
         description="The address that Twilio calls, without /twilio/…; signatures are computed over it."
     )
@@ -328,8 +334,8 @@ class Config(Table):
 
     @property
     def digest(self) -> str:
-        """Identifies the content: equal for all processes that loaded the same values. Secrets are references."""
-        content = json.dumps(self.model_dump(), sort_keys=True, default=repr)
+        """Identifies the values, whichever file they are in. Secrets are references."""
+        content = json.dumps(self.model_dump(exclude={"include"}), sort_keys=True, default=repr)
         return hashlib.sha256(content.encode()).hexdigest()[:8]  # too short to look like a number
 
     @property

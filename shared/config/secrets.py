@@ -61,5 +61,11 @@ class Secret:
             )
             raise ConfigError(self.reference, [problem]) from None
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other.reference == self.reference
+
+    def __hash__(self) -> int:
+        return hash(self.reference)
+
     def __repr__(self) -> str:
         return f"Secret({self.reference!r})"

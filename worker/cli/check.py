@@ -86,13 +86,15 @@ def _config_report(project: str | None) -> Report:
     """Whether every process would start with the configuration, and every study would have its token."""
     config = load_config()
     projects = select_projects(list(config.projects), project)
-    valid = Passed("configuration", f"{config_path()} is valid, with {len(config.projects)} projects")
+    included = f" and what it includes ({', '.join(config.include)})" if config.include else ""
+    text = f"{config_path()} is valid, with {len(config.projects)} projects{included}"
+    valid = Passed("configuration", text)
     return Report.of([valid, *check_secrets(config, projects)])
 
 
 def _unusable(error: ConfigError) -> Report:
-    source = error.source
-    observed = [line if line.startswith(source) else f"{source}: {line}" for line in error.problems]
+    lines = [(file, line) for file, problems in error.by_file.items() for line in problems]
+    observed = [line if line.startswith(file) else f"{file}: {line}" for file, line in lines]
     return Report.of(
         Finding(id="config-unusable", subject="configuration", observed=each) for each in observed
     )
