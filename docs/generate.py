@@ -17,9 +17,9 @@ from pydantic_core import PydanticUndefined
 
 from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 from shared.config.secrets import Secret
+from shared.ledger.audit_trail import COLUMN_MEANINGS
 from worker.checks.findings import CATALOGUE, Severity
 from worker.cli import main as command_line
-from worker.cli.export import MEANINGS
 
 DOCS = Path(__file__).parent
 
@@ -144,6 +144,31 @@ ENVIRONMENT = [
     ),
     ("OPTOUT_FLOWER_LOGIN", "", "`user:password` for Flower's pages.", "flower"),
     (
+        "OPTOUT_CONSOLE_LOGIN",
+        "",
+        "`user:password` for the console, or `user:HASH` with a hash of `werkzeug.security`.",
+        "console",
+    ),
+    (
+        "OPTOUT_CONSOLE_USER_HEADER",
+        "",
+        "A header in which your proxy names the user whom it has authenticated, such as `X-Remote-User`. Without it, "
+        "no header counts.",
+        "console",
+    ),
+    (
+        "OPTOUT_CONSOLE_TRUSTED_PROXIES",
+        "",
+        "The addresses or networks from which that header counts, separated by commas.",
+        "console",
+    ),
+    (
+        "OPTOUT_CONSOLE_FLOWER_URL",
+        "http://127.0.0.1:5555",
+        "Where the console links to for Flower.",
+        "console",
+    ),
+    (
         "OPTOUT_DEMO",
         "",
         "Set in the demo's images only: there the demo's published secrets are accepted. Everywhere else a process "
@@ -186,8 +211,8 @@ ENVIRONMENT_INTRODUCTION = """\
 
 These variables hold what a process needs before it can read the [configuration file](configuration.md).
 
-`OPTOUT_REDIS_URL`, `OPTOUT_BROKER_URL` and `OPTOUT_FLOWER_LOGIN` may contain a password. Each can be given as
-NAME`_FILE` instead: the path of a file that holds the value.
+`OPTOUT_REDIS_URL`, `OPTOUT_BROKER_URL`, `OPTOUT_FLOWER_LOGIN` and `OPTOUT_CONSOLE_LOGIN` may contain a password. Each
+can be given as NAME`_FILE` instead: the path of a file that holds the value.
 
 In a URL, percent-encode user and password: `/` is `%2F`, `#` is `%23`, `?` is `%3F`, `@` is `%40`, `%` is `%25`. A
 process does not start if it cannot parse the URL of Redis or the broker. The error message does not repeat the URL.
@@ -370,10 +395,10 @@ def _response_row(api: dict[str, Any], status: str, response: dict[str, Any]) ->
 
 def audit_trail_page() -> str:
     """The columns of `optout export`."""
-    rows = "\n".join(f"| `{column}` | {meaning} |" for column, meaning in MEANINGS.items())
+    rows = "\n".join(f"| `{column}` | {meaning} |" for column, meaning in COLUMN_MEANINGS.items())
     return f"""# Audit trail
 
-<!-- Written by `python -m docs.generate` from worker/cli/export.py: edit there. -->
+<!-- Written by `python -m docs.generate` from shared/ledger/audit_trail.py: edit there. -->
 
 `optout export --project P` prints every change of a project that is still kept, oldest first: a row per event and
 record, and one per replay. `--since 2026-11-01` begins with that day, in the project's time zone. Times are ISO 8601

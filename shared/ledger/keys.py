@@ -13,6 +13,7 @@ CONFIGURATIONS = (
     f"{PREFIX}:configurations"  # hash: "kind|host|process id" -> digest of its configuration and ms
 )
 METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
+LAST_BACKUP = f"{PREFIX}:last-backup"  # string: ms of the last `make backup`
 LEDGER_VERSION = f"{PREFIX}:ledger-version"  # string: the newest version of the stored data
 OPERATOR = f"{PREFIX}:operator"  # hash: what is wrong with the platform -> JSON of text, since_ms and mailed
 OPERATOR_WEEK = f"{PREFIX}:operator-week"  # string: the week of the last weekly e-mail to the operator

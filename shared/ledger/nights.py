@@ -10,6 +10,8 @@ from shared.ledger import keys
 from shared.redis_client import RedisClient
 
 NIGHTS_KEPT = 90
+# A nightly run is a day apart from the last one, and 25 hours when the clocks go back.
+RECONCILE_OVERDUE_MS = int(25.5 * 3600 * 1000)
 _MOST_LINES = 5
 _LONGEST_LINE = 300
 

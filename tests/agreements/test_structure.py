@@ -20,17 +20,21 @@ import pytest
 
 from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, TwilioAccount
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
+from shared.ledger import Ledger
 from shared.messaging.celery_config import QUEUES, TaskName
 from tests.builders import config
 from tests.fakes import RecordingPublisher, at_once, fake_redis
 from tests.processes import ROOT
 from web.app import build_services, create_app
+from web.console.app import create_console
+from web.console.context import ConsoleServices
+from web.console.login import Gate, Login
 from worker.runtime.safe_task import SafeTask
 from worker.twilio.client import REDACTED_DIGITS
 
 PACKAGES = ("shared", "web", "worker")
 # What may connect or read the environment when it is imported: it is what a process starts with.
-ENTRY_POINTS = {"web.wsgi", "web.asgi", "worker.celery_app"}
+ENTRY_POINTS = {"web.wsgi", "web.asgi", "web.console.wsgi", "worker.celery_app"}
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -261,6 +265,31 @@ class TestRoutes:
                 assert client.open(path, method=method, data=b"", content_type=kind).status_code == 403
             else:
                 assert client.open(path, method=method).status_code == 200
+
+
+class TestConsole:
+    # Every route of the console; all but the last two need the login.
+    ROUTES = (
+        "/", "/checks", "/platform", "/studies/<project>", "/studies/<project>/events",
+        "/studies/<project>/events.csv", "/studies/<project>/events/<event_id>", "/healthz",
+        "/static/<path:filename>",
+    )  # fmt: skip
+
+    def test_it_only_reads(self) -> None:
+        services = ConsoleServices(config, Ledger(fake_redis()), Gate(Login("operator:password")))
+        rules = list(create_console(services).url_map.iter_rules())
+        assert sorted(map(str, rules)) == sorted(self.ROUTES)
+        assert {method for rule in rules for method in rule.methods or ()} <= {"GET", "HEAD", "OPTIONS"}
+
+    def test_it_never_has_the_hash_key_a_token_or_a_message(self) -> None:
+        known = {name for name, _ in modules()}
+        reached, waiting = set(), ["web.console.wsgi"]
+        while waiting:
+            name = waiting.pop()
+            reached.add(name)
+            path = dict(modules())[name]
+            waiting += [each for each in imported_names(path) if each in known and each not in reached]
+        assert not any(name.startswith(("worker", "web.twilio")) for name in reached)
 
 
 class TestKeys:

@@ -31,7 +31,7 @@ from worker.steps.reconcile import OVERLAP, TWILIO_KEEPS, reconcile
 from worker.steps.reconcile import compare as module
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report
 from worker.steps.reconcile.report_mail import FAILURE_MAIL_EVERY_MS, compose_report
-from worker.steps.sweep import RECONCILE_AGAIN_MS, RECONCILE_OVERDUE_MS, sweep
+from worker.steps.sweep import RECONCILE_AGAIN_MS, sweep
 from worker.twilio import client as twilio_client
 from worker.twilio import message_log
 
@@ -949,7 +949,9 @@ class TestCatchingUp:
     def test_a_run_that_is_overdue_is_started_once(self, night: Night) -> None:
         night.run()
         assert self.started(night, hours=25) == 0
-        assert self.started(night, milliseconds=RECONCILE_OVERDUE_MS - 25 * 3_600_000 + 1000) == 1
+        assert (
+            self.started(night, milliseconds=ledger_nights.RECONCILE_OVERDUE_MS - 25 * 3_600_000 + 1000) == 1
+        )
         assert self.started(night, minutes=1) == 0
 
     def test_a_failed_run_is_tried_again_after_an_hour(self, night: Night) -> None:

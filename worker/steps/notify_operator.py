@@ -19,10 +19,10 @@ from shared.ledger import keys
 from shared.ledger.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.loaded_configurations import loaded_configurations
 from shared.ledger.locks import try_lock
+from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from worker.mail.operator_mail import Changes, Condition, StudyWeek, addressed, changes_mail, weekly_mail
 from worker.mail.smtp import outcome_of
 from worker.services import Services
-from worker.steps.sweep import RECONCILE_OVERDUE_MS
 
 # Shorter than this is a restart, or a fault that retries heal.
 LASTS_MS = 5 * 60 * 1000

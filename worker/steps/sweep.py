@@ -7,6 +7,7 @@ import structlog
 from shared.domain.events import milliseconds
 from shared.ledger import DueWork, Kind, keys
 from shared.ledger.locks import try_lock
+from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import check_projects
@@ -16,8 +17,6 @@ from worker.services import Services
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000
 
-# A nightly run is a day apart from the last one, and 25 hours when the clocks go back.
-RECONCILE_OVERDUE_MS = int(25.5 * 3600 * 1000)
 RECONCILE_AGAIN_MS = 3600 * 1000
 
 log = structlog.get_logger(__name__)

@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import CHUNK, keys
+from shared.ledger.audit_trail import AUDIT_COLUMNS
 from shared.ledger.staff_actions import StaffAction, note_actions
 from tests.builders import hashed, opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone, fictional_phone_as_typed
 from worker.cli import main
-from worker.cli.export import COLUMNS
 
 pytestmark = pytest.mark.usefixtures("naps")
 Run = Callable[..., Result]
@@ -50,7 +50,7 @@ def test_a_row_per_event_and_record_with_all_times(asthma: Study, run: Run) -> N
     stop = asthma.text(fictional_phone(1))
     asthma.work()
     first, second = exported(run)
-    assert tuple(first) == COLUMNS
+    assert tuple(first) == AUDIT_COLUMNS
     assert (first["record"], second["record"], first["event_id"]) == ("1", "2", stop.event_id)
     assert (first["change"], first["state"], first["source"]) == ("STOP", "updated", "webhook")
     texted, received, written, notified = (

@@ -1,0 +1,50 @@
+"""What is wrong with the platform itself."""
+
+from collections.abc import Iterator
+
+from shared.domain.events import milliseconds
+from shared.ledger.platform_status import PlatformStatus, RedisStatus
+from web.console.context import console, now
+from web.console.verdict import Level, Trouble
+
+EXPECTED = ("web", "worker", "beat")
+_ALMOST_FULL = 0.8
+
+
+def platform_troubles() -> list[Trouble]:
+    """Processes that do not run, e-mails that are rejected, and a Redis that does not store."""
+    status = PlatformStatus(console().ledger.redis)
+    running = {each.kind for each in status.processes(milliseconds(now()))}
+    return [
+        *(_silent(kind) for kind in EXPECTED if kind not in running),
+        *_mail(status.rejection()),
+        *_redis(status.redis()),
+    ]
+
+
+def _silent(kind: str) -> Trouble:
+    return Trouble(
+        f"{kind} does not run, or does not reach Redis", f"Start it, and read its log: make logs S={kind}"
+    )
+
+
+def _mail(rejection: str) -> Iterator[Trouble]:
+    if rejection:
+        yield Trouble(
+            f"the mail server rejected the last e-mail ({rejection})",
+            "Correct the mail server's settings; e-mails are tried again.",
+            Level.ATTENTION,
+        )
+
+
+def _redis(redis: RedisStatus) -> Iterator[Trouble]:
+    if not redis.last_write_ok:
+        yield Trouble("Redis cannot write to its disk", "Make room on the disk, and read Redis' log.")
+    if redis.is_durable is False:
+        fix = "Set appendonly yes and appendfsync always, as in deploy/redis.conf."
+        yield Trouble("Redis does not store changes on disk", fix)
+    if redis.limit_bytes and redis.used_bytes > _ALMOST_FULL * redis.limit_bytes:
+        share = round(100 * redis.used_bytes / redis.limit_bytes)
+        yield Trouble(
+            f"Redis uses {share} % of its memory", "Raise REDIS_MAXMEMORY in .env, then make apply."
+        )

@@ -1,0 +1,162 @@
+"""What needs somebody, in words: of one study, and of all."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.ledger.nights import RECONCILE_OVERDUE_MS
+from shared.ledger.overview import StudyOverview
+from web.console.words import FIXES, number_of, problem_words
+
+# As the e-mails to the operator: docs/how-to/monitor.md.
+WAITS_TOO_LONG_MS = 3600 * 1000
+# The sentence at the top names so many; the list below has all.
+MOST_NAMED = 3
+
+TimeText = Callable[[int], str]
+
+
+class Level(StrEnum):
+    """How urgent something is."""
+
+    FINE = "fine"
+    ATTENTION = "attention"  # a person should decide something
+    PROBLEM = "problem"  # an opt-out may not be in REDCap, or nothing proves that it is
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that needs somebody, with what to do."""
+
+    text: str
+    fix: str
+    level: Level = Level.PROBLEM
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyVerdict:
+    """A study with what needs somebody, worst first."""
+
+    study: StudyOverview
+    troubles: tuple[Trouble, ...]
+
+    @property
+    def level(self) -> Level:
+        """The worst."""
+        return self.troubles[0].level if self.troubles else Level.FINE
+
+    @property
+    def text(self) -> str:
+        """All of it in one sentence, without a full stop."""
+        return "; ".join(trouble.text for trouble in self.troubles) or "fine"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The sentence at the top of a page."""
+
+    level: Level
+    text: str
+
+
+def study_verdict(study: StudyOverview, now_ms: int, time_text: TimeText) -> StudyVerdict:
+    """Judge one study."""
+    found = [
+        *_problem(study),
+        *_failures(study),
+        *_reconciliation(study, now_ms, time_text),
+        *_waiting(study, now_ms, time_text),
+        *_reviews(study),
+    ]
+    return StudyVerdict(study, tuple(found))
+
+
+def _problem(study: StudyOverview) -> Iterator[Trouble]:
+    if problem := study.problem:
+        kept = " Changes are kept until then." if problem.events_kept else ""
+        yield Trouble(
+            f"{problem_words(problem.code)} ({problem.detail.rstrip('.')})",
+            FIXES.get(problem.code, "Correct what it says in REDCap or in the configuration.") + kept,
+            command=f"optout check --project {study.project}",
+        )
+
+
+def _failures(study: StudyOverview) -> Iterator[Trouble]:
+    if study.failures:
+        yield Trouble(
+            f"{number_of(study.failures, 'change')} not saved",
+            "See the study's list of failures for REDCap's reason. Correct it, then replay.",
+            command=f"optout replay --failed --project {study.project}",
+        )
+
+
+def _reconciliation(study: StudyOverview, now_ms: int, time_text: TimeText) -> Iterator[Trouble]:
+    if study.failure_ms > study.success_ms:
+        reason = "; ".join(study.errors[:2]) or "see the worker's log"
+        yield Trouble(f"the last reconciliation failed: {reason}", "It is tried again every hour.")
+    elif study.success_ms and now_ms - study.success_ms > RECONCILE_OVERDUE_MS:
+        yield Trouble(
+            f"no reconciliation since {time_text(study.success_ms)}",
+            "See on the page Platform whether beat and a worker run.",
+        )
+
+
+def _waiting(study: StudyOverview, now_ms: int, time_text: TimeText) -> Iterator[Trouble]:
+    if study.unfinished and now_ms - study.oldest_ms > WAITS_TOO_LONG_MS:
+        waits = "change waits" if study.unfinished == 1 else "changes wait"
+        yield Trouble(
+            f"{study.unfinished:,} {waits} for REDCap, the oldest since {time_text(study.oldest_ms)}",
+            "See on the page Platform whether a worker runs, and whether REDCap answers.",
+            command=f"optout check --project {study.project}",
+        )
+
+
+def _reviews(study: StudyOverview) -> Iterator[Trouble]:
+    if study.reviews:
+        waits = "text waits" if study.reviews == 1 else "texts wait"
+        yield Trouble(
+            f"{study.reviews:,} {waits} for a decision",
+            "Read the text in Twilio's console, then decide.",
+            Level.ATTENTION,
+            command=f"optout review --project {study.project}",
+        )
+
+
+def overall(studies: Sequence[StudyVerdict], platform: Sequence[Trouble] = ()) -> Verdict:
+    """The sentence about all studies and the platform."""
+    levels = [*(each.level for each in studies), *(each.level for each in platform)]
+    worst = next((level for level in (Level.PROBLEM, Level.ATTENTION) if level in levels), Level.FINE)
+    about_platform = f" Platform: {'; '.join(each.text for each in platform)}." if platform else ""
+    return Verdict(worst, _about_studies(studies) + about_platform)
+
+
+def _about_studies(studies: Sequence[StudyVerdict]) -> str:
+    troubled = [each for each in studies if each.level is not Level.FINE]
+    if not studies:
+        return "No study is configured."
+    if not troubled:
+        return "The study is fine." if len(studies) == 1 else f"All {len(studies):,} studies are fine."
+    named = " ".join(f"{each.study.project}: {each.text}." for each in troubled[:MOST_NAMED])
+    need = "needs" if len(troubled) == 1 else "need"
+    more = "" if len(troubled) <= MOST_NAMED else f" And {len(troubled) - MOST_NAMED:,} more."
+    return (
+        f"{len(troubled):,} of {number_of(len(studies), 'study', 'studies')} {need} somebody. {named}{more}"
+    )
+
+
+def about(study: StudyVerdict) -> Verdict:
+    """The sentence about one study."""
+    name = study.study.project
+    if study.troubles:
+        return Verdict(study.level, f"{name}: {study.text}.")
+    opted_out = number_of(study.study.opted_out, "record")
+    shows = "shows" if study.study.opted_out == 1 else "show"
+    proof = (
+        "and the last reconciliation succeeded"
+        if study.study.success_ms
+        else "and no reconciliation has run yet"
+    )
+    return Verdict(
+        Level.FINE, f"{name} is fine: {opted_out} {shows} an opt-out, every change is in REDCap, {proof}."
+    )
