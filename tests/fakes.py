@@ -65,10 +65,6 @@ class RecordingPublisher:
             raise self.error
         self.messages.append(Message(task, args, delay_seconds))
 
-    def many(self, task: TaskName, calls: Iterable[Sequence[str]]) -> None:
-        for args in calls:
-            self(task, *args)
-
     def of(self, task: TaskName) -> list[tuple[str, ...]]:
         """The arguments of the messages for a task."""
         return [message.args for message in self.messages if message.task is task]

@@ -13,18 +13,18 @@ from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
-from shared.redis_rights import missing_rights, report_missing_rights
+from shared.redis_rights import missing_by_address, report_missing_rights
 from web.app import build_services, create_app
 
 configure_logging()
 try:
     redis = connect(redis_url())
     config = load_config()
-    app = create_app(build_services(config, redis, make_publisher(redis)))
+    app = create_app(build_services(config, redis, make_publisher()))
     keep_publishing(redis, "web", lambda: config.digest)
     with suppress(RedisError):
         require_ledger_version(redis)
-        report_missing_rights({"OPTOUT_REDIS_URL": missing_rights(redis)})
+        report_missing_rights(missing_by_address(redis))
 except ConfigError as error:
     structlog.get_logger(__name__).critical("configuration_error", problems=error.problems)
     sys.exit(str(error))

@@ -66,7 +66,7 @@ app.conf.update(
 def services() -> Services:
     """This process's services. Raises ConfigError."""
     redis = connect(redis_url())
-    return Services(config=load_config(), redis=redis, publish=make_publisher(redis))
+    return Services(config=load_config(), redis=redis, publish=make_publisher())
 
 
 register(app, services)

@@ -16,7 +16,7 @@ from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Kind, Ledger, keys
 from shared.ledger.deduplication import MessageDeduplicator
 from shared.messaging.celery_config import TaskName
-from shared.messaging.publisher import BulkPublisher
+from shared.messaging.publisher import Publisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
 from shared.redis_client import RedisClient
 from worker.mail.smtp import Mailer, make_mailer
@@ -44,7 +44,7 @@ class Services:
 
     config: Config
     redis: RedisClient
-    publish: BulkPublisher
+    publish: Publisher
     now: Callable[[], datetime] = utc_now
 
     @cached_property

@@ -5,13 +5,14 @@ The scripts use keys that they derive from their arguments, so Redis must not be
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from secrets import token_hex
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -33,7 +34,6 @@ from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_C
 from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
 from shared.ledger.staff_actions import forget_actions
-from shared.messaging.publisher import NO_MESSAGE, Message
 from shared.redis_client import RedisClient
 
 LUA = Path(__file__).parent / "scripts"
@@ -59,9 +59,10 @@ Kind = Literal["lookup", "update", "email", "digest"]
 
 
 class Accepted(StrEnum):
-    """What became of an event that was handed in."""
+    """What became of an event that was submitted. ASK: it is new, and the caller has to publish a lookup."""
 
     NEW = "new"
+    ASK = "ask"
     KNOWN = "known"
     STALE = "stale"
 
@@ -184,7 +185,7 @@ class Ledger:
         *,
         now: datetime,
         counted: Sequence[str] = (),
-        messages: Sequence[Message] = (),
+        lookups: bool = False,
         confirmed: bool = False,
     ) -> list[Accepted]:
         """Record events all together or not at all, each once. Raises redis.RedisError where that failed.
@@ -193,27 +194,20 @@ class Ledger:
         from the message log, which is read newest first.
 
         A webhook waits for the disk only once, so on the way: `counted` is the label of a figure of `/metrics`
-        to add to, and `messages` are put into their queues, each if its event is new and no other lookup of its
-        project waits there: that one takes it along (`take_arrived`).
+        to add to, and with `lookups` the answer says for which events the caller has to publish a lookup: only where
+        none of the project waits in the queue, as that one includes the others (`take_arrived`).
 
         A START by webhook counts only once its time is `confirmed`, by a second call for the same event.
         """
         with self.redis.pipeline(transaction=True) as pipe:
-            for event, message in zip(events, messages or [NO_MESSAGE] * len(events), strict=True):
-                # The first one brings the script's whole text, so that the server knows it by its hash for the
-                # others: redis-py would ask for that first, at the cost of a round trip.
-                script = (
-                    partial(pipe.evalsha, self._accept_hash)
-                    if len(pipe)
-                    else partial(pipe.eval, self._accept_script)
-                )
-                self._accept_one(event, message, now, script, confirmed)
+            for event in events:
+                self._accept_one(event, now, pipe, lookups=lookups, confirmed=confirmed)
             if counted:
                 pipe.hincrby(keys.METRICS, "|".join(counted), 1)
             return [Accepted(answer) for answer in pipe.execute()[: len(events)]]
 
     def _accept_one(
-        self, event: OptOutEvent, message: Message, now: datetime, script: Callable[..., Any], confirmed: bool
+        self, event: OptOutEvent, now: datetime, pipe: Any, *, lookups: bool, confirmed: bool
     ) -> None:
         project, now_ms = event.project, milliseconds(now)
         newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
@@ -226,8 +220,6 @@ class Ledger:
             keys.DUE,
             keys.COUNTS,
             keys.intents(project),
-            # Without a message: any key of the ledger. Redis checks the rights on each key of a script.
-            message.queue or keys.arrived(project),
             keys.arrived(project),
             keys.queued(f"lookup:{project}"),
             keys.ATTEMPTS,
@@ -238,6 +230,11 @@ class Ledger:
             event.change is Change.START
             and event.source is Source.WEBHOOK
             and not (confirmed or event.is_exact)
+        )
+        # The first one brings the script's whole text, so that the server knows it by its hash for the others:
+        # redis-py would ask for that first, at the cost of a round trip.
+        script = (
+            partial(pipe.evalsha, self._accept_hash) if len(pipe) else partial(pipe.eval, self._accept_script)
         )
         script(
             len(names),
@@ -253,7 +250,7 @@ class Ledger:
             "oldest" if newest_first else "newest",
             keys.event(project, ""),
             self._retention_seconds,
-            message.text,
+            token_hex(8) if lookups else "",
             LOOKUP_WAITS_MS,
             event.scope,
             "1" if event.is_exact else "0",

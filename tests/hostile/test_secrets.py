@@ -75,7 +75,7 @@ class TestObjects:
         """Everything that has a secret, or has something that has one."""
         checked = config()
         client = connect(f"redis://:{REDIS_PASSWORD_QUOTED}@127.0.0.1:1/0")
-        services = Services(config=checked, redis=client, publish=make_publisher(client))
+        services = Services(config=checked, redis=client, publish=make_publisher())
         account = checked.twilio["main"]
         assert services.mailer is not None
         project = services.project("asthma")

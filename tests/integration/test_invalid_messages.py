@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES, TaskName
-from shared.messaging.publisher import message
+from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.publisher import CeleryPublisher
 from tests.integration.world import World
 from tests.processes import wait_until
 
@@ -19,9 +19,18 @@ MARKER = "qzxjv"  # in every invalid entry; no log line may repeat it
 QUEUE = QUEUES[TaskName.LOOKUP]
 
 
+def published() -> str:
+    """A valid message, as kombu stores it."""
+    with make_celery("memory://") as app:
+        CeleryPublisher(app)(TaskName.LOOKUP, "asthma", MARKER)
+        with app.connection() as connection:
+            channel: Any = connection.default_channel
+            return json.dumps(channel._get(QUEUE))
+
+
 def changed(**changes: Any) -> str:
     """A valid message with other properties; None removes one."""
-    envelope: dict[str, Any] = json.loads(message(TaskName.LOOKUP, ("asthma", MARKER)).text)
+    envelope: dict[str, Any] = json.loads(published())
     for name, value in changes.items():
         inside = envelope if name in ("body", "properties", "headers") else envelope["headers"]
         name = name.replace("_", "-") if name.startswith("content") else name

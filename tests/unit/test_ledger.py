@@ -661,4 +661,4 @@ class TestKeeping:
         assert ledger.status("asthma", PHONE) == ()
 
     def test_the_answers_are_those_of_the_script(self) -> None:
-        assert {answer.value for answer in Accepted} == {"new", "known", "stale"}
+        assert {answer.value for answer in Accepted} == {"new", "ask", "known", "stale"}

@@ -10,8 +10,7 @@ import pytest
 
 from shared.domain.events import OptOutEvent, Source, State
 from shared.ledger import EventOutcome, keys
-from shared.messaging.celery_config import QUEUES, TaskName
-from shared.messaging.publisher import RedisPublisher
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
 from tests.builders import REDCAP_TOKEN, hashed, opt_out_event, sid
 from tests.fakes import Study, study
@@ -43,9 +42,8 @@ def test_a_hit_makes_the_event_pending_and_asks_for_one_update() -> None:
 def test_many_hits_ask_for_one_update_as_long_as_it_waits_in_the_queue() -> None:
     asthma = enrolled(5)
     for number in range(1, 6):
-        asthma.text(fictional_phone(number))
-    for _ in range(5):
-        look_up(asthma)
+        event = asthma.text(fictional_phone(number))
+        lookup_records("asthma", event.event_id, asthma.services)
     assert asthma.published.of(TaskName.UPDATE) == [("asthma",)]
 
 
@@ -178,7 +176,7 @@ def test_a_lookup_after_the_crash_of_a_written_update_is_left_to_the_updater() -
 
 
 class TestTakingAlong:
-    """Where broker and ledger share a Redis, a lookup takes along all that has arrived."""
+    """A lookup takes along all that has arrived."""
 
     def arrive(
         self, asthma: Study, *phones: str, change: str = "STOP", source: Source = Source.WEBHOOK
@@ -186,11 +184,11 @@ class TestTakingAlong:
         when = asthma.clock() if change == "STOP" else asthma.clock() + timedelta(seconds=2)
         events = [opt_out_event(phone, change, source=source, when=when) for phone in phones]
         for event in events:
-            accept([event], ledger=asthma.ledger, publish=RedisPublisher(asthma.redis))
+            accept([event], ledger=asthma.ledger, publish=asthma.published)
         return events
 
     def waiting(self, asthma: Study) -> int:
-        return int(asthma.redis.llen(QUEUES[TaskName.LOOKUP]))
+        return len(asthma.published.of(TaskName.LOOKUP))
 
     def test_one_message_waits_for_many_events(self) -> None:
         asthma = enrolled(5)

@@ -29,6 +29,7 @@ class TestIntake:
         ledger = Ledger(redis)
         for expected in (Accepted.NEW, Accepted.KNOWN):
             assert accept([event], ledger=ledger, publish=published) == [expected]
+        redis.delete(keys.queued("lookup:asthma"))  # the message has left the queue
         unmatched = opt_out_event(phone_hash="")
         assert accept([unmatched], ledger=ledger, publish=published) == [Accepted.NEW]
         assert published.of(TaskName.LOOKUP) == [("asthma", event.event_id), ("asthma", unmatched.event_id)]

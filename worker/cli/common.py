@@ -25,7 +25,7 @@ ROWS_PER_TABLE = 1_000
 def make_services() -> Services:
     """The services of one command. Raises ConfigError."""
     redis = connect(redis_url())
-    return Services(config=load_config(), redis=redis, publish=make_publisher(redis))
+    return Services(config=load_config(), redis=redis, publish=make_publisher())
 
 
 def chosen_projects(services: Services, name: str | None, *, also_taken_out: bool = False) -> list[str]:

@@ -39,7 +39,7 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
     if own is not None:
         look_up(own, services)
     while arrived := services.ledger.take_arrived(project, LOOKUP_BATCH_SIZE):
-        waiting = [entry for entry in arrived if entry.state is State.RECEIVED]
+        waiting = [each for each in arrived if each.state is State.RECEIVED and each.event_id != event_id]
         known = _known(project, waiting, services)
         _ask_for_update(project, known, services)
         handed_on = {entry.event_id for entry, _ in known}

@@ -1,15 +1,16 @@
 -- Records one event, once, and makes it the latest change of its phone in its scope unless a newer one is known.
 -- The rules are those of shared/domain/precedence.py; a property test compares the two.
--- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 queue, 10 arrived,
---       11 mark of a lookup that waits in the queue, 12 attempts, 13 STARTs that were ever seen, 14 reviews
+-- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 arrived,
+--       10 mark of a lookup that waits in the queue, 11 attempts, 12 STARTs that were ever seen, 13 reviews
 -- ARGV: 1 project, 2 event id, 3 change ('' = unclear), 4 occurred ms, 5 received ms, 6 phone hash ('' = none),
 --       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
---       10 prefix of event keys, 11 retention in seconds, 12 message for the queue if the event is new ('' = none),
+--       10 prefix of event keys, 11 retention in seconds, 12 name of this call ('' = the caller wants no lookup),
 --       13 how many ms the mark stays, 14 scope, 15 '1' if the time is exact, 16 '1' if Twilio blocks further texts,
 --       17 '1' if the time of a START has yet to be confirmed, 18 '1' if this confirms the time of a known START
--- Returns 'known', 'stale' (an older change: superseded) or 'new'.
+-- Returns 'known', 'stale' (an older change: superseded), 'new', or 'ask': new, and the caller publishes a lookup.
 local project, id, change, occurred = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local received, phone, source, due_at = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
+local call, mark_ms = ARGV[12], tonumber(ARGV[13])
 local newest_first, retention, exact = ARGV[9] == 'oldest', tonumber(ARGV[11]), ARGV[15] == '1'
 
 local function count(of_source, state)
@@ -115,7 +116,7 @@ local function end_superseded(old, reason)
   redis.call('EXPIRE', key, retention)
   redis.call('ZREM', KEYS[4], old)
   redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)
-  redis.call('HDEL', KEYS[12], 'lookup|' .. project .. '|' .. old)
+  redis.call('HDEL', KEYS[11], 'lookup|' .. project .. '|' .. old)
   count(redis.call('HGET', key, 'source'), 'superseded')
 end
 
@@ -203,16 +204,18 @@ end
 
 local stored_change = redis.call('HGET', KEYS[1], 'change')
 if stored_change and (stored_change ~= '' or change == '') then
+  -- The same call again: its connection was lost before the answer came.
+  if call ~= '' and redis.call('GET', KEYS[10]) == call then return 'ask' end
   if (newest_first or ARGV[18] == '1') and phone ~= '' and change ~= '' then return corrected() end
   return 'known'
 end
 if stored_change then  -- what was unclear is decided now
   redis.call('PERSIST', KEYS[1])
   redis.call('HDEL', KEYS[1], 'finished_ms', 'notice')
-  redis.call('ZREM', KEYS[14], id)
+  redis.call('ZREM', KEYS[13], id)
 elseif change == 'START' then
   -- A request that is repeated after its event's retention is not a new wish.
-  if redis.call('ZADD', KEYS[13], 'NX', received, id) == 0 then return 'known' end
+  if redis.call('ZADD', KEYS[12], 'NX', received, id) == 0 then return 'known' end
 end
 
 local unconfirmed = ARGV[17] == '1'
@@ -228,9 +231,10 @@ if phone ~= '' and change ~= '' and not unconfirmed then
   end
 end
 record('received', '')
+if call == '' then return 'new' end
 -- One lookup includes all that have arrived: another message is needed only if none waits in the queue.
-if ARGV[12] ~= '' then
-  redis.call('RPUSH', KEYS[10], id)
-  if redis.call('SET', KEYS[11], '1', 'NX', 'PX', ARGV[13]) then redis.call('LPUSH', KEYS[9], ARGV[12]) end
-end
-return 'new'
+redis.call('RPUSH', KEYS[9], id)
+if not redis.call('SET', KEYS[10], call, 'NX', 'PX', mark_ms) then return 'new' end
+-- Sweep finds it soon if the caller ends before it has published, or cannot publish.
+redis.call('ZADD', KEYS[6], received + mark_ms, 'lookup|' .. project .. '|' .. id)
+return 'ask'

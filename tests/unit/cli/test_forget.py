@@ -68,7 +68,6 @@ def test_no_trace_of_the_number_is_left_and_other_numbers_are_untouched(asthma: 
 def test_ids_in_every_list_of_what_is_still_to_do_are_removed(asthma: Study) -> None:
     event, other = asthma.text(GONE), asthma.text(OTHER)
     for event_id in (event.event_id, other.event_id):
-        asthma.redis.lpush(keys.arrived("asthma"), event_id)
         asthma.redis.lpush(keys.outbox("asthma"), event_id)
         asthma.redis.zadd(keys.gathered("asthma"), {event_id: 1})
     forget(GONE, "--yes")

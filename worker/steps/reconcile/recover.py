@@ -10,7 +10,6 @@ from shared.batches import batches
 from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State, milliseconds
 from shared.domain.precedence import Status, comes_after, decode_statuses, replaced, with_older
 from shared.ledger import Accepted
-from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import accept
 from worker.services import Services
 from worker.steps.start_times import is_time_unconfirmed
@@ -46,12 +45,7 @@ class LedgerView:
         """Record events. Not published one by one: the run finds their records by the export it makes anyway."""
         if not events:
             return []
-        return accept(events, ledger=self._ledger, publish=_publish_nothing, now=self._services.now())
-
-
-def _publish_nothing(task: TaskName, *args: str, delay_seconds: float = 0) -> None:
-    """A publisher that leaves the work to the run itself (and, if it dies, to sweep)."""
-    del task, args, delay_seconds
+        return accept(events, ledger=self._ledger, publish=None, now=self._services.now())
 
 
 class DryRunLedger(LedgerView):
