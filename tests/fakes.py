@@ -29,6 +29,7 @@ from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
 from worker.mail.verdicts import Recipients
 from worker.services import Services
+from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.lookup_records import lookup_records
 from worker.steps.send_email import send_email
 from worker.steps.sweep import sweep
@@ -220,6 +221,8 @@ class Study:
                 send_email(message.args[0], message.args[1], self.services)
             case TaskName.SWEEP:
                 sweep(self.services)
+            case TaskName.BLOCK:
+                block_at_twilio(message.args[0], self.services)
             case TaskName.RECONCILE:
                 raise AssertionError("no step of these asks for a reconciliation")
 

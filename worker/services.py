@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import requests
+from twilio.rest import Client
 
 from shared.config import Config, Project
 from shared.domain.events import Notice
@@ -119,8 +120,11 @@ class Services:
 
     def time_of_text(self, project: str, message_sid: str) -> datetime:
         """When Twilio received a text. Raises TwilioUnavailable, TwilioRejected (also if unknown) or ConfigError."""
-        account = self.config.twilio[self.config.projects[project].twilio]
-        return time_of_message(working_client(account), message_sid)
+        return time_of_message(self.twilio(project), message_sid)
+
+    def twilio(self, project: str) -> Client:
+        """A client for a project's Twilio account. Raises TwilioUnavailable, TwilioRejected or ConfigError."""
+        return working_client(self.config.twilio[self.config.projects[project].twilio])
 
     def unmatched_notice(self, project: str) -> Notice | None:
         """What to tell about a number that no record holds: nothing, unless the project asked for it."""
@@ -135,6 +139,11 @@ class Services:
         """Ask for the project's pending statuses to be written; one message in the queue is enough."""
         if self.deduplicator.claim(f"update:{project}", seconds=30):
             publish_or_leave(self.publish, TaskName.UPDATE, project)
+
+    def request_block(self, project: str) -> None:
+        """Ask for the project's waiting blocks to be sent to Twilio; one message in the queue is enough."""
+        if self.deduplicator.claim(f"block:{project}", seconds=30):
+            publish_or_leave(self.publish, TaskName.BLOCK, project)
 
     def request_mails(self, project: str, event_ids: Iterable[str]) -> None:
         """Ask for the e-mails about events to be sent; in a storm one message stands for some of them."""

@@ -250,6 +250,11 @@ class Project(Table):
         True,
         description="The nightly reconciliation also reports texts that the study sent after an opt-out.",
     )
+    block_at_twilio: bool = Field(
+        False,
+        description="Have Twilio block opt-outs that it does not block by itself: those that staff recorded, phrases "
+        "and confirmed reviews. Sends the participant's number to Twilio's Consent Management API.",
+    )
     channels: list[Channel] = Field(
         ["sms", "rcs"], description="Channels whose changes count: sms (with MMS), rcs, whatsapp."
     )

@@ -30,6 +30,7 @@ from shared.domain.events import (
 )
 from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
+from shared.ledger.blocks import Block, Blocks
 from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
@@ -52,10 +53,13 @@ CHUNK = 500
 # How many old ids are checked per trim, once a minute: Redis does nothing else for a millisecond or two.
 MOST_TRIMMED = 1_000
 
+# What complete.lua returns if an e-mail waits for Twilio's answer to a block.
+ASKS_TWILIO_FIRST = "block"
+
 # Longer than a day in any time zone.
 REVIEW_DAYS_KEPT_SECONDS = 3 * 86_400
 
-Kind = Literal["lookup", "update", "email", "digest"]
+Kind = Literal["lookup", "update", "email", "digest", "block"]
 
 
 class Accepted(StrEnum):
@@ -93,6 +97,7 @@ class StoredEvent:
     decided_by: str = ""  # of a staff decision
     decision: str = ""  # its reason, in the words of staff
     first_received_ms: int = 0  # whatever was replayed since
+    block: Block = field(default_factory=Block)  # at Twilio, at the program's request
     notified_at: datetime | None = None  # when all recipients had the last e-mail
     written_at: datetime | None = None  # when REDCap was written first
 
@@ -124,6 +129,7 @@ class StoredEvent:
             mail_since=from_milliseconds(int(since)) if since else None,
             notice_number=stored.get("notice_number", ""),
             delivery=Delivery.decode(stored, notice),
+            block=Block.decode(stored),
             notified_at=from_milliseconds(int(stored["notified_ms"])) if "notified_ms" in stored else None,
             written_at=from_milliseconds(int(stored["written_ms"])) if "written_ms" in stored else None,
             first_received_ms=int(stored.get("arrived_ms") or 0),
@@ -137,7 +143,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """A piece of work that sweep has claimed. `event_id` is empty for an update and a digest."""
+    """A piece of work that sweep has claimed. `event_id` is empty for an update, a digest and blocks."""
 
     kind: Kind
     project: str
@@ -156,6 +162,7 @@ class EventOutcome:
     notice: Notice | None = None
     written: Sequence[str] = ()  # the records that were written
     gather_seconds: int | None = None  # collect its notice for so long, whatever the project's digest says
+    ask_twilio: bool = False  # to block the number, unless it does so by itself
 
 
 class Ledger:
@@ -381,7 +388,7 @@ class Ledger:
         written: Mapping[str, str] = MappingProxyType({}),
         zone: tzinfo = UTC,
     ) -> list[str]:
-        """End events. Returns the ids of those whose e-mail is now due by itself.
+        """End events. Returns the ids of those whose e-mail is now due by itself, unless Twilio is asked first.
 
         What was written is counted by the day of the text in `zone`. With `digest_seconds`, notices are collected for
         so long; what could not be saved is mailed at once. `written` are the statuses, as they were read, of phones
@@ -397,7 +404,11 @@ class Ledger:
             for phone, status in written.items():
                 self._release(project, phone, status, milliseconds(now), pipe)
             answers = pipe.execute()[: len(outcomes)]
-        return [outcome.event_id for outcome, notice in zip(outcomes, answers, strict=True) if notice]
+        return [
+            outcome.event_id
+            for outcome, notice in zip(outcomes, answers, strict=True)
+            if notice and notice != ASKS_TWILIO_FIRST
+        ]
 
     def _complete_one(
         self, project: str, outcome: EventOutcome, now_ms: int, times: tuple[int, int], pipe: Any
@@ -417,6 +428,7 @@ class Ledger:
                 keys.change_counts(project),
                 keys.latencies(project),
                 keys.failures(project),
+                keys.blocks_waiting(project),
             ],
             args=[
                 project,
@@ -434,6 +446,7 @@ class Ledger:
                 "" if outcome.event_id.startswith(TEST_SID_PREFIX) else offset_ms,
                 DAYS_COUNTED,
                 WEEKS_COUNTED,
+                "1" if outcome.ask_twilio else "",
                 *LATENCY_BOUNDS_MS,
             ],
             client=pipe,
@@ -462,9 +475,12 @@ class Ledger:
         ids = self.redis.zrange(keys.reviews(project), 0, limit - 1 if limit > 0 else -1)
         return [entry for batch in self._in_chunks(project, ids) for entry in batch]
 
-    def record_decision(self, project: str, event_id: str, *, decided_by: str, reason: str) -> None:
-        """Keep who decided about an event, and why."""
-        self.redis.hset(keys.event(project, event_id), mapping={"decided_by": decided_by, "decision": reason})
+    def record_decision(
+        self, project: str, event_id: str, *, decided_by: str, reason: str, unblock: bool = False
+    ) -> None:
+        """Keep who decided about an event, and why; and that Twilio has to be asked to deliver texts again."""
+        decision = {"decided_by": decided_by, "decision": reason} | ({"unblock": "1"} if unblock else {})
+        self.redis.hset(keys.event(project, event_id), mapping=decision)
 
     def gathered(self, project: str, limit: int, *, skip: int = 0) -> list[str]:
         """Ids of events that wait for the digest, longest waiting first."""
@@ -491,6 +507,11 @@ class Ledger:
     def take_mails(self, project: str, limit: int) -> list[str]:
         """Ids of events whose e-mail is due."""
         return self.redis.lpop(keys.outbox(project), limit) or []
+
+    def mails_due(self, project: str, event_ids: Sequence[str]) -> list[str]:
+        """Return those of the events whose e-mail is due by itself, not in a digest."""
+        due = {f"email|{project}|{event_id}": event_id for event_id in event_ids}
+        return [due[member] for member in self._members(keys.DUE, list(due))]
 
     def note_delivery(self, entries: Iterable[StoredEvent], delivery: Delivery) -> None:
         """Store which recipients of the mail about these events are done."""
@@ -584,6 +605,11 @@ class Ledger:
         stored = self.statuses(project, [phone]).get(phone)
         return decode_statuses(stored) if stored else ()
 
+    def statuses_of(self, project: str, phones: Iterable[str]) -> list[Status]:
+        """The latest changes of several phones or staff keys, in all scopes."""
+        stored = self.statuses(project, sorted(phones))
+        return [status for text in stored.values() for status in decode_statuses(text)]
+
     def count_statuses(self, project: str) -> int:
         """How many phones have a status."""
         return int(self.redis.hlen(keys.status(project)))
@@ -656,6 +682,7 @@ class Ledger:
                 pipe.zrem(keys.DUE, *due)
                 pipe.hdel(keys.ATTEMPTS, *due)
                 self._remove_from_digest(project, ids, "", pipe)
+            Blocks(project, self.redis).forget(phone, ids, pipe)
             status, pending, intents, *_ = pipe.execute()
         forget_actions(self.redis, project, ids)
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}

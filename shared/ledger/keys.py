@@ -150,6 +150,21 @@ def staff_actions(project: str) -> str:
     return f"{PREFIX}:staff-actions:{project}"
 
 
+def blocks(project: str) -> str:
+    """Hash: "phone hash|scope" -> since when Twilio blocks it at the program's request, in ms."""
+    return f"{PREFIX}:blocks:{project}"
+
+
+def blocks_waiting(project: str) -> str:
+    """Sorted set: ids of events for which Twilio has to be asked to block or unblock, by the ms since when."""
+    return f"{PREFIX}:blocks-waiting:{project}"
+
+
+def blocks_failed(project: str) -> str:
+    """Sorted set: ids of events whose block failed, by the ms since when."""
+    return f"{PREFIX}:blocks-failed:{project}"
+
+
 def words(scope: str) -> str:
     """Hash: word -> the change that Twilio (OptOutType) said it asks for, per Messaging Service."""
     return f"{PREFIX}:words:{scope}"
@@ -161,6 +176,7 @@ def of_project(project: str) -> list[str]:
         events, unfinished, arrived, mailing, gathered, outbox, status, pending, intents,
         index_phones, index_records, index_since, index_state, structure, reconciled,
         written, seen_starts, reviews, staff_actions, nights, change_counts, latencies, failures,
+        blocks, blocks_waiting, blocks_failed,
     ]  # fmt: skip
     return [kind(project) for kind in kinds]
 

@@ -24,6 +24,7 @@ class TaskName(StrEnum):
     LOOKUP = "optout.lookup_records"
     UPDATE = "optout.update_records"
     EMAIL = "optout.send_email"
+    BLOCK = "optout.block_at_twilio"
     RECONCILE = "optout.reconcile"
     SWEEP = "optout.sweep"
     CHECK = "optout.daily_check"
@@ -35,6 +36,7 @@ QUEUES = {
     TaskName.LOOKUP: "optout.lookup",
     TaskName.UPDATE: "optout.update",
     TaskName.EMAIL: "optout.email",
+    TaskName.BLOCK: "optout.block",
     TaskName.RECONCILE: "optout.reconcile",
     TaskName.SWEEP: "optout.sweep",
     TaskName.CHECK: "optout.check",

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shared.config import Project
 from shared.domain.events import Change, Notice, Source
 from shared.ledger import StoredEvent
+from shared.ledger.blocks import BlockState
 from worker.redcap.schema import ProjectSchema
 
 # In rendering order; a study's folder may contain any of them.
@@ -106,18 +107,32 @@ def mail_facts(
         "opted_out": entry.change is Change.STOP,
         "notice": str(notice),
         "records": [RecordLink(record, _link(record, project, schema)) for record in entry.records],
-        "when": entry.occurred_at.astimezone(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z"),
+        "when": _local(entry.occurred_at, zone),
         "reason": entry.reason,
         "event_id": entry.event_id,
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
         "source": str(entry.source),
         "change": str(entry.change),
-        "blocked": entry.blocked,
+        "blocked": entry.blocked or entry.block.state is BlockState.BLOCKED,
+        "blocked_since": _local(entry.block.at, zone) if entry.block.state is BlockState.BLOCKED else "",
+        "not_blocked": _why_not_blocked(entry),
+        "unblocked_since": _local(entry.block.at, zone) if entry.block.state is BlockState.UNBLOCKED else "",
         "by_staff": entry.source is Source.STAFF,
         "decided_by": entry.decided_by,
         "message_link": _message_link(account_sid, entry),
     }
+
+
+def _local(moment: datetime | None, zone: ZoneInfo) -> str:
+    return moment.astimezone(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z") if moment else ""
+
+
+def _why_not_blocked(entry: StoredEvent) -> str:
+    """Why Twilio has not blocked (or unblocked) the number although it has to be asked; "" otherwise."""
+    if entry.block.state is BlockState.WAITING:
+        return f"{entry.block.reason or 'Twilio was not asked yet'}; it is tried again"
+    return entry.block.reason if entry.block.state is BlockState.FAILED else ""
 
 
 def _message_link(account_sid: str, entry: StoredEvent) -> str:

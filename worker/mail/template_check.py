@@ -10,6 +10,8 @@ from shared.config import Config
 from shared.domain.events import Notice
 from worker.mail.event_mail import PARTS, RecordLink, describe_template_error, render
 
+_WHEN = "Monday, 04 May 2026, 10:20:30 PDT"
+
 log = structlog.get_logger(__name__)
 
 
@@ -45,6 +47,12 @@ def _first_problem(part: str, folder: str) -> str:
 
 def _examples() -> Iterator[dict[str, Any]]:
     """Variables of every kind of mail, with and without optional parts."""
+    for facts in _kinds():
+        for twilio in ({}, {"blocked_since": _WHEN}, {"not_blocked": "a reason"}, {"unblocked_since": _WHEN}):
+            yield facts | twilio
+
+
+def _kinds() -> Iterator[dict[str, Any]]:
     for notice in Notice:
         for change in (
             ("STOP", "START", "") if notice in {Notice.REVIEW, Notice.UNMATCHED} else ("STOP", "START")
@@ -57,7 +65,7 @@ def _examples() -> Iterator[dict[str, Any]]:
                     "opted_out": opted_out,
                     "notice": str(notice),
                     "records": records,
-                    "when": "Monday, 04 May 2026, 10:20:30 PDT",
+                    "when": _WHEN,
                     "reason": "record 17: a reason",
                     "event_id": "SM" + "0" * 32,
                     "field": "sms_opt_out_at",
@@ -65,6 +73,9 @@ def _examples() -> Iterator[dict[str, Any]]:
                     "source": "webhook",
                     "change": change,
                     "blocked": opted_out,
+                    "blocked_since": "",
+                    "not_blocked": "",
+                    "unblocked_since": "",
                     "by_staff": False,
                     "decided_by": "",
                     "message_link": "https://www.twilio.com/console/",

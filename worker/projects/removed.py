@@ -11,6 +11,7 @@ import structlog
 
 from shared.domain.events import State, milliseconds
 from shared.ledger import EventOutcome, StoredEvent, keys
+from shared.ledger.blocks import Blocks, BlockState
 from worker.services import Services
 
 # As long as an outage of REDCap is waited for.
@@ -79,6 +80,9 @@ def _end(project: str, services: Services) -> None:
         services.ledger.complete_events(project, [_failed(entry) for entry in entries], now=services.now())
         ended += len(entries)
     services.ledger.cancel_update(project)
+    blocks = Blocks(project, services.redis)
+    for event_id in blocks.waiting():
+        blocks.end(event_id, BlockState.FAILED, reason=REASON, now=services.now())
     if ended:
         log.warning("project_ended", project=project, events=ended)
 

@@ -122,6 +122,22 @@ class RedcapProject:
             by_record[self._record_id(row)].append(row)
         return {record: self._state(record, by_record[record]) for record in records if record in by_record}
 
+    def numbers(self, records: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return the phone numbers of the named records as they are now, by record and hash.
+
+        The only place where a number from REDCap leaves this class: the caller must not keep, log or publish it.
+        """
+        fields = [self.schema.id_field, self.config.phone_field]
+        found: dict[str, dict[str, str]] = {}
+        for batch in batches(records, MAX_RECORDS_PER_REQUEST):
+            rows = self.client.export(fields, records=batch, events=self._events)
+            self._raise_if_ids_hashed(map(self._record_id, rows))
+            for row in rows:
+                found.setdefault(self._record_id(row), {}).update(
+                    (self.hasher(number), number) for number in self._numbers(row)
+                )
+        return found
+
     def read_all(self, changed_since: datetime | None = None) -> Iterator[RecordState]:
         """Stream every record, or those changed since a time; in batches if the server cannot export all at once.
 
@@ -206,10 +222,13 @@ class RedcapProject:
         )
 
     def _phones(self, row: Row) -> Iterable[str]:
+        return map(self.hasher, self._numbers(row))
+
+    def _numbers(self, row: Row) -> Iterable[str]:
         text = row.get(self.config.phone_field)
         if not text or not self._is_at(row, self.config.phone_event):
             return ()
-        return map(self.hasher, numbers_in(str(text), self.config.default_region))
+        return numbers_in(str(text), self.config.default_region)
 
     def _is_opt_out_row(self, row: Row) -> bool:
         repeats = row.get("redcap_repeat_instrument") or row.get("redcap_repeat_instance")

@@ -15,6 +15,7 @@ from shared.messaging.celery_config import LONGEST_TASK_SECONDS, TaskName
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services
+from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.daily_check import daily_check, request_due_checks
 from worker.steps.lookup_records import lookup_records
 from worker.steps.notify_operator import notify_operator, ping
@@ -45,6 +46,10 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     @app.task(base=_Step, name=TaskName.EMAIL)
     def _email(project: str, event: str) -> None:
         send_email(project, event, services())
+
+    @app.task(base=_Step, name=TaskName.BLOCK)
+    def _block(project: str) -> None:
+        block_at_twilio(project, services())
 
     @app.task(
         base=_Step,

@@ -7,8 +7,10 @@ from types import MappingProxyType
 
 import structlog
 
-from shared.domain.events import Notice
+from shared.domain.endpoints import TEST_SID_PREFIX
+from shared.domain.events import Notice, State
 from shared.ledger import EventOutcome
+from shared.ledger.blocks import Blocks
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -29,6 +31,8 @@ def complete_events(
     if config is None or not config.notify:
         outcomes = [replace(outcome, notice=None) for outcome in outcomes]
     outcomes = [_with_review_limits(project, outcome, services) for outcome in outcomes]
+    if config is not None and config.block_at_twilio:
+        outcomes = [replace(outcome, ask_twilio=_may_need_block(outcome)) for outcome in outcomes]
     due = services.ledger.complete_events(
         project, outcomes, now=services.now(), written=written,
         digest_seconds=config.digest_seconds if config else 0, zone=services.zone(project),
@@ -39,6 +43,18 @@ def complete_events(
             reason=outcome.reason, records=len(outcome.records),
         )  # fmt: skip
     services.request_mails(project, due)
+    if any(outcome.ask_twilio for outcome in outcomes) and Blocks(project, services.redis).has_waiting():
+        services.request_block(project)
+
+
+# States in which the change counts, whether or not REDCap shows it.
+_IN_FORCE = {State.UPDATED, State.ALREADY_CURRENT, State.NEEDS_REVIEW, State.FAILED}
+
+
+def _may_need_block(outcome: EventOutcome) -> bool:
+    """Whether the change may have to reach Twilio. The number is in the record; Twilio knows test messages not."""
+    is_test = outcome.event_id.startswith(TEST_SID_PREFIX)
+    return bool(outcome.records) and outcome.state in _IN_FORCE and not is_test
 
 
 def _with_review_limits(project: str, outcome: EventOutcome, services: Services) -> EventOutcome:

@@ -36,6 +36,7 @@ class StaffDecision:
 
     by: str
     reason: str
+    unblock: bool = False  # also at Twilio
 
 
 def find_record(project: str, record: str, services: Services) -> RecordState | None:
@@ -111,7 +112,9 @@ def review(
 
 
 def _keep(project: str, event_id: str, decision: StaffDecision, services: Services) -> None:
-    services.ledger.record_decision(project, event_id, decided_by=decision.by, reason=decision.reason)
+    services.ledger.record_decision(
+        project, event_id, decided_by=decision.by, reason=decision.reason, unblock=decision.unblock
+    )
     log.info("staff_decision", project=project, event_id=event_id, decided_by=decision.by)
 
 

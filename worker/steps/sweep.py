@@ -66,5 +66,7 @@ def _publish(item: DueWork, services: Services) -> None:
             publish_or_leave(services.publish, TaskName.LOOKUP, item.project, item.event_id)
         case "update":
             publish_or_leave(services.publish, TaskName.UPDATE, item.project)
+        case "block":
+            publish_or_leave(services.publish, TaskName.BLOCK, item.project)
         case "email" | "digest":  # a digest has no event
             publish_or_leave(services.publish, TaskName.EMAIL, item.project, item.event_id)

@@ -1,0 +1,137 @@
+"""What Twilio was asked to block for a project, or to deliver again: what waits, what failed, what is in force."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shared.domain.events import from_milliseconds, milliseconds
+from shared.ledger import keys
+from shared.redis_client import RedisClient
+
+# When sweep asks Twilio for what nobody has asked for until then.
+FIRST_PAUSE_MS = 60_000
+_SCRIPT = Path(__file__).parent / "scripts" / "end_block.lua"
+
+
+class BlockState(StrEnum):
+    """How far an event's block at Twilio has come, or what a person asked for instead: to unblock."""
+
+    NONE = ""  # Twilio need not be asked: it blocks by itself, or the project does not use the API
+    WAITING = "waiting"
+    BLOCKED = "blocked"
+    UNBLOCKED = "unblocked"
+    FAILED = "failed"
+    NOT_NEEDED = "not_needed"  # the opt-out has ended in the meantime, or begun again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The state of one event's block."""
+
+    state: BlockState = BlockState.NONE
+    reason: str = ""
+    at: datetime | None = None  # when Twilio stored it
+
+    @classmethod
+    def decode(cls, stored: Mapping[str, str]) -> "Block":
+        """Read the hash of an event."""
+        at = stored.get("block_ms")
+        return cls(
+            state=BlockState(stored.get("block", "")),
+            reason=stored.get("block_reason", ""),
+            at=from_milliseconds(int(at)) if at else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedNumber:
+    """A phone that Twilio was asked not to deliver the texts of a scope to."""
+
+    phone_hash: str
+    scope: str
+
+
+class Blocks:
+    """The blocks of one project. Methods may raise redis.RedisError."""
+
+    def __init__(self, project: str, redis: RedisClient) -> None:
+        self._project = project
+        self._redis = redis
+
+    @cached_property
+    def _end(self) -> Any:
+        return self._redis.register_script(_SCRIPT.read_text())
+
+    def waiting(self) -> dict[str, datetime]:
+        """Return the ids of events whose block waits, longest first, with the time since when."""
+        found = self._redis.zrange(keys.blocks_waiting(self._project), 0, -1, withscores=True)
+        return {event_id: from_milliseconds(int(since)) for event_id, since in found}
+
+    def has_waiting(self) -> bool:
+        """Return whether any block waits."""
+        return bool(self._redis.zcard(keys.blocks_waiting(self._project)))
+
+    def failed(self) -> list[str]:
+        """Return the ids of events whose block failed, longest first."""
+        return list(self._redis.zrange(keys.blocks_failed(self._project), 0, -1))
+
+    def end(
+        self,
+        event_id: str,
+        state: BlockState,
+        *,
+        reason: str = "",
+        numbers: Iterable[BlockedNumber] = (),
+        unblocked: bool = False,
+        now: datetime,
+    ) -> None:
+        """Record how far an event's block has come. `numbers` are those that Twilio has blocked (or `unblocked`).
+
+        WAITING puts it among the due work, or leaves it there.
+        """
+        lines = [f"{number.phone_hash}|{number.scope}" for number in numbers]
+        self._end(
+            keys=[
+                keys.event(self._project, event_id),
+                keys.blocks_waiting(self._project),
+                keys.blocks_failed(self._project),
+                keys.DUE,
+                keys.ATTEMPTS,
+                keys.blocks(self._project),
+            ],
+            args=[
+                self._project,
+                event_id,
+                state,
+                reason,
+                milliseconds(now),
+                milliseconds(now) + FIRST_PAUSE_MS,
+                "1" if unblocked else "",
+                *lines,
+            ],
+        )
+
+    def in_force(self) -> dict[BlockedNumber, datetime]:
+        """Return all numbers that Twilio was asked to block, with the time since when."""
+        stored = self._redis.hgetall(keys.blocks(self._project))
+        return {_number(line): from_milliseconds(int(since)) for line, since in stored.items()}
+
+    def forget(self, phone: str, event_ids: Sequence[str], pipe: Any) -> None:
+        """Remove the traces of a phone and its events."""
+        lines = [
+            line for line in self._redis.hkeys(keys.blocks(self._project)) if line.startswith(f"{phone}|")
+        ]
+        if lines:
+            pipe.hdel(keys.blocks(self._project), *lines)
+        if event_ids:
+            pipe.zrem(keys.blocks_waiting(self._project), *event_ids)
+            pipe.zrem(keys.blocks_failed(self._project), *event_ids)
+
+
+def _number(line: str) -> BlockedNumber:
+    phone, _, scope = line.partition("|")
+    return BlockedNumber(phone, scope)
