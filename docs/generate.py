@@ -82,6 +82,7 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "suspected_opt_outs": "notify",
         "suspected_digest_after": 5,
         "watch_sends": True,
+        "block_at_twilio": True,
     },
 }
 

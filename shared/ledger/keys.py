@@ -212,7 +212,7 @@ def mail_login_refusals(host: str) -> str:
 
 
 def rate(host: str) -> str:
-    """Sorted set: the last minute's requests to a REDCap host."""
+    """Sorted set: the last minute's requests to a REDCap host, or to a Twilio account's Consent Management API."""
     return f"{PREFIX}:rate:{host}"
 
 

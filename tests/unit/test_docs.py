@@ -201,7 +201,7 @@ def exposed(redis: Any) -> dict[str, set[str]]:
     """Names of `/metrics` with their labels, of a ledger in which everything has happened."""
     redis.hset(keys.COUNTS, f"asthma|{Source.WEBHOOK}|{State.UPDATED}", 1)
     for figure in ("webhooks|inbound|accepted", "redcap_requests|asthma|record|ok", "mails|asthma|saved|sent",
-                   "swept|lookup", "invalid_messages|optout.lookup"):  # fmt: skip
+                   "swept|lookup", "blocks|asthma|blocked", "invalid_messages|optout.lookup"):  # fmt: skip
         redis.hset(keys.METRICS, figure, 1)
     redis.hset(keys.reconciled("asthma"), mapping={"success_ms": 1, "failure_ms": 1})
     registry = CollectorRegistry()

@@ -18,6 +18,7 @@ COUNTED = {
     "redcap_requests": ("Requests to REDCap's API", ["project", "content", "outcome"]),
     "mails": ("E-mails by kind and outcome", ["project", "notice", "outcome"]),
     "invalid_messages": ("Queue entries that are not task messages and were set aside", ["queue"]),
+    "blocks": ("Requests to Twilio to block or unblock a number, by their result", ["project", "state"]),
     "swept": ("Tasks that sweep republished", ["kind"]),
 }
 
@@ -37,6 +38,7 @@ class LedgerCollector(Collector):
         yield from self._reconciled()
         yield from self._last_report()
         yield from self._reviews()
+        yield from self._blocks()
         yield self._problems()
         yield self._checks()
         yield self._index()
@@ -140,6 +142,18 @@ class LedgerCollector(Collector):
             first = self._redis.zrange(keys.reviews(project), 0, 0, withscores=True)
             oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
         yield from (waiting, oldest)
+
+    def _blocks(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "optout_blocks_waiting", "Opt-outs that Twilio has yet to be asked to block", labels=["project"]
+        )
+        failed = GaugeMetricFamily(
+            "optout_blocks_failed", "Opt-outs that could not be blocked at Twilio", labels=["project"]
+        )
+        for project in self._projects:
+            waiting.add_metric([project], self._redis.zcard(keys.blocks_waiting(project)))
+            failed.add_metric([project], self._redis.zcard(keys.blocks_failed(project)))
+        yield from (waiting, failed)
 
     def _problems(self) -> Metric:
         family = GaugeMetricFamily(

@@ -1,11 +1,11 @@
 """The safety net: whatever did not finish is published again, so that nothing waits unseen."""
 
-from typing import get_args
+from collections import Counter
 
 import structlog
 
 from shared.domain.events import milliseconds
-from shared.ledger import DueWork, Kind, keys
+from shared.ledger import DueWork, keys
 from shared.ledger.locks import try_lock
 from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from shared.messaging.celery_config import TaskName
@@ -19,6 +19,9 @@ MOST_AT_ONCE = 2_000
 
 RECONCILE_AGAIN_MS = 3600 * 1000
 
+# What every study has; blocks are reported where there are any.
+_EVERY_STUDY: tuple[str, ...] = ("lookup", "update", "email", "digest")
+
 log = structlog.get_logger(__name__)
 
 
@@ -27,7 +30,7 @@ def sweep(services: Services) -> dict[str, int]:
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
     missing = track_configured_projects(services, {item.project for item in due})
     due = [item for item in due if missing.get(item.project, GRACE_PERIOD) >= GRACE_PERIOD]
-    published = {kind: sum(item.kind == kind for item in due) for kind in get_args(Kind)}
+    published: dict[str, int] = dict.fromkeys(_EVERY_STUDY, 0) | Counter(item.kind for item in due)
     for item in due:
         _publish(item, services)
     for kind, number in published.items():
