@@ -51,6 +51,8 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
     TwilioAccount: {
         "account_sid": "ACxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         "auth_token": ["file:/run/secrets/twilio_new", "file:/run/secrets/twilio_old"],
+        "api_key": "file:/run/secrets/twilio_api_key",
+        "api_secret": "file:/run/secrets/twilio_api_secret",
         "shared_key": "file:/run/secrets/twilio_shared_key",
     },
     Project: {

@@ -162,11 +162,23 @@ class TwilioAccount(Table):
     auth_token: Annotated[list[SecretReference], BeforeValidator(_one_or_more), Field(min_length=1)] = Field(
         description="Reference to the auth token that signs webhooks, or a list of two during a rotation."
     )
+    api_key: SecretReference | None = Field(
+        None,
+        description="Reference to the SID (SK…) of an API key, restricted if you like, that the worker uses instead "
+        "of the auth token; only web needs that then. Needs api_secret.",
+    )
+    api_secret: SecretReference | None = Field(None, description="Reference to the secret of api_key.")
     shared_key: Annotated[list[SecretReference], BeforeValidator(_one_or_more)] = Field(
         default_factory=list,
         description="Reference to the secret of a shared key, if a Webhook Rule at Twilio signs with one instead of "
         "the auth token; or a list of two during a rotation.",
     )
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if (self.api_key is None) != (self.api_secret is None):
+            raise ValueError("api_key and api_secret go together: write both, or neither")
+        return self
 
 
 class Project(Table):

@@ -6,3 +6,5 @@ EVENTS_PATH = "/twilio/events"  # an Event Streams webhook sink
 INBOUND_EVENT = "com.twilio.messaging.inbound-message.received"
 # `optout test-message` sends messages with such SIDs: Twilio's are hexadecimal, so none of them begins like this.
 TEST_SID_PREFIX = "SMoptouttest"
+# The STOP of `optout test-message --block`, which Twilio has to block; that of the other tests it never hears of.
+TEST_BLOCK_PREFIX = TEST_SID_PREFIX + "block"

@@ -304,7 +304,7 @@ class TestUnblock:
 
     def test_a_later_opt_out_stops_an_unblock_that_waits(self, scene: Scene) -> None:
         scene.staff()
-        scene.twilio.fail("503", resource="Consents")
+        scene.twilio.fail("503", resource="Consents", times=2)  # the command, then a worker
         entry = scene.staff(Change.START, unblock=True)
         scene.study.text(PAT)
         scene.study.work()

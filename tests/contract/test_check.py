@@ -327,6 +327,62 @@ def _restricted(world: World) -> None:
     world.monkeypatch.setattr(TwilioAccountView, "sinks", refuse)
 
 
+def blocking(**changes: Any) -> Spoil:
+    """The study has Twilio block."""
+    return table(block_at_twilio=True, **changes)
+
+
+def _not_enabled(world: World) -> None:
+    blocking()(world)
+    world.twilio.first_account.consents_enabled = False
+
+
+def _plain_number_in_service(world: World) -> None:
+    blocking(messaging_service_sid=None, senders=[SENDER])(world)
+
+
+def _shared_service(world: World) -> None:
+    blocking()(world)
+    world.more_projects["sleep"] = builders.project_table()
+
+
+def _failed_block(world: World) -> None:
+    blocking()(world)
+    world.redis.zadd(keys.blocks_failed("asthma"), {"SM1": 1})
+
+
+def api_key(secret: str = "the-secret", *, without: frozenset[str] = frozenset()) -> Spoil:
+    """The worker has an API key, with all permissions that it needs but those."""
+
+    def spoil(world: World) -> None:
+        account = world.twilio.first_account
+        account.api_keys["SK1"] = "the-secret"
+        account.permissions["SK1"] = WORKER_PERMISSIONS - without
+        login = {"api_key": "env:TEST_API_KEY", "api_secret": "env:TEST_API_SECRET"}
+        main = {"account_sid": ACCOUNT_SID, "auth_token": "env:TEST_AUTH_TOKEN", **login}
+        world.changes["twilio"] = {"main": main}
+        world.monkeypatch.setenv("TEST_API_KEY", "SK1")
+        world.monkeypatch.setenv("TEST_API_SECRET", secret)
+        world.table["block_at_twilio"] = True
+
+    return spoil
+
+
+# What docs/how-to/least-privilege.md names, as the simulator calls it.
+WORKER_PERMISSIONS = frozenset(
+    {
+        "GET Messages", "GET Message", "GET IncomingPhoneNumbers", "GET IncomingPhoneNumber", "GET Services",
+        "GET Service", "GET Services/PhoneNumbers", "GET Services/ShortCodes", "GET Services/ChannelSenders",
+        "GET Services/Usa2p", "GET Sinks", "GET Subscriptions", "POST Consents",
+    }
+)  # fmt: skip
+
+
+def _token_elsewhere(world: World) -> None:
+    api_key()(world)
+    world.monkeypatch.delenv("TEST_AUTH_TOKEN")
+
+
 def _no_phones(world: World) -> None:
     for record in world.study.records:
         world.study.set_value(record, "mobile", "")
@@ -341,6 +397,7 @@ def _senders_gone(world: World) -> None:
 
 
 REDCAP, INBOUND, ACCOUNT = "asthma: REDCap", "asthma: Twilio", "twilio.main"
+BLOCKING, API_KEY = "asthma: blocking", "twilio.main: API key"
 OURS = f"{PUBLIC_URL}/twilio/inbound"
 ODD_SINKS: list[Any] = [
     None, {}, {"destination": None}, {"destination": 1}, {"destination": "https://["}, [], "", "no JSON", "[]",
@@ -402,6 +459,15 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     "twilio-token-not-signing": (ACCOUNT, _two_tokens("9" * 32, AUTH_TOKEN)),
     "twilio-account-inactive": (ACCOUNT, _suspended),
     "twilio-refused": (INBOUND, _restricted),
+    "auth-token-not-here": ("configuration", _token_elsewhere),
+    "api-key-refused": (API_KEY, api_key("another")),
+    "api-key-lacks-permission": (API_KEY, api_key(without=frozenset({"GET Sinks", "POST Consents"}))),
+    "block-not-enabled": (BLOCKING, _not_enabled),
+    "block-sender-refused": (BLOCKING, blocking(messaging_service_sid=None, senders=["+16505550198"])),
+    "block-wrong-scope": (BLOCKING, _plain_number_in_service),
+    "block-covers-nothing": (BLOCKING, blocking(messaging_service_sid=None, senders=[f"whatsapp:{SENDER}"])),
+    "block-concerns-others": (BLOCKING, _shared_service),
+    "blocks-failed": (BLOCKING, _failed_block),
     "service-missing": (INBOUND, table(messaging_service_sid=new_sid("MG"))),
     "service-without-senders": (INBOUND, _senders_gone),
     "service-drops-messages": (INBOUND, service(inbound_request_url=None)),
@@ -465,6 +531,26 @@ def test_the_second_token_is_tried_by_the_newer_form_of_twilios_errors_too(world
     world.twilio.problem_details = True
     _two_tokens("0" * 32, None)(world)
     assert ids(world.run(INBOUND)) <= {"advanced-opt-out-unseen"}
+
+
+def test_an_api_key_with_its_permissions_does_all_that_the_checks_need(world: World) -> None:
+    _token_elsewhere(world)
+    assert ids(world.run(API_KEY)) | ids(world.run(BLOCKING)) | ids(world.run(ACCOUNT)) == set()
+    assert ids(world.run(INBOUND)) <= {"advanced-opt-out-unseen"}
+    assert ids(world.run("configuration")) == {"auth-token-not-here"}
+
+
+def test_missing_permissions_of_an_api_key_are_named(world: World) -> None:
+    api_key(without=frozenset({"GET Sinks", "POST Consents"}))(world)
+    [finding] = [item for item in world.run(API_KEY) if isinstance(item, Finding)]
+    assert finding.observed == "it may not: list Event Streams Sinks, create Consents"
+    assert finding.subject == "twilio.main"
+
+
+def test_asking_whether_twilio_blocks_blocks_nothing(world: World) -> None:
+    blocking()(world)
+    assert ids(world.run(BLOCKING)) == set()
+    assert len(world.twilio.blocks) == 0
 
 
 def test_a_campaign_that_twilio_does_not_show_is_no_finding(world: World) -> None:

@@ -66,13 +66,18 @@ def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
         places.append(("smtp", "oauth2.client_secret", config.smtp.oauth2.client_secret))
     for name, account in config.twilio.items():
         places += [(f"twilio.{name}", "auth_token", token) for token in account.auth_token]
+        api_key = [("api_key", account.api_key), ("api_secret", account.api_secret)]
+        places += [(f"twilio.{name}", key, secret) for key, secret in api_key if secret is not None]
         places += [(f"twilio.{name}", "shared_key", key) for key in account.shared_key]
     places += [(name, "redcap_token", config.projects[name].redcap_token) for name in projects]
+    with_api_key = {f"twilio.{name}" for name, account in config.twilio.items() if account.api_key}
     for subject, key, secret in places:
         try:
             secret.resolve()
         except ConfigError as error:
             id_ = "secret-published" if isinstance(error, PublishedSecret) else "secret-missing"
+            if id_ == "secret-missing" and key == "auth_token" and subject in with_api_key:
+                id_ = "auth-token-not-here"
             yield Finding(id=id_, subject=subject, observed=f"{key}: {error.problems[0]}")
 
 

@@ -1,7 +1,8 @@
 """A STOP and a START of a test number, from the public address to the record and back.
 
 The requests are signed as Twilio signs them; Twilio itself takes no part, so that its block list stays as it
-is. Afterwards record and ledger are as they were; only the two events remain in the history.
+is, unless it is asked to block the number (`block`), and to unblock it. Afterwards record and ledger are as they
+were; only the two events remain in the history.
 """
 
 import secrets
@@ -17,16 +18,26 @@ import requests
 from twilio.request_validator import RequestValidator
 
 from shared.config import Project
-from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH, TEST_SID_PREFIX
+from shared.domain.endpoints import (
+    EVENTS_PATH,
+    INBOUND_EVENT,
+    INBOUND_PATH,
+    TEST_BLOCK_PREFIX,
+    TEST_SID_PREFIX,
+)
 from shared.domain.events import UNFINISHED, Change, State
 from shared.domain.precedence import decode_statuses
+from shared.errors import ConfigError, Failure
 from shared.ledger import EventOutcome, StoredEvent
+from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
 from shared.ledger.locks import try_lock
 from shared.ledger.written_values import WrittenValue, WrittenValues
 from worker.http_session import post
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import RecordState
 from worker.services import Services
+from worker.steps.block_at_twilio.consents import toll_free_senders
+from worker.steps.block_at_twilio.unblock import unblock_number
 
 # Reserved for fiction in the North American numbering plan: nobody can have it.
 TEST_NUMBER = "+16505550100"
@@ -71,6 +82,7 @@ class EndToEndTest:
     url: str
     via: Via = Via.WEBHOOK
     timeout_seconds: float = 60.0
+    block: bool = False  # also have Twilio block the number, and unblock it
 
     def __post_init__(self) -> None:
         self._config: Project = self.services.config.projects[self.project]
@@ -100,6 +112,8 @@ class EndToEndTest:
                 f"the number is opted out at present (record {', '.join(records)}): if that is real, leave it "
                 "alone and use a test record; --force tries it anyway, and puts the fields back afterwards"
             )
+        if self.block:
+            self._raise_unless_blockable()
         return list(records)
 
     def _sharing(self) -> list[str]:
@@ -128,6 +142,19 @@ class EndToEndTest:
         statuses = decode_statuses(before.status) if before.status else ()
         return shown or any(status.change is Change.STOP for status in statuses)
 
+    def _raise_unless_blockable(self) -> None:
+        """What this test blocks, it has to be able to unblock."""
+        if not self._config.block_at_twilio:
+            raise EndToEndTestRefused(f"--block needs block_at_twilio = true in [projects.{self.project}]")
+        if toll_free := toll_free_senders(self.project, self.services):
+            raise EndToEndTestRefused(f"{toll_free[0]} is toll-free: Twilio could not unblock the number")
+        if self._is_opted_out(self._before[self.project]) or self._own_blocks():
+            raise EndToEndTestRefused("Twilio blocks the number already: use one that is not opted out")
+
+    def _own_blocks(self) -> list[BlockedNumber]:
+        blocks = Blocks(self.project, self.services.redis).in_force()
+        return [number for number in blocks if number.phone_hash == self._phone]
+
     # --- there and back -----------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -140,6 +167,7 @@ class EndToEndTest:
             broken.append(str(error))
         finally:
             broken += self._back()
+            broken += self._unblock(stopped) if self.block else []
         if broken:
             raise EndToEndTestFailed("; ".join(broken))
 
@@ -158,9 +186,20 @@ class EndToEndTest:
                 broken.append(str(error))
         return broken
 
+    def _unblock(self, stopped: str) -> list[str]:
+        """Have Twilio deliver to the number again. Returns what did not work."""
+        began = time.monotonic()
+        try:
+            unblock_number(self.project, stopped, self.number, self._own_blocks(), self.services)
+        except (Failure, ConfigError) as error:
+            return [f"{error}: Twilio may still block the number; text START from it"]
+        self.show(Change.START, _since(began), "unblocked at Twilio")
+        return []
+
     def _send(self, change: Change) -> tuple[str, float]:
         """One signed request. Returns its message SID, and when it began."""
-        sid = TEST_SID_PREFIX + secrets.token_hex(11)
+        prefix = TEST_BLOCK_PREFIX if self._asks_for_block(change) else TEST_SID_PREFIX
+        sid = (prefix + secrets.token_hex(11))[:34]
         request = {Via.WEBHOOK: self._form, Via.EVENTS: self._event}[self.via](change, sid)
         began = time.monotonic()
         try:
@@ -187,13 +226,17 @@ class EndToEndTest:
             "Body": change.value,
             "NumMedia": "0",
         }
-        if not self._config.keyword_fallback:
+        if not self._config.keyword_fallback and not self._asks_for_block(change):
             form["OptOutType"] = change.value
         signature = self._signature(INBOUND_PATH, form)
         return partial(
             post, self.url.rstrip("/") + INBOUND_PATH, data=form,
             headers={"X-Twilio-Signature": signature}, timeout=15, allow_redirects=False,
         )  # fmt: skip
+
+    def _asks_for_block(self, change: Change) -> bool:
+        """Whether a request stands for a text that Twilio did not recognise as an opt-out."""
+        return self.block and change is Change.STOP
 
     def _event(self, change: Change, sid: str) -> Callable[[], requests.Response]:
         now = self.services.now().isoformat(timespec="milliseconds")
@@ -239,6 +282,8 @@ class EndToEndTest:
         if entry.state not in self._expected_states(change):
             raise EndToEndTestFailed(f"the {change} ended as {entry.state}: {entry.reason}")
         self._see_record(change, began)
+        if self._asks_for_block(change):
+            self._see_block(sid, began)
         if not self._config.notify or entry.state is not State.UPDATED:
             return
         if self._config.notify_digest:
@@ -254,6 +299,17 @@ class EndToEndTest:
     @property
     def _was_opted_out(self) -> bool:
         return self._is_opted_out(self._before[self.project])
+
+    def _see_block(self, sid: str, began: float) -> None:
+        entry = self._await(
+            Change.STOP, sid, began, "answered by Twilio", lambda entry: entry.block.state is not BlockState.WAITING,
+            "Twilio, or the worker, is in the way: optout check looks into it",
+        )  # fmt: skip
+        if entry.block.state is not BlockState.BLOCKED:
+            raise EndToEndTestFailed(
+                f"Twilio does not block the number: {entry.block.reason or 'it was not asked'}"
+            )
+        self.show(Change.STOP, _since(began), "blocked at Twilio")
 
     def _see_mail(self, change: Change, sid: str, began: float) -> None:
         entry = self._await(

@@ -553,7 +553,62 @@ CATALOGUE: dict[str, Kind] = {
     "twilio-refused": _error(
         "Twilio refuses a question",
         "The account may not read what this check looks at.",
-        "look at the code in Twilio's documentation of errors; a restricted key cannot be used here",
+        "look at the code in Twilio's documentation of errors; if the login is a restricted API key, the finding "
+        "api-key-lacks-permission names what it lacks",
+    ),
+    "auth-token-not-here": _note(
+        "The auth token is not readable here",
+        "The worker uses api_key, so that only web needs the auth token, which signs webhooks. Whether it is right "
+        "is not checked here, and optout test-message cannot sign its messages.",
+        "nothing, if web can read it; optout check in web's environment checks it",
+    ),
+    "api-key-refused": _error(
+        "Twilio refuses the API key",
+        "Workers can neither read the message log nor ask for the time of a START, and the nightly reconciliation "
+        "fails. Webhooks are not affected.",
+        "make a new API key in the Twilio console (Account, API keys and tokens), in this account, and put its SID "
+        "and secret where api_key and api_secret refer to",
+    ),
+    "api-key-lacks-permission": _error(
+        "The API key lacks permissions",
+        "A restricted API key may do only what was ticked when it was made. docs/how-to/least-privilege.md lists "
+        "what the worker needs.",
+        "add the permissions that are named to the key in the Twilio console (Account, API keys and tokens)",
+    ),
+    "block-not-enabled": _error(
+        "Twilio does not accept requests to block",
+        "block_at_twilio uses the Consent Management API, which Twilio's support has to enable for each account, and "
+        "which a restricted API key has to be permitted to use. Opt-outs wait for a day, and are reported as not "
+        "blocked then. This is seen with a consent for an invalid number, which cannot be stored.",
+        "ask Twilio's support to enable the Consent Management API for this account; or switch block_at_twilio off",
+    ),
+    "block-sender-refused": _error(
+        "Twilio does not accept a sender in requests to block",
+        "The Consent Management API takes Messaging Services and numbers of the same account.",
+        "correct messaging_service_sid or senders",
+    ),
+    "block-wrong-scope": _error(
+        "A block of this number would not concern the study's texts",
+        "The number is in a Messaging Service, and a block of the number alone is not one of the service.",
+        "name the service in messaging_service_sid, so that the service is blocked",
+    ),
+    "block-covers-nothing": _error(
+        "None of the study's senders can be blocked",
+        "The Consent Management API covers SMS, MMS and RCS of a Messaging Service, a number or a short code. It "
+        "does not cover WhatsApp, or alphanumeric senders.",
+        "name the Messaging Service or number; or switch block_at_twilio off",
+    ),
+    "block-concerns-others": _note(
+        "A block concerns other studies, too",
+        "These projects share the Messaging Service or number. Twilio then blocks their texts to the participant as "
+        "well, and an unblock is refused as long as one of them has an opt-out of the number.",
+        "nothing, if that is intended; else give each study a Messaging Service of its own",
+    ),
+    "blocks-failed": _warning(
+        "Opt-outs are not blocked at Twilio",
+        "REDCap shows these opt-outs, but Twilio was not asked successfully to block the numbers, and may go on "
+        "delivering texts. The nightly reconciliation tries again.",
+        "optout events shows them; look for block_asked in the worker's log for the reasons",
     ),
     "service-missing": _error(
         "The Messaging Service does not exist in this account",

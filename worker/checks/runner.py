@@ -11,6 +11,8 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from shared.config import broker_url, redis_url
+from worker.checks.api_key import check_api_key
+from worker.checks.blocking import check_blocking
 from worker.checks.configuration import accounts_of, check_configuration, check_loaded
 from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.mail import check_mail, check_templates
@@ -80,6 +82,8 @@ def platform_checks(services: Services, projects: list[str], web_url: str) -> di
         checks["broker"] = partial(check_broker, broker_url())
     for name in accounts_of(config, projects):
         checks[f"twilio.{name}"] = partial(check_account, name, config.twilio[name])
+        if config.twilio[name].api_key is not None:
+            checks[f"twilio.{name}: API key"] = partial(check_api_key, name, config)
     return checks
 
 
@@ -89,6 +93,7 @@ def project_checks(services: Services, name: str) -> dict[str, Check]:
     return {
         f"{name}: REDCap": partial(check_redcap, name, config, redis=redis, now=services.now),
         f"{name}: Twilio": partial(check_inbound, name, config, redis),
+        f"{name}: blocking": partial(check_blocking, name, services),
         f"{name}: ledger": partial(check_backlog, services.ledger, name, services.now()),
     }
 

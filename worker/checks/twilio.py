@@ -108,7 +108,10 @@ def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Fin
     except TwilioUnavailable as error:
         yield Finding(id="twilio-unreachable", subject=name, observed=str(error))
     except TwilioRejected as error:
-        if error.code != "twilio_token_rejected":  # the account's own check has said so
+        if error.code not in {
+            "twilio_token_rejected",
+            "twilio_not_permitted",
+        }:  # reported by the account's own check
             yield Finding(id="twilio-refused", subject=name, observed=error.detail)
     except ConfigError:
         return  # reported as secret-missing

@@ -27,6 +27,10 @@ from worker.services import Services
     "--via", type=click.Choice([via.value for via in Via]), default=Via.WEBHOOK.value, show_default=True,
     help="Which door: the webhook, or Event Streams.",
 )  # fmt: skip
+@click.option(
+    "--block", is_flag=True,
+    help="Also have Twilio block the number, and unblock it (needs block_at_twilio; use your own number).",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Also with a number that is opted out; the fields are restored.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
 @click.option(
@@ -39,6 +43,7 @@ def test_message(  # noqa: PLR0913  one parameter per option
     number: str,
     url: str | None,
     via: str,
+    block: bool,
     force: bool,
     yes: bool,
     timeout: float,
@@ -46,8 +51,9 @@ def test_message(  # noqa: PLR0913  one parameter per option
 ) -> None:
     """Send a signed STOP, then a START, of a test number through the public address, and follow them.
 
-    Shows each stage with its time, and leaves record and ledger as they were. Twilio takes no part. The
-    project's notify list gets two e-mails. Exit code 1 where a stage did not come, or it would not be safe.
+    Shows each stage with its time, and leaves record and ledger as they were. Twilio takes no part, but
+    for --block, where it is asked to block the number and to deliver to it again. The project's notify list gets two
+    e-mails. Exit code 1 where a stage did not come, or it would not be safe.
     """
     services = make_services()
     chosen_projects(services, project)
@@ -66,6 +72,7 @@ def test_message(  # noqa: PLR0913  one parameter per option
         url=url or services.config.public_url,
         via=Via(via),
         timeout_seconds=timeout,
+        block=block,
     )
     error = _run(rehearsal, services, force=force, ask=not (yes or as_json))
     if as_json:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import structlog
 
-from shared.domain.endpoints import TEST_SID_PREFIX
+from shared.domain.endpoints import TEST_BLOCK_PREFIX, TEST_SID_PREFIX
 from shared.domain.events import Notice, State
 from shared.ledger import EventOutcome
 from shared.ledger.blocks import Blocks
@@ -53,7 +53,9 @@ _IN_FORCE = {State.UPDATED, State.ALREADY_CURRENT, State.NEEDS_REVIEW, State.FAI
 
 def _may_need_block(outcome: EventOutcome) -> bool:
     """Whether the change may have to reach Twilio. The number is in the record; Twilio knows test messages not."""
-    is_test = outcome.event_id.startswith(TEST_SID_PREFIX)
+    is_test = outcome.event_id.startswith(TEST_SID_PREFIX) and not outcome.event_id.startswith(
+        TEST_BLOCK_PREFIX
+    )
     return bool(outcome.records) and outcome.state in _IN_FORCE and not is_test
 
 

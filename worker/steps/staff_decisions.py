@@ -13,9 +13,11 @@ from shared.domain.precedence import Status, decide
 from shared.domain.scopes import STAFF, staff_key
 from shared.errors import OptOutError, RedcapUnavailable
 from shared.ledger import Accepted, EventOutcome, StoredEvent
+from shared.ledger.blocks import BlockState
 from shared.ledger.written_values import WrittenValues
 from worker.redcap.opt_out_fields import Plan, RecordState, plan
 from worker.services import Services
+from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import look_up
 from worker.steps.update_records import update_records
@@ -153,6 +155,8 @@ def _process(project: str, event_id: str, services: Services) -> StoredEvent:
         if time.monotonic() > deadline or _is_put_off(project, services):
             break
         time.sleep(0.2)
+    if _loaded(project, event_id, services).block.state is BlockState.WAITING:
+        block_at_twilio(project, services)
     return _loaded(project, event_id, services)
 
 

@@ -26,14 +26,16 @@ _NOT_PERMITTED = {70051}
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 
 
-def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
-    """Return a client for an account, with the token at that place in the list. Raises ConfigError without a secret.
+def rest_client(account: TwilioAccount, *, token: int | None = None) -> Client:
+    """Return a client for an account: with its API key if it has one, else with its first auth token.
+
+    With `token`, the auth token at that place in the list is used. Raises ConfigError without the secret.
 
     `OPTOUT_TWILIO_API_URL` points it at another base URL, for tests.
     """
     http = TwilioHttpClient(timeout=TIMEOUT_SECONDS)
     trusting(http.session)
-    client = Client(account.account_sid, account.auth_token[token].resolve(), http_client=http)
+    client = Client(*_login(account, token), account.account_sid, http_client=http)
     base_url = os.environ.get("OPTOUT_TWILIO_API_URL")
     if base_url:
         for domain in (client.api, client.messaging, client.events, client.accounts):
@@ -41,12 +43,20 @@ def rest_client(account: TwilioAccount, *, token: int = 0) -> Client:
     return client
 
 
+def _login(account: TwilioAccount, token: int | None) -> tuple[str, str]:
+    if token is None and account.api_key is not None and account.api_secret is not None:
+        return account.api_key.resolve(), account.api_secret.resolve()
+    return account.account_sid, account.auth_token[token or 0].resolve()
+
+
 def working_client(account: TwilioAccount) -> Client:
-    """Return a client with the first of the account's tokens that Twilio accepts.
+    """Return a client with the account's API key; else with the first of its tokens that Twilio accepts.
 
     During a rotation, one of two tokens is old or not valid yet. A single token is not tried: the next request shows
     whether it is valid. Raises the problem of the last token: TwilioRejected or ConfigError; or TwilioUnavailable.
     """
+    if account.api_key is not None:
+        return rest_client(account)
     *others, last = range(len(account.auth_token))
     for place in others:
         with suppress(TwilioRejected, ConfigError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from shared.config import Config, Project
 from shared.domain.events import Change, Source
+from shared.domain.keywords import is_toll_free
 from shared.domain.precedence import Status, decide
 from shared.domain.scopes import STAFF, UNKNOWN, record_of, scope_of, staff_key
 from shared.errors import OptOutError
@@ -17,6 +18,7 @@ from shared.ledger.blocks import BlockedNumber
 from shared.ledger.service_senders import ServiceSenders
 from worker.services import Services
 from worker.twilio.consents import Collected, Consent, Wish, is_covered
+from worker.twilio.service_senders import service_senders
 
 # Of correlation ids: the same event, number and sender have the same id in every retry.
 _NAMESPACE = uuid.UUID("6f0d8d0e-3a53-4b6c-9d0b-6a5f6f1f2a61")
@@ -55,6 +57,15 @@ def senders_of(config: Project, services: Services) -> dict[str, str]:
         if not (service and known.services_of(sender, [service])):
             senders[scope_of(None, [], sender, services.hasher)] = sender
     return senders
+
+
+def toll_free_senders(project: str, services: Services) -> list[str]:
+    """Return the toll-free numbers of a project, by their last digits. Raises as Twilio's client does."""
+    config = services.config.projects[project]
+    service = config.messaging_service_sid
+    in_service = service_senders(services.twilio(project), service) if service else ()
+    numbers = dict.fromkeys(filter(is_toll_free, [*config.senders, *in_service]))
+    return [f"the number …{number[-4:]}" for number in numbers]
 
 
 class Planner:

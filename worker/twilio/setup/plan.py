@@ -40,6 +40,13 @@ CAMPAIGN = (
 )
 
 
+CONSENT_API = (
+    "The Consent Management API, which block_at_twilio needs: ask Twilio's support to enable it for this account, "
+    "and to confirm that your Business Associate Addendum covers it. Else leave block_at_twilio out. "
+    "optout check says whether it is enabled; optout test-message --block tries it with your own number."
+)
+
+
 class Mode(StrEnum):
     """How incoming messages reach this program."""
 
@@ -153,6 +160,8 @@ class SetupPlanner:
             self._use_numbers(numbers)
         else:
             self._plan_new_service(numbers)
+        if self.project.block_at_twilio:
+            self.plan.manual_steps.append(CONSENT_API)
         return self.plan
 
     # --- numbers and services ---------------------------------------------------------------------
