@@ -14,6 +14,14 @@ COPY requirements/web.txt .
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --quiet --compile --only-binary :all: --require-hashes -r web.txt
 
+# What shows the version: the program is a folder in the image, not an installed package.
+COPY pyproject.toml .
+RUN /opt/venv/bin/python -c "import pathlib, sysconfig, tomllib; \
+    project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    folder = pathlib.Path(sysconfig.get_path('purelib'), 'opt_out_bridge.dist-info'); \
+    folder.mkdir(); \
+    (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'.format(**project))"
+
 FROM packages AS worker-packages
 COPY requirements/worker.txt .
 RUN --mount=type=cache,target=/root/.cache/pip \

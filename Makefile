@@ -11,11 +11,14 @@ PARALLEL = --numprocesses $(JOBS) --dist loadfile
 
 ##@ Try it
 .PHONY: demo
-demo: $(VENV)/ready  ## The whole story with simulators of REDCap, Twilio and mail; Flower stays up on a terminal
+demo: $(VENV)/ready  ## The whole story with simulators of REDCap, Twilio and mail; the console stays up on a terminal
 	@$(BIN)/python -m tests.demo
 
 .PHONY: run
 run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded Valkey that keeps its data in .state/
+	@mkdir -p .state
+	@[ -s .state/console_login ] || (umask 077; printf 'operator:%s\n' "$$(head -c 48 /dev/urandom | base64 | tr -d '/+=\n' | head -c 24)" >.state/console_login)
+	@echo "Console: http://127.0.0.1:5050 (login: .state/console_login)"
 	@$(BIN)/honcho start
 
 ##@ Test it

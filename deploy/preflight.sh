@@ -24,6 +24,37 @@ fi
 uid=$(setting OPTOUT_UID) gid=$(setting OPTOUT_GID)
 uid=${uid:-10001} gid=${gid:-10001}
 
+# A deployment of an earlier version has no console: its login, and its user of Redis that can only read.
+random() { head -c 48 /dev/urandom | base64 | tr -d '/+=\n' | head -c 43; }
+console_rights="resetkeys %R~optout:* %R~optout.* %R~_kombu.binding* resetchannels -@all +@read +@connection -@dangerous +info +time"
+add_console() (
+    umask 077
+    password=$(random)
+    printf 'operator:%s\n' "$(random)" >"$folder/secrets/console_login"
+    case $(cat "$folder/secrets/redis_url" 2>/dev/null) in
+    *@redis:*)
+        printf 'redis://console:%s@redis:6379/0\n' "$password" >"$folder/secrets/console_redis_url"
+        printf 'user console on %s >%s\n' "$console_rights" "$password" >"$folder/secrets/redis_console.conf"
+        # A Redis that runs reads that file when it starts next.
+        # shellcheck disable=SC2016
+        docker compose exec -T redis sh -euc '
+            REDISCLI_AUTH=$(sed -n "s/^requirepass //p" /run/secrets/redis_auth.conf)
+            export REDISCLI_AUTH
+            redis-cli ACL SETUSER console on $0 ">$1" >/dev/null
+        ' "$console_rights" "$password" </dev/null 2>/dev/null || true
+        ;;
+    *) # another Redis: docs/how-to/restrict-redis.md
+        cp "$folder/secrets/redis_url" "$folder/secrets/console_redis_url"
+        : >"$folder/secrets/redis_console.conf"
+        ;;
+    esac
+    made=("$folder"/secrets/{console_login,console_redis_url,redis_console.conf})
+    chmod 640 "$folder/secrets/redis_console.conf"
+    if [ "$(id -u)" = 0 ] && [ "$uid" != 0 ]; then chown "$uid:$gid" "${made[@]}"; fi
+    echo "Made the console's login and its Redis user: $folder/secrets/console_login" >&2
+)
+if [ -e "$folder/secrets/redis_url" ] && [ ! -e "$folder/secrets/console_login" ]; then add_console; fi
+
 # allows MODE OWNER GROUP UID GID BITS: as the kernel decides; the first class that applies counts alone.
 allows() {
     local bits=$((8#$1))
@@ -33,7 +64,7 @@ allows() {
 
 mounted() {
     printf '%s\0' "$folder" "$folder/config.toml"
-    find "$folder" -mindepth 1 \( -path "$folder/tls/*" -o -path "$folder/secrets/redis_auth.conf" \) -prune \
+    find "$folder" -mindepth 1 \( -path "$folder/tls/*" -o -path "$folder/secrets/redis_*.conf" \) -prune \
         -o \( -path "$folder/secrets/*" -o -path "$folder/templates*" -o -name '*.toml' -o -name ca.pem \) -print0
     case $COMPOSE_FILE in *docker-compose.tls.yml*) find "$folder/tls" -mindepth 1 -print0 ;; esac
 }
@@ -47,9 +78,10 @@ fixes() {
         if allows "$mode" "$owner" "$group" "$uid" "$gid" "$need"; then continue; fi
         if [ "$owner" = "$uid" ]; then echo "  chmod u+rX '$path'"; else echo "  chown $uid:$gid '$path'"; fi
     done < <(mounted)
-    path=$folder/secrets/redis_auth.conf
-    read -r mode owner group < <(stat -Lc '%a %u %g' "$path" 2>/dev/null) || return 0
-    if ! allows "$mode" "$owner" "$group" 999 "$gid" 4; then echo "  chgrp $gid '$path' && chmod 640 '$path'"; fi
+    for path in "$folder"/secrets/redis_{auth,console}.conf; do
+        read -r mode owner group < <(stat -Lc '%a %u %g' "$path" 2>/dev/null) || continue
+        if ! allows "$mode" "$owner" "$group" 999 "$gid" 4; then echo "  chgrp $gid '$path' && chmod 640 '$path'"; fi
+    done
 }
 
 # With rootless Docker the containers' root is the caller, who can read everything that is his own.

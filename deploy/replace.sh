@@ -27,5 +27,5 @@ replace_containers() {
     # A worker finishes what it runs; what waits in the queues waits for its successor.
     docker compose up --detach --no-deps --wait --force-recreate \
         --scale worker="$((running > 0 ? running : ${workers:-1}))" worker
-    docker compose up --detach --no-deps --wait --force-recreate beat flower
+    docker compose up --detach --no-deps --wait --force-recreate beat flower console
 }

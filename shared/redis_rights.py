@@ -38,6 +38,12 @@ _CHANNELS = """
     PSUBSCRIBE /N.celery.pidbox; PSUBSCRIBE /N.celeryev/*; PSUBSCRIBE /N.celeryev/worker.*
 """
 
+# The console reads, and nothing else. `docs/how-to/restrict-redis.md` says what each right is for.
+CONSOLE_RIGHTS = (
+    "resetkeys %R~optout:* %R~optout.* %R~_kombu.binding* resetchannels "
+    "-@all +@read +@connection -@dangerous +info +time"
+)
+
 Calls = list[list[str]]
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tests.processes import Platform, wait_until
+from tests.processes import CONSOLE_LOGIN, Platform, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, longitudinal_study
 from tests.simulators.smtp import SmtpSimulator
 from tests.simulators.twilio import (
@@ -85,6 +85,7 @@ class Stage(Protocol):
     """Where the platform runs: as processes (`make demo`) or in containers (`docker compose up`)."""
 
     web_url: str
+    console_url: str
     flower_url: str
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]: ...
@@ -323,7 +324,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 110)
     with tempfile.TemporaryDirectory(prefix="opt-out-bridge-demo-") as folder:
         console.print(
-            "Starting Valkey, web, worker, beat and Flower, and stand-ins for REDCap, Twilio and mail …"
+            "Starting Valkey, web, worker, beat, Flower and the console, and stand-ins for REDCap, Twilio and mail …"
         )
         with the_world(Path(folder)) as world:
             if not play(world, console):
@@ -336,6 +337,8 @@ def stay_up(world: World, console: Console) -> None:
     """On a terminal, leave everything running for a look around."""
     if not sys.stdout.isatty():
         return
+    user, password = CONSOLE_LOGIN
+    console.print(f"Console (user {user}, password {password}):  {world.platform.console_url}")
     console.print(f"Flower (what the tasks did):  {world.platform.flower_url}/tasks")
     console.print(f"Figures for Prometheus:       {world.platform.web_url}/metrics")
     console.print("Press Ctrl+C to end.")

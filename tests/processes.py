@@ -19,15 +19,22 @@ import requests
 from redis import Redis
 from redis.exceptions import RedisError
 
+from shared.redis_rights import CONSOLE_RIGHTS
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REDIS_CONF = ROOT / "deploy" / "redis.conf"
 
 
-def server_options() -> list[str]:
+# The console's login in tests and in `make demo`, and the password of its user of Redis.
+CONSOLE_LOGIN = ("operator", "look-around")
+CONSOLE_PASSWORD = "reads-only"
+
+
+def server_options(process: str = "web") -> list[str]:
     """The web server's options, as Procfile has them: whole requests (web.request_buffering), HTTP/1 only, no waiting
     with slow headers, little room for long ones, many connections."""
-    [web] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith("web:")]
+    [web] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith(f"{process}:")]
     words = shlex.split(web)
     return words[words.index("--interface") : words.index("--host")]
 
@@ -134,9 +141,11 @@ class Platform:
         self.redis_port = free_port()
         self.web_port = port or free_port()
         self.flower_port = free_port()
+        self.console_port = free_port()
         self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
         self.web_url = f"http://127.0.0.1:{self.web_port}"
         self.flower_url = f"http://127.0.0.1:{self.flower_port}"
+        self.console_url = f"http://127.0.0.1:{self.console_port}"
         self.config = folder / "config.toml"
         self.config.write_text(config)
         self.env = {
@@ -160,17 +169,28 @@ class Platform:
         celery = [str(BIN / "celery"), "-q", "-A", "worker.celery_app"]
         return {
             "redis": [valkey_binary(), str(REDIS_CONF), "--port", str(self.redis_port), "--bind", "127.0.0.1",
-                      "--dir", str(data)],
+                      "--dir", str(data), "--user", "console", "on", *CONSOLE_RIGHTS.split(), f">{CONSOLE_PASSWORD}"],
             "web": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
                     *server_options(), "--port", str(self.web_port), "web.asgi:app"],
             "worker": [*celery, "worker"],
             "beat": [*celery, "beat"],
             "flower": [*celery, "flower", f"--conf={ROOT / 'deploy' / 'flowerconfig.py'}",
                        "--address=127.0.0.1", f"--port={self.flower_port}"],
+            "console": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
+                        *server_options("console"), "--port", str(self.console_port), "web.console.wsgi:app"],
         }  # fmt: skip
 
     def _process(self, name: str, command: Sequence[str]) -> Process:
-        return Process(name, command, env=self.env, folder=self.folder)
+        env = self.env | self._console_env() if name == "console" else self.env
+        return Process(name, command, env=env, folder=self.folder)
+
+    def _console_env(self) -> dict[str, str]:
+        """Its login, and its own user of Redis."""
+        return {
+            "OPTOUT_CONSOLE_LOGIN": ":".join(CONSOLE_LOGIN),
+            "OPTOUT_CONSOLE_FLOWER_URL": self.flower_url,
+            "OPTOUT_REDIS_URL": f"redis://console:{CONSOLE_PASSWORD}@127.0.0.1:{self.redis_port}/0",
+        }
 
     def __getitem__(self, name: str) -> Process:
         return self.processes[name]
@@ -192,6 +212,7 @@ class Platform:
             "worker": lambda: self[name].text().count(" ready.") > 0,
             "beat": lambda: "beat: Starting" in self[name].text(),
             "flower": lambda: requests.get(f"{self.flower_url}/healthcheck", timeout=1).ok,
+            "console": lambda: requests.get(f"{self.console_url}/healthz", timeout=1).ok,
         }
 
         def ready_or_dead() -> Any:
@@ -203,7 +224,7 @@ class Platform:
 
     def stop(self) -> None:
         """Stop everything, in the order in which work flows."""
-        for name in ("web", "beat", "flower", "worker", "redis"):
+        for name in ("web", "beat", "flower", "console", "worker", "redis"):
             self[name].stop()
         self.redis.close()
 

@@ -9,7 +9,7 @@ from shared.domain.events import UNFINISHED, Change, State, milliseconds
 from shared.ledger import Ledger, StoredEvent, keys
 
 PAGE = 50
-MOST_READ = 2_000
+MOST_READ = 1_000
 _CHUNK = 500
 
 

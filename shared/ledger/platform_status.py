@@ -11,6 +11,8 @@ from shared.ledger.loaded_configurations import RunningProcess, running_processe
 from shared.redis_client import RedisClient
 
 MINUTE_MS = 60_000
+# Where kombu keeps that a queue exists. Source: kombu 5.7, transport/redis.py, keyprefix_queue.
+KOMBU_BINDING = "_kombu.binding."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class PlatformStatus:
         return running_processes(self._redis, now_ms=now_ms)
 
     def queues(self, names: Sequence[str]) -> dict[str, int]:
-        """Messages that wait in Celery's queues, where Redis is the broker."""
+        """Messages that wait in Celery's queues; none of them if Redis is not the broker."""
+        if not self._redis.exists(*(f"{KOMBU_BINDING}{name}" for name in names)):
+            return {}
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.llen(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.redis_rights import CONSOLE_RIGHTS
 from tests.processes import ROOT
 
 # Writes down each call with the files it would use. The proxy is in whichever overlay is named.
@@ -19,7 +20,7 @@ case "$*" in
 "compose config --services")
     case $COMPOSE_FILE in *tls*|*scale*) echo proxy ;; esac
     # More than a pipe holds: a reader that ends early would break it.
-    printf '%s\\n' redis web worker beat flower
+    printf '%s\\n' redis web worker beat flower console
     head -c 200000 /dev/zero | tr '\\0' '\\n'
     ;;
 "compose run"*) cat >/dev/null ;;
@@ -449,3 +450,48 @@ def test_where_labels_cannot_be_set_the_command_is_named_and_nothing_starts(tmp_
     assert done.returncode != 0
     assert "chcon -R -t container_file_t './deployment'" in done.stderr
     assert host.starts == []
+
+
+class TestDeploymentsWithoutAConsole:
+    """Those of an earlier version: `make up` and `make upgrade` make its login and its user of Redis, once."""
+
+    def clone(self, root: Path, redis_url: str) -> Clone:
+        clone = Clone(root, CONFIGURED)
+        (clone.deployment / "secrets" / "redis_url").write_text(f"{redis_url}\n")
+        return clone
+
+    def secret(self, clone: Clone, name: str) -> str:
+        return (clone.deployment / "secrets" / name).read_text().rstrip("\n")
+
+    @pytest.mark.parametrize("target", ["up", "upgrade"])
+    def test_they_get_a_login_and_a_user_that_can_only_read(self, tmp_path: Path, target: str) -> None:
+        clone = self.clone(tmp_path, "redis://:secret@redis:6379/0")
+        done = clone.run("make", target)
+        assert done.returncode == 0, done.stderr
+        password = self.secret(clone, "console_redis_url").removeprefix("redis://console:").partition("@")[0]
+        assert len(password) >= 40
+        assert self.secret(clone, "redis_auth.conf") == "x"
+        assert self.secret(clone, "redis_console.conf") == f"user console on {CONSOLE_RIGHTS} >{password}"
+        assert self.secret(clone, "console_login").startswith("operator:")
+        for name in ("console_redis_url", "console_login"):
+            assert (clone.deployment / "secrets" / name).stat().st_mode & 0o777 == 0o600
+        assert any("compose exec -T redis" in call for call in clone.calls.read_text().splitlines())
+        assert password not in done.stdout + done.stderr
+
+    def test_what_is_there_is_left_alone(self, tmp_path: Path) -> None:
+        clone = self.clone(tmp_path, "redis://:secret@redis:6379/0")
+        clone.run("make", "up")
+        before = [
+            self.secret(clone, name) for name in ("console_login", "console_redis_url", "redis_console.conf")
+        ]
+        clone.run("make", "up")
+        after = [
+            self.secret(clone, name) for name in ("console_login", "console_redis_url", "redis_console.conf")
+        ]
+        assert after == before
+
+    def test_another_redis_is_read_with_the_address_that_is_known(self, tmp_path: Path) -> None:
+        clone = self.clone(tmp_path, "rediss://optout:secret@redis.example.edu:6380/0")
+        clone.run("make", "up")
+        assert self.secret(clone, "console_redis_url") == "rediss://optout:secret@redis.example.edu:6380/0"
+        assert self.secret(clone, "redis_console.conf") == ""

@@ -15,7 +15,7 @@ from tests.processes import REDIS_CONF, ROOT
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.30.0", "1.37.0")
-PLATFORM = ("redis", "web", "worker", "beat", "flower")
+PLATFORM = ("redis", "web", "worker", "beat", "flower", "console")
 # Secrets that compose mounts as folders; the others are single files.
 FOLDERS = {"twilio", "redcap", "smtp"}
 # The studies' own e-mail texts, a folder each.
@@ -162,7 +162,7 @@ def test_there_is_one_beat_never_two() -> None:
 def test_a_pod_gets_as_long_to_stop_as_a_container() -> None:
     seconds = {name: pod(name)["terminationGracePeriodSeconds"] for name in PLATFORM}
     # Web waits five seconds more, until the balancers have heard.
-    assert seconds == {"redis": 30, "web": 45, "worker": 120, "beat": 15, "flower": 15}
+    assert seconds == {"redis": 30, "web": 45, "worker": 120, "beat": 15, "flower": 15, "console": 15}
 
 
 def test_nothing_may_talk_unless_a_policy_says_so() -> None:

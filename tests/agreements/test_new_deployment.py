@@ -157,7 +157,7 @@ def test_a_deployment_holds_every_secret_of_the_compose_file(tmp_path: Path, dem
         for line in compose.splitlines()
         if "{file:" in line and "/secrets/" in line
     ]
-    assert len(single) == 5
+    assert len(single) == 8
     assert [
         name for name in [*single, "twilio", "redcap", "smtp"] if not (folder / "secrets" / name).exists()
     ] == []
@@ -175,10 +175,10 @@ def test_its_files_are_closed_to_all_but_their_owner_as_whom_the_containers_run(
     owners = {(str(path.stat().st_uid), str(path.stat().st_gid)) for path in paths}
     assert owners == {(settings["OPTOUT_UID"], settings["OPTOUT_GID"])}
     assert "0" not in {settings["OPTOUT_UID"], settings["OPTOUT_GID"]}
-    # Redis, which runs as a user of its own, reads its password by the group.
-    auth = folder / "secrets" / "redis_auth.conf"
-    assert auth.stat().st_mode & 0o777 == 0o640
-    assert [path for path in paths if path.stat().st_mode & 0o077 and path != auth] == []
+    # Redis, which runs as a user of its own, reads its passwords by the group.
+    by_group = [folder / "secrets" / name for name in ("redis_auth.conf", "redis_console.conf")]
+    assert [path.stat().st_mode & 0o777 for path in by_group] == [0o640, 0o640]
+    assert [path for path in paths if path.stat().st_mode & 0o077 and path not in by_group] == []
 
 
 def test_what_is_taken_over_for_kubernetes_is_closed_also_over_an_older_copy(tmp_path: Path) -> None:
@@ -201,8 +201,11 @@ def test_every_deployment_gets_secrets_of_its_own(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         make_deployment(tmp_path / name)
         secrets = tmp_path / name / "deployment" / "secrets"
-        made |= {(secrets / each).read_text() for each in ("hash_key", "redis_auth.conf", "flower_login")}
-    assert len(made) == 6
+        made |= {
+            (secrets / each).read_text()
+            for each in ("hash_key", "redis_auth.conf", "redis_console.conf", "flower_login", "console_login")
+        }
+    assert len(made) == 10
     assert min(len(secret.split()[-1]) for secret in made) >= 40
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks import footprint, index, ingress, one_stop, reconciliation, storm, wishes
+from tests.benchmarks import console, footprint, index, ingress, one_stop, reconciliation, storm, wishes
 from tests.benchmarks.report import machine, print_section, write_page
 
 MEASURES = {
@@ -24,6 +24,7 @@ MEASURES = {
     "index": index.measure,
     "footprint": footprint.measure,
     "wishes": wishes.measure,
+    "console": console.measure,
 }
 
 

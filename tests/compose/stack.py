@@ -16,6 +16,7 @@ from typing import Any
 
 import requests
 
+from shared.redis_rights import CONSOLE_RIGHTS
 from tests.processes import ROOT, free_port, wait_until
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
 from tests.simulators.twilio import (
@@ -29,7 +30,7 @@ from tests.simulators.twilio import (
     TwilioSimulator,
 )
 
-PLATFORM = ("redis", "web", "worker", "beat", "flower")
+PLATFORM = ("redis", "web", "worker", "beat", "flower", "console")
 BASE, SCALE, TLS = "docker-compose.yml", "docker-compose.scale.yml", "docker-compose.tls.yml"
 # Simulators beside the containers of a deployment, in place of REDCap, Twilio and the mail server.
 SIMULATORS = "tests/compose/simulators.yml"
@@ -104,6 +105,7 @@ class Stack:
         self.deployment = self.folder / "deployment"
         shutil.copytree(ROOT / "deploy" / "demo", self.deployment, ignore=shutil.ignore_patterns(".gitkeep"))
         self.flower_login = ("operator", secrets.token_hex(16))
+        self.console_login = ("operator", secrets.token_hex(16))
         self._make_secrets()
         a_certificate(self.deployment / "tls")
         # As `make deployment` makes it: nobody but its owner may read it, and that is not root.
@@ -111,11 +113,21 @@ class Stack:
         for path in (self.deployment, *self.deployment.rglob("*")):
             path.chmod(0o700 if path.is_dir() else 0o600)
             os.chown(path, uid, gid)
-        (self.deployment / "secrets" / "redis_auth.conf").chmod(0o640)
-        names = ("OPTOUT_WEB", "OPTOUT_TLS", "OPTOUT_FLOWER", "DEMO_REDCAP", "DEMO_TWILIO", "DEMO_MAIL")
+        for name in ("redis_auth.conf", "redis_console.conf"):
+            (self.deployment / "secrets" / name).chmod(0o640)
+        names = (
+            "OPTOUT_WEB",
+            "OPTOUT_TLS",
+            "OPTOUT_FLOWER",
+            "OPTOUT_CONSOLE",
+            "DEMO_REDCAP",
+            "DEMO_TWILIO",
+            "DEMO_MAIL",
+        )
         self.ports = {name: free_port() for name in names}
         self.web_url = f"http://127.0.0.1:{self.ports['OPTOUT_WEB']}"
         self.flower_url = f"http://127.0.0.1:{self.ports['OPTOUT_FLOWER']}"
+        self.console_url = f"http://127.0.0.1:{self.ports['OPTOUT_CONSOLE']}"
         self.redcap_url = f"http://127.0.0.1:{self.ports['DEMO_REDCAP']}"
         account = Account(sid=ACCOUNT_SID, auth_token=AUTH_TOKEN)
         self.twilio = TwilioSimulator([account], public_url=PUBLIC_URL, deliver_to=self.web_url)
@@ -133,9 +145,12 @@ class Stack:
 
     def _make_secrets(self) -> None:
         """Its own in place of the demo's, with which no process of a deployment starts."""
-        password = secrets.token_hex(16)
+        password, console = secrets.token_hex(16), secrets.token_hex(16)
         for name, text in {
             "redis_auth.conf": f"requirepass {password}",
+            "redis_console.conf": f"user console on {CONSOLE_RIGHTS} >{console}",
+            "console_redis_url": f"redis://console:{console}@redis:6379/0",
+            "console_login": ":".join(self.console_login),
             "redis_url": f"redis://:{password}@redis:6379/0",
             "hash_key": secrets.token_hex(32),
             "flower_login": ":".join(self.flower_login),

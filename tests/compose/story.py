@@ -27,6 +27,7 @@ class Containers:
     """The platform's containers, seen from beside them."""
 
     web_url = "http://web:8000"
+    console_url = f"http://127.0.0.1:{os.environ.get('DEMO_CONSOLE_PORT', '15050')}"
     flower_url = f"http://127.0.0.1:{os.environ.get('DEMO_FLOWER_PORT', '15555')}"
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +57,7 @@ def forget_last_time() -> None:
 def look_around(console: Console) -> None:
     """Say what can be seen, and done."""
     console.print(
+        f"Console (the studies, and what needs somebody), user and password demo:  {Containers.console_url}",
         f"Flower (what the tasks did), user and password demo:  {Containers.flower_url}/tasks",
         f"The mailbox:  http://127.0.0.1:{os.environ.get('DEMO_MAIL_PORT', MAIL_PORT)}/",
         "Text something yourself:",

@@ -13,7 +13,7 @@ from tests.processes import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-SERVICES = ("web", "worker", "beat", "flower")
+SERVICES = ("web", "worker", "beat", "flower", "console")
 
 
 def edit(stack: Stack, old: str, new: str) -> None:

@@ -30,7 +30,8 @@ class Demo:
         override.write_text(override.read_text().replace("name: optout-demo\n", f"name: {self.project}\n"))
         (root / NAMES / f"{self.project}.yml").write_text("# a name for this test\n")
         ports = {
-            f"DEMO_{name}_PORT": str(free_port()) for name in ("WEB", "FLOWER", "REDCAP", "TWILIO", "MAIL")
+            f"DEMO_{name}_PORT": str(free_port())
+            for name in ("WEB", "CONSOLE", "FLOWER", "REDCAP", "TWILIO", "MAIL")
         }
         self.env = without_a_deployment() | ports | {"DEMO_IMAGE": self.project}
 

@@ -12,11 +12,12 @@ pytestmark = pytest.mark.timeout(900)
 
 # Each service and the secrets that it may see, below /run/secrets.
 SECRETS = {
-    "redis": {"redis_auth.conf"},
+    "redis": {"redis_auth.conf", "redis_console.conf"},
     "web": {"redis_url", "hash_key", "twilio/main"},
     "worker": {"redis_url", "hash_key", "smtp_url", "twilio/main", "redcap/asthma", "redcap/sleep"},
     "beat": {"redis_url"},
     "flower": {"redis_url", "flower_login"},
+    "console": {"console_redis_url", "console_login"},
 }
 CODE = {"web": {"shared", "web", "deploy"}, "worker": {"shared", "worker", "deploy"}}
 
@@ -90,7 +91,7 @@ def test_web_and_flower_have_no_way_out(stack: Stack) -> None:
     attempt = f"import socket; socket.create_connection(('{address}', 8900), 3)"
     tried = {name: inside(stack, name, f'python -c "{attempt}" 2>&1 || true') for name in PLATFORM[1:]}
     assert tried["worker"] == ""
-    assert all("Error" in tried[name] for name in ("web", "beat", "flower"))
+    assert all("Error" in tried[name] for name in ("web", "beat", "flower", "console"))
     for network in ("public", "admin"):
         described = json.loads(stack.run("docker", "network", "inspect", f"{stack.project}_{network}").stdout)
         assert described[0]["Options"]["com.docker.network.bridge.enable_ip_masquerade"] == "false"

@@ -163,7 +163,7 @@ def test_what_is_scaled_stays_scaled(stack: Stack, command: str) -> None:
 
 def test_an_upgrade_under_load_refuses_no_webhook_and_loses_none(stack: Stack) -> None:
     """Every webhook is answered 200 at the first attempt, while all containers but Redis are replaced."""
-    services = ("web", "worker", "beat", "flower")
+    services = ("web", "worker", "beat", "flower", "console")
     before = {container["Id"] for service in services for container in stack.containers(service)}
     stack.extra["OPTOUT_LOG_LEVEL"] = "DEBUG"  # a change that every service has to be replaced for
     upgrade = subprocess.Popen(

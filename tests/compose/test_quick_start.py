@@ -71,7 +71,7 @@ class Newcomer:
 
     def has_the_simulators(self) -> None:
         """What stands in for the institution's servers; free ports, as other tests run beside this one."""
-        ports = ("OPTOUT_WEB", "OPTOUT_FLOWER", "DEMO_TWILIO", "DEMO_MAIL")
+        ports = ("OPTOUT_WEB", "OPTOUT_FLOWER", "OPTOUT_CONSOLE", "DEMO_TWILIO", "DEMO_MAIL")
         settings = {f"{name}_PORT": str(free_port()) for name in ports} | {
             "DEMO_REDCAP_PORT": str(self.redcap_port),
             "COMPOSE_PROJECT_NAME": self.project,

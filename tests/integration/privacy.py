@@ -9,6 +9,7 @@ Reusable by the demo and by acceptance tests: it needs a platform, and nothing o
 from __future__ import annotations
 
 import base64
+import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from urllib.parse import quote, quote_plus
 
 import requests
 
-from tests.processes import Platform
+from tests.processes import CONSOLE_LOGIN, Platform
 
 # Shorter texts than this would be found in anything.
 SHORTEST = 6
@@ -128,6 +129,21 @@ def _page(url: str) -> str:
     return answer.text
 
 
+def console_texts(platform: Platform) -> Iterator[tuple[str, str]]:
+    """Every page of the console that a link leads to, the audit trails included."""
+    seen, waiting = {"/"}, ["/"]
+    with requests.Session() as session:
+        session.auth = CONSOLE_LOGIN
+        while waiting:
+            path = waiting.pop()
+            page = session.get(platform.console_url + path, timeout=20)
+            page.raise_for_status()
+            yield f"console {path}", page.text
+            found = [html.unescape(link) for link in re.findall(r'href="(/[^"]*)"', page.text)]
+            waiting += (new := [link for link in dict.fromkeys(found) if link not in seen])
+            seen.update(new)
+
+
 def log_texts(platform: Platform) -> Iterator[tuple[str, str]]:
     """Every process's log, line by line; Redis' own does not repeat data."""
     for name, process in platform.processes.items():
@@ -157,6 +173,8 @@ def scan(platform: Platform, needles: Needles, *, more: Mapping[str, str] | None
         *command_texts(platform),
         *((more or {}).items()),
     ]
+    if platform["console"].running:
+        texts += console_texts(platform)
     if platform["flower"].running:
         texts += flower_texts(platform.flower_url)
     return [finding for place, text in texts for finding in needles.found_in(place, text)]

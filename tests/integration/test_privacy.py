@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from shared.messaging.celery_config import TaskName
-from tests.integration.privacy import Needles, flower_texts, log_texts, redis_texts, scan
+from tests.integration.privacy import Needles, console_texts, flower_texts, log_texts, redis_texts, scan
 from tests.integration.world import HASH_KEY, STUDIES, World
 from tests.processes import wait_until
 from tests.simulators.twilio import AUTH_TOKEN
@@ -80,6 +81,11 @@ def test_the_search_looked_where_something_could_have_been(story: World) -> None
     assert sum(place.startswith("redis optout:event:") for place, _ in redis_texts(platform.redis)) > 20
     levels = {json.loads(line).get("level") for _, line in log_texts(platform) if line.startswith("{")}
     assert {"debug", "info", "warning"} <= levels
+    console = [place for place, _ in console_texts(platform)]
+    assert (
+        sum(re.fullmatch(r"console /studies/\w+/events/SM\w+", place) is not None for place in console) > 10
+    )
+    assert {"console /platform", "console /checks", "console /studies/asthma/events.csv"} <= set(console)
     pages = dict(flower_texts(platform.flower_url))
     assert sum(place.startswith("flower task") for place in pages) > 10
     assert all(

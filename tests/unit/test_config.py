@@ -334,7 +334,9 @@ class TestSecretsOfTheDemo:
 
     DEMO = ROOT / "deploy" / "demo" / "secrets"
 
-    @pytest.mark.parametrize("name", ["hash_key", "flower_login", "redis_url"])
+    @pytest.mark.parametrize(
+        "name", ["hash_key", "flower_login", "redis_url", "console_login", "console_redis_url"]
+    )
     def test_a_file_with_one_is_refused_in_one_line(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(PublishedSecret, match="published") as raised:
             Secret(f"file:{self.DEMO / name}").resolve()

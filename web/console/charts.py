@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from shared.ledger.change_counts import LATENCY_BOUNDS_MS, LONGER, DayCount
 from shared.ledger.nights import NIGHTS_KEPT, Night
 
-SPARK_WIDTH, SPARK_HEIGHT, SPARK_STEP = 120, 28, 4
+SPARK_HEIGHT, SPARK_STEP = 28, 4
 WEEK_HEIGHT, WEEK_STEP = 120, 26
 CELL = 18
 
@@ -21,15 +21,15 @@ class Bar:
     height: float
 
 
-def sparkline(values: Sequence[int]) -> list[Bar]:
-    """A bar for each value; none for a zero."""
+def sparkline(values: Sequence[int]) -> str:
+    """An SVG path with a bar for each value; none for a zero."""
     highest = max([*values, 1])
-    heights = [round(max(2, value / highest * SPARK_HEIGHT), 1) if value else 0 for value in values]
-    return [
-        Bar(place * SPARK_STEP, SPARK_HEIGHT - height, height)
+    heights = [max(2, round(value / highest * SPARK_HEIGHT)) if value else 0 for value in values]
+    return "".join(
+        f"M{place * SPARK_STEP} {SPARK_HEIGHT}v-{height}h3v{height}z"
         for place, height in enumerate(heights)
         if height
-    ]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 from flask import Blueprint, render_template
 
-from shared.config import Config, broker_url, redis_url
+from shared.config import Config
 from shared.domain.events import milliseconds
 from shared.ledger.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.loaded_configurations import program_version
@@ -38,7 +38,7 @@ def status() -> str:
         digest=config.digest,
         version=program_version(),
         processes=read.processes(now_ms),
-        queues=read.queues(list(QUEUES.values())) if broker_url() == redis_url() else {},
+        queues=read.queues(list(QUEUES.values())),
         unfinished=sum(study.unfinished for study in studies),
         oldest_minutes=(now_ms - oldest) // 60_000 if oldest else 0,
         budgets=read.budgets(rate_limits(config)),

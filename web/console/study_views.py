@@ -69,6 +69,7 @@ def _local(project: str, moment_ms: int) -> str:
 
 def _with_changes(shown: Sequence[StudyVerdict]) -> list[dict[str, object]]:
     days = {each.study.project: _today(each.study.project) for each in shown}
+    opted_out = Overview(console().ledger.redis).opted_out(list(days))
     counts = ChangeCounts(console().ledger.redis).of_projects(days, SPARK_DAYS)
     rows = []
     for each in shown:
@@ -77,6 +78,7 @@ def _with_changes(shown: Sequence[StudyVerdict]) -> list[dict[str, object]]:
             {
                 "verdict": each,
                 "study": each.study,
+                "opted_out": opted_out[each.study.project],
                 "zone": console().zone(each.study.project),
                 "opt_outs": sum(day.opt_outs for day in changes),
                 "opt_ins": sum(day.opt_ins for day in changes),
@@ -95,13 +97,15 @@ def study(project: str) -> str:
     """One study."""
     require_known(project)
     ledger, [verdict] = console().ledger, judge([project])
+    opted_out = Overview(ledger.redis).opted_out([project])[project]
     counts, nights = ChangeCounts(ledger.redis), Nights(ledger.redis).of(project)
     latencies = counts.latencies(project)
     days = charts.calendar(nights, now().astimezone(console().zone("")).date())
     return render_template(
         "study.html",
         project=project,
-        verdict=about(verdict),
+        verdict=about(verdict, opted_out),
+        opted_out=opted_out,
         study=verdict.study,
         troubles=verdict.troubles,
         zone=console().zone(project),

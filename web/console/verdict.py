@@ -145,18 +145,17 @@ def _about_studies(studies: Sequence[StudyVerdict]) -> str:
     )
 
 
-def about(study: StudyVerdict) -> Verdict:
-    """The sentence about one study."""
+def about(study: StudyVerdict, opted_out: int) -> Verdict:
+    """The sentence about one study, in which so many records show an opt-out."""
     name = study.study.project
     if study.troubles:
         return Verdict(study.level, f"{name}: {study.text}.")
-    opted_out = number_of(study.study.opted_out, "record")
-    shows = "shows" if study.study.opted_out == 1 else "show"
+    records, shows = number_of(opted_out, "record"), "shows" if opted_out == 1 else "show"
     proof = (
         "and the last reconciliation succeeded"
         if study.study.success_ms
         else "and no reconciliation has run yet"
     )
     return Verdict(
-        Level.FINE, f"{name} is fine: {opted_out} {shows} an opt-out, every change is in REDCap, {proof}."
+        Level.FINE, f"{name} is fine: {records} {shows} an opt-out, every change is in REDCap, {proof}."
     )

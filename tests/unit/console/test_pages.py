@@ -348,6 +348,7 @@ class TestChecks:
 
 class TestPlatform:
     def test_processes_queues_budgets_and_mail_are_shown(self, console: Console) -> None:
+        console.redis.sadd("_kombu.binding.optout.update", "x")
         console.redis.lpush("optout.update", "x", "y")
         console.redis.hset(
             keys.METRICS, mapping={"mails|asthma|saved|sent": 4, "mails|asthma|saved|rejected": 1}
