@@ -24,7 +24,8 @@ from shared.domain.events import Change, OptOutEvent
 from shared.errors import MailDeferred, TwilioRejected
 from shared.ledger import Accepted, Ledger, StoredEvent, keys
 from shared.messaging.celery_config import TaskName
-from shared.messaging.record_events import accept
+from shared.messaging.publisher import Publisher
+from shared.messaging.record_events import publish_lookups
 from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
 from worker.mail.verdicts import Recipients
@@ -44,6 +45,17 @@ def fake_redis() -> Any:
 def at_once(flush: Callable[[], None]) -> None:
     """Counts requests without a timer, which could log after the test has ended."""
     flush()
+
+
+def accept(
+    events: Sequence[OptOutEvent], *, ledger: Ledger, publish: Publisher, now: datetime | None = None
+) -> list[Accepted]:
+    """Record events, and publish the lookups that the ledger asks for."""
+    answers = ledger.accept(events, now=now or datetime.now(UTC), lookups=True)
+    publish_lookups(
+        publish, [event for event, each in zip(events, answers, strict=True) if each is Accepted.ASK]
+    )
+    return [Accepted.NEW if answer is Accepted.ASK else answer for answer in answers]
 
 
 class Message(NamedTuple):

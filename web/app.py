@@ -13,7 +13,7 @@ from shared.ledger.learned_words import LearnedWords
 from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.publisher import Publisher
 from shared.redis_client import RedisClient
-from web.context import Services, init_app
+from web.context import Services, init_app, leave_event_loop
 from web.monitoring.health import health
 from web.monitoring.request_counter import RequestCounter, Scheduler, after_one_second
 from web.twilio.routing import Router
@@ -38,7 +38,7 @@ def build_services(
             _secrets(config, lambda account: account.auth_token),
             _secrets(config, lambda account: account.shared_key),
         ),
-        router=Router(config, hasher, ServiceSenders(redis, hasher)),
+        router=Router(config, hasher, ServiceSenders(redis, hasher, before_read=leave_event_loop)),
         request_counter=RequestCounter(ledger, schedule),
         learned_words=LearnedWords(ledger.redis),
     )

@@ -1,6 +1,6 @@
-"""The web server's entry point: the application of `web.wsgi` behind request buffering.
+"""The web server's entry point: the application of `web.wsgi` in an event loop.
 
-`web.wsgi:app` alone is for servers that buffer request bodies themselves.
+`web.wsgi:app` alone is for WSGI servers that buffer request bodies themselves.
 """
 
 from web.request_buffering import RequestBuffering

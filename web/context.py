@@ -1,5 +1,7 @@
 """The services of an application, and how a view reaches them."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flask import Flask, current_app
@@ -13,6 +15,8 @@ from web.twilio.routing import Router
 from web.twilio.signature import SignatureVerifier
 
 _EXTENSION = "optout"
+# In the WSGI environment of a request that an event loop handles.
+IN_EVENT_LOOP = "optout.in_event_loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,17 @@ def services() -> Services:
     """The services of the application that handles the current request."""
     attached: Services = current_app.extensions[_EXTENSION]
     return attached
+
+
+class NeedsThread(BaseException):
+    """A request would block the event loop, and is run again in a thread.
+
+    Not an Exception, as Flask would answer those with status 500.
+    """
+
+
+def leave_event_loop() -> None:
+    """Called before a view waits, or computes for long. Raises NeedsThread in the thread of an event loop."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise NeedsThread

@@ -1,9 +1,10 @@
-"""Buffers each request completely before a thread runs the WSGI application.
+"""Runs the Flask application in the event loop, with complete requests only.
 
 A WSGI server assigns a thread to a request before the body has arrived, so a few slow clients can occupy all
-threads. Here the event loop waits for bodies, each for a limited time, and threads handle complete requests only.
-(The bridges a2wsgi and asgiref pass the body on in pieces or use a single thread, and reject queries that are not
-ASCII with an error of their own.)
+threads. Here the event loop waits for bodies, each for a limited time. The application does not block:
+`web.recording` writes what many requests submit together, and a request is answered when its part is on disk. A view
+that has to wait raises NeedsThread, and runs again in a thread. (The bridges a2wsgi and asgiref pass the body on in
+pieces and use threads, and reject queries that are not ASCII with an error of their own.)
 
 Behind a proxy that buffers requests, any WSGI server can run `web.wsgi:app` directly.
 """
@@ -11,151 +12,113 @@ Behind a proxy that buffers requests, any WSGI server can run `web.wsgi:app` dir
 import asyncio
 import io
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import WSGIEnvironment
 
+from flask import Flask, Response, g
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from web.context import IN_EVENT_LOOP, NeedsThread
+from web.recording import STORE_SECONDS, Submitted, Writer
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
-from web.twilio.twiml import CONTENT_TYPE, EMPTY_RESPONSE
+from web.twilio.twiml import empty_response
 
 # Twilio sends the body at once; it gives up after 15 s, Event Streams after 5 s.
 BODY_SECONDS = 5.0
-# Threads mostly wait for Redis, which waits for the disk.
-THREADS = 8
+# For what waits: /readyz, /metrics and large batches of events.
+THREADS = 4
 # Bodies larger than a webhook's that are held in memory at the same time.
 LARGE_BODIES = 16
-# Needs no other service, so it never blocks.
-LIVENESS_PATH = "/healthz"
 
-Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Wsgi = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
-Response = tuple[int, list[tuple[bytes, bytes]], bytes]
-
-
-class BodyTimeout(Exception):
-    """The body did not arrive in time, or the client disconnected."""
-
-
-class TooLarge(Exception):
-    """The body is longer than any route accepts."""
 
 
 class RequestBuffering:
-    """An ASGI application that reads each request's body and then runs the WSGI application in a thread."""
+    """An ASGI application that reads each request's body, runs the Flask application, and waits for the writer."""
 
-    def __init__(self, wsgi: Wsgi, *, body_seconds: float = BODY_SECONDS, threads: int = THREADS) -> None:
-        self._wsgi = wsgi
+    def __init__(
+        self, app: Flask, *, body_seconds: float = BODY_SECONDS, store_seconds: float = STORE_SECONDS
+    ) -> None:
+        self._app = app
+        self._writer = Writer(store_seconds)
         self._body_seconds = body_seconds
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
         self._large = asyncio.Semaphore(LARGE_BODIES)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Response one request."""
-        status, headers, content = await self._answer(scope, receive)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        response = await self._answer(scope, receive)
+        headers = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in response.headers]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.get_data()})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        if scope["path"].rstrip("/") == LIVENESS_PATH:
-            # Not in a thread: all threads may be waiting for a Redis that hangs.
-            return self._call(_environ(scope, b""))
+    async def _answer(self, scope: dict[str, Any], receive: Receive) -> Response:
         try:
             async with asyncio.timeout(self._body_seconds):
                 body = await self._body(receive)
-        except (BodyTimeout, TimeoutError):
+        except (ClientDisconnected, TimeoutError):
             # Not 408: after a 4xx Event Streams discards the event. Source: Twilio docs, Event Streams FAQ,
             # "At-least-once delivery".
-            return _rejection(503)
-        except TooLarge:
-            return _rejection(413)
-        environ = _environ(scope, body)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, environ)
+            return empty_response(503, connection="close")
+        except RequestEntityTooLarge:
+            return empty_response(413, connection="close")
+        try:
+            response, submitted = self._call(scope, body)
+        except NeedsThread:
+            run = asyncio.get_running_loop().run_in_executor
+            response, submitted = await run(self._threads, self._call, scope, body)
+        is_stored = submitted is None or await self._writer.stored(*submitted)
+        return response if is_stored else empty_response(503)
 
     async def _body(self, receive: Receive) -> bytes:
-        """The whole body. Raises BodyTimeout or TooLarge."""
-        chunks, more = await _chunks(receive, [], INBOUND_LIMIT_BYTES)
-        if more:
-            async with self._large:
-                chunks, more = await _chunks(receive, chunks, EVENTS_LIMIT_BYTES)
-        if more:
-            raise TooLarge
-        return b"".join(chunks)
+        """The whole body. Raises ClientDisconnected or RequestEntityTooLarge."""
+        body, more = bytearray(), True
+        async with AsyncExitStack() as stack:
+            while more:
+                message, was_small = await receive(), len(body) <= INBOUND_LIMIT_BYTES
+                if message["type"] != "http.request":
+                    raise ClientDisconnected
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > EVENTS_LIMIT_BYTES:
+                    raise RequestEntityTooLarge
+                if more and was_small and len(body) > INBOUND_LIMIT_BYTES:
+                    await stack.enter_async_context(self._large)
+        return bytes(body)
 
-    def _call(self, environ: WSGIEnvironment) -> Response:
-        started: list[Any] = []
-
-        def start_response(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], None]:
-            started[:] = [
-                int(status[:3]),
-                [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers],
-            ]
-            return _no_write
-
-        content = self._wsgi(environ, start_response)
-        try:
-            body = b"".join(content)
-        finally:
-            close = getattr(content, "close", None)
-            if close is not None:
-                close()
-        return started[0], started[1], body
+    def _call(self, scope: dict[str, Any], body: bytes) -> tuple[Response, Submitted | None]:
+        """The application's response, and what has to be on disk before it is sent."""
+        with self._app.request_context(_environ(scope, body)):
+            try:
+                response = self._app.full_dispatch_request()
+            except Exception as error:  # noqa: BLE001  as Flask.wsgi_app does
+                response = self._app.handle_exception(error)
+            return response, g.get("submitted")
 
 
-async def _chunks(receive: Receive, chunks: list[bytes], limit: int) -> tuple[list[bytes], bool]:
-    """Read until the body ends or exceeds `limit` bytes. Returns the chunks, and whether it exceeds the limit."""
-    size = sum(map(len, chunks))
-    while size <= limit:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise BodyTimeout
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if not message.get("more_body", False):
-            return chunks, size > limit
-    return chunks, True
-
-
-def _environ(scope: Scope, body: bytes) -> WSGIEnvironment:
-    """The WSGI environment of a request. Source: PEP 3333, and the ASGI specification's "WSGI Compatibility"."""
+def _environ(scope: dict[str, Any], body: bytes) -> WSGIEnvironment:
+    """What Flask reads of a WSGI environment. Source: PEP 3333, and the ASGI specification's "WSGI Compatibility"."""
     host, port = scope.get("server") or ("", 0)
     environ: WSGIEnvironment = {
+        IN_EVENT_LOOP: True,
         "REQUEST_METHOD": scope["method"],
-        "SCRIPT_NAME": "",
         "PATH_INFO": scope["path"].encode().decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": host,
         "SERVER_PORT": str(port),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
-        "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
         "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
     }
     for name, value in scope["headers"]:
-        _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
+        # Without those with an underscore: "x_twilio_signature" would be read as "x-twilio-signature".
+        if b"_" not in name and name != b"transfer-encoding":
+            key, text = "HTTP_" + name.decode("latin-1").upper().replace("-", "_"), value.decode("latin-1")
+            environ[key] = f"{environ[key]},{text}" if key in environ else text
     # The length received, whatever the header announced.
-    environ["CONTENT_LENGTH"] = str(len(body))
-    return environ
-
-
-def _add_header(environ: WSGIEnvironment, name: str, value: str) -> None:
-    if "_" in name or name == "transfer-encoding":
-        return  # "x_twilio_signature" would be read as "x-twilio-signature"
-    key = name.upper().replace("-", "_")
-    key = key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
-    environ[key] = f"{environ[key]},{value}" if key in environ else value
-
-
-def _rejection(status: int) -> Response:
-    headers = [(b"content-type", CONTENT_TYPE.encode()), (b"connection", b"close")]
-    return status, headers, EMPTY_RESPONSE.encode()
-
-
-def _no_write(_data: bytes) -> None:
-    raise RuntimeError("the application must return its body; write() is not supported")
+    return environ | {"CONTENT_TYPE": environ.get("HTTP_CONTENT_TYPE", ""), "CONTENT_LENGTH": str(len(body))}

@@ -191,7 +191,6 @@ class Ledger:
         events: Sequence[OptOutEvent],
         *,
         now: datetime,
-        counted: Sequence[str] = (),
         lookups: bool = False,
         confirmed: bool = False,
     ) -> list[Accepted]:
@@ -200,18 +199,31 @@ class Ledger:
         Of two changes in the same millisecond, the one handed in later counts as the later one, except
         from the message log, which is read newest first.
 
-        A webhook waits for the disk only once, so on the way: `counted` is the label of a figure of `/metrics`
-        to add to, and with `lookups` the answer says for which events the caller has to publish a lookup: only where
-        none of the project waits in the queue, as that one includes the others (`take_arrived`).
+        With `lookups`, the answer says for which events the caller has to publish a lookup: only if none of the
+        project waits in the queue, as that one includes the others (`take_arrived`).
 
         A START by webhook counts only once its time is `confirmed`, by a second call for the same event.
         """
         with self.redis.pipeline(transaction=True) as pipe:
             for event in events:
                 self._accept_one(event, now, pipe, lookups=lookups, confirmed=confirmed)
-            if counted:
-                pipe.hincrby(keys.METRICS, "|".join(counted), 1)
-            return [Accepted(answer) for answer in pipe.execute()[: len(events)]]
+            return [Accepted(answer) for answer in pipe.execute()]
+
+    def accept_each(
+        self, arrived: Sequence[tuple[OptOutEvent, datetime]], *, counted: Mapping[str, int]
+    ) -> list[Accepted | Exception]:
+        """Record events with their times of receipt, each with an outcome of its own; the caller publishes lookups.
+
+        All of them wait for the disk once, together with the metrics of `/metrics` that are `counted`. Raises
+        redis.RedisError if the store is unavailable.
+        """
+        with self.redis.pipeline(transaction=True) as pipe:
+            for event, now in arrived:
+                self._accept_one(event, now, pipe, lookups=True, confirmed=False)
+            for label, number in counted.items():
+                pipe.hincrby(keys.METRICS, label, number)
+            answers = pipe.execute(raise_on_error=False)[: len(arrived)]
+        return [answer if isinstance(answer, Exception) else Accepted(answer) for answer in answers]
 
     def _accept_one(
         self, event: OptOutEvent, now: datetime, pipe: Any, *, lookups: bool, confirmed: bool

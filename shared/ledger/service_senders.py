@@ -19,11 +19,17 @@ class ServiceSenders:
     """The senders of Messaging Services. Methods may raise redis.RedisError."""
 
     def __init__(
-        self, redis: RedisClient, hasher: PhoneHasher, *, clock: Callable[[], float] = time.monotonic
+        self,
+        redis: RedisClient,
+        hasher: PhoneHasher,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        before_read: Callable[[], None] = lambda: None,
     ) -> None:
         self._redis = redis
         self._hasher = hasher
         self._clock = clock
+        self._before_read = before_read
         self._cache: dict[str, frozenset[str]] = {}
         self._read_at = -CACHED_SECONDS
 
@@ -39,15 +45,18 @@ class ServiceSenders:
 
     def services_of(self, address: str, services: Sequence[str]) -> list[str]:
         """Return those of the services that have this sender."""
-        if self._clock() - self._read_at >= CACHED_SECONDS or not self._cache.keys() >= set(services):
-            self._read(services)
+        known = self._cache
+        if self._clock() - self._read_at >= CACHED_SECONDS or not known.keys() >= set(services):
+            known = self._read(services)
         hashed = self._hasher(address)
-        return [sid for sid in services if hashed in self._cache[sid]]
+        return [sid for sid in services if hashed in known[sid]]
 
-    def _read(self, services: Sequence[str]) -> None:
+    def _read(self, services: Sequence[str]) -> dict[str, frozenset[str]]:
+        self._before_read()
         with self._redis.pipeline(transaction=False) as pipe:
             for sid in services:
                 pipe.smembers(keys.service_senders(sid))
             found = pipe.execute()
-        self._cache = {sid: frozenset(members) for sid, members in zip(services, found, strict=True)}
-        self._read_at = self._clock()
+        known = {sid: frozenset(members) for sid, members in zip(services, found, strict=True)}
+        self._cache, self._read_at = known, self._clock()
+        return known

@@ -1,39 +1,91 @@
-"""Record opt-out events. Every source (webhook, Event Streams, message log) uses `accept`."""
+"""Record what requests change, and publish the tasks that follow."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Protocol
 
 import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from shared.domain.events import OptOutEvent
+from shared.domain.events import Change, OptOutEvent
 from shared.ledger import Accepted, Ledger
+from shared.ledger.learned_words import LearnedWords
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import Publisher
 
 log = structlog.get_logger(__name__)
 
 
-def accept(
-    events: Sequence[OptOutEvent],
-    *,
-    ledger: Ledger,
-    publish: Publisher | None,
-    now: datetime | None = None,
-    counted: Sequence[str] = (),
-) -> list[Accepted]:
-    """Record events, all or none, then publish the lookups that are needed. `counted`: see `Ledger.accept`.
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What one request changes."""
 
-    Without a publisher, the caller looks the records up itself. Raises redis.RedisError if the events could not be
-    recorded. A failed publish is not a failure: sweep finds what is recorded.
+    endpoint: str
+    events: Sequence[OptOutEvent]
+    received_at: datetime
+    words: Sequence[tuple[set[str], str, Change]] = ()  # keywords of Advanced Opt-Out, with their scopes
+
+
+class Recording(Protocol):
+    """What submissions are stored with."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def learned_words(self) -> LearnedWords: ...
+
+
+def record(services: Recording, submissions: Sequence[Submission]) -> tuple[list[bool], list[OptOutEvent]]:
+    """Store submissions together. Returns which of them are on disk, and the events whose lookup has to be published.
+
+    A failure is an outcome here, never an exception.
     """
-    now = now or datetime.now(UTC)
-    answers = ledger.accept(events, now=now, counted=counted, lookups=publish is not None)
-    for event, answer in zip(events, answers, strict=True):
-        if answer is Accepted.ASK and publish is not None:
-            publish_or_leave(publish, TaskName.LOOKUP, event.project, event.event_id)
-    return [Accepted.NEW if answer is Accepted.ASK else answer for answer in answers]
+    results = iter(_accept(services, submissions))
+    stored: list[bool] = []
+    asked: list[OptOutEvent] = []
+    for each in submissions:
+        outcomes = [(event, next(results)) for event in each.events]
+        logged = [_log(event, result) for event, result in outcomes]
+        stored.append(all(logged))
+        asked += [event for event, result in outcomes if result is Accepted.ASK]
+    if not all(stored):
+        # After a failover, open connections may lead to a server that is not the primary any more.
+        services.ledger.redis.connection_pool.disconnect(inuse_connections=False)
+    return stored, asked
+
+
+def _accept(services: Recording, submissions: Sequence[Submission]) -> Sequence[Accepted | Exception]:
+    arrived = [(event, each.received_at) for each in submissions for event in each.events]
+    counted = Counter(f"webhooks|{each.endpoint}|accepted" for each in submissions)
+    try:
+        results = services.ledger.accept_each(arrived, counted=counted)
+        for scopes, word, change in chain.from_iterable(each.words for each in submissions):
+            services.learned_words.add(scopes, word, change)
+    except Exception as error:  # noqa: BLE001  whatever failed: a 2xx is only for what is known to be stored
+        return [error] * len(arrived)
+    return results
+
+
+def _log(event: OptOutEvent, result: Accepted | Exception) -> bool:
+    """Log what became of an event. Returns whether it is stored."""
+    if isinstance(result, Exception):
+        log.error("not_stored", error=type(result).__name__)
+        return False
+    log.info(
+        "opt_out_event", project=event.project, event_id=event.event_id, change=event.change,
+        source=event.source, result=Accepted.NEW if result is Accepted.ASK else result,
+    )  # fmt: skip
+    return True
+
+
+def publish_lookups(publish: Publisher, events: Iterable[OptOutEvent]) -> None:
+    """Ask the worker to look records up. If that fails, sweep does within a minute."""
+    for event in events:
+        publish_or_leave(publish, TaskName.LOOKUP, event.project, event.event_id)
 
 
 def publish_or_leave(publish: Publisher, task: TaskName, *args: str, delay_seconds: float = 0) -> bool:

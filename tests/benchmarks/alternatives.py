@@ -23,7 +23,6 @@ from tests.benchmarks.routes import EMPTY_RESPONSE, INBOUND
 from tests.benchmarks.world import REDCAP_TOKEN
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
-from web.request_buffering import RequestBuffering
 
 REDCAP_URL = os.environ.get("BENCH_REDCAP_URL", "")
 SMTP_URL = urlsplit(os.environ.get("OPTOUT_SMTP_URL", ""))
@@ -115,5 +114,5 @@ def _chained(sender: str) -> None:
     chain(lookup.s(sender), update.s(), mail.s()).delay()
 
 
-inside_the_request = RequestBuffering(_application("inside_the_request", _all_at_once))
-chain_per_event = RequestBuffering(_application("chain_per_event", _chained))
+inside_the_request = _application("inside_the_request", _all_at_once)
+chain_per_event = _application("chain_per_event", _chained)

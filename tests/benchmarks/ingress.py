@@ -9,7 +9,7 @@ import requests
 
 from tests.benchmarks.load import Load, closed_loop, open_loop, webhook
 from tests.benchmarks.report import Section, spread, verdict
-from tests.benchmarks.world import configuration, cpu_seconds, family, platform, whole_world
+from tests.benchmarks.world import configuration, cpu_seconds, family, platform, web_command, whole_world
 from tests.processes import Platform, Process, wait_until
 
 CONNECTIONS = 16
@@ -59,8 +59,7 @@ def measure(folder: Path, *, full: bool) -> Section:
 def _run(made: Platform, application: str, prepared: list[bytes]) -> tuple[Load, float]:
     """One round of one application: the load, and the CPU seconds of the web process per request."""
     made.redis.flushall()
-    command = [*made["web"].command[:-1], application]
-    process = Process("web-measured", command, env=made.env, folder=made.folder)
+    process = Process("web-measured", web_command(made, application), env=made.env, folder=made.folder)
     process.start()
     try:
         wait_until(lambda: requests.get(made.web_url, timeout=1) is not None, what="the web process answers")

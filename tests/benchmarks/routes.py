@@ -1,4 +1,4 @@
-"""What the ingress is measured against: other Flask applications behind the same server and the same threads."""
+"""What the ingress is measured against: other Flask applications, for a WSGI server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from flask import Flask, Response, request
 from twilio.request_validator import RequestValidator
 
 from tests.simulators.twilio import AUTH_TOKEN, PUBLIC_URL
-from web.request_buffering import RequestBuffering
 
 INBOUND = "/twilio/inbound"
 EMPTY_RESPONSE = '<?xml version="1.0" encoding="UTF-8"?><Response />'
@@ -68,6 +67,6 @@ def make_textbook() -> Flask:
     return app
 
 
-bare = RequestBuffering(make_bare())
-verify_only = RequestBuffering(make_verify_only())
-textbook = RequestBuffering(make_textbook())
+bare = make_bare()
+verify_only = make_verify_only()
+textbook = make_textbook()

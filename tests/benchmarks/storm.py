@@ -20,6 +20,7 @@ from tests.benchmarks.world import (
     peak_rss_megabytes,
     platform,
     redcap,
+    web_command,
     whole_world,
 )
 from tests.processes import BIN, Process, wait_until
@@ -179,9 +180,7 @@ def _alternative(folder: Path, application: str) -> EventOutcome:
         mail = stack.enter_context(mail_server(folder))
         made = stack.enter_context(platform(folder, configuration(served.url), "redis", smtp_url=mail.url))
         env = {**made.env, "BENCH_REDCAP_URL": served.url}
-        commands = {
-            "web-alternative": [*made["web"].command[:-1], f"tests.benchmarks.alternatives:{application}"]
-        }
+        commands = {"web-alternative": web_command(made, f"tests.benchmarks.alternatives:{application}")}
         if application == "chain_per_event":
             celery = [
                 str(BIN / "celery"),

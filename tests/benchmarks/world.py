@@ -19,6 +19,7 @@ from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID
 
 PROJECT = "asthma"
+OURS = "web.asgi:app"
 REDCAP_TOKEN = "FAKEASTHMATOKEN00000000000000000"
 SECRETS = {
     "OPTOUT_HASH_KEY": "a-key-for-benchmarks-only",
@@ -52,6 +53,19 @@ def configuration(redcap_url: str, *, per_minute: int = 300, more: str = "") -> 
         public_url=PUBLIC_URL, account_sid=ACCOUNT_SID, service_sid=SERVICE_SID, redcap_url=redcap_url,
         per_minute=per_minute, more=more,
     )  # fmt: skip
+
+
+# What a WSGI server needs beside the options of the platform's own web server.
+THREADS = ["--interface", "wsgi", "--blocking-threads", "8"]
+
+
+def web_command(made: Platform, application: str) -> list[str]:
+    """A web process of another application: `OURS` in an event loop, all others on granian's WSGI interface."""
+    *command, _ = made["web"].command
+    if application != OURS:
+        at = command.index("--interface")
+        command[at : at + 2] = THREADS
+    return [*command, application]
 
 
 @contextmanager

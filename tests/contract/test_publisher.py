@@ -15,9 +15,10 @@ from kombu.exceptions import OperationalError
 from shared.ledger import Ledger, keys
 from shared.messaging.celery_config import QUEUES, TaskName, make_celery
 from shared.messaging.publisher import CeleryPublisher, make_publisher
-from shared.messaging.record_events import accept, publish_many_or_leave
+from shared.messaging.record_events import publish_many_or_leave
 from shared.redis_client import connect
 from tests.builders import opt_out_event
+from tests.fakes import accept
 from tests.processes import free_port
 
 

@@ -22,17 +22,14 @@ def ask(
     method: str = "POST", headers: dict[str, str] | None = None,
 ) -> Answered:  # fmt: skip
     """One request whose body comes in chunks."""
-    return asyncio.run(_ask(app, chunks, path, query, method, headers or {}))
+    return asyncio.run(answer(app, chunks, path=path, query=query, method=method, headers=headers))
 
 
-async def _ask(
-    app: RequestBuffering,
-    chunks: Sequence[bytes | None],
-    path: str,
-    query: bytes,
-    method: str,
-    headers: dict[str, str],
-) -> Answered:
+async def answer(
+    app: RequestBuffering, chunks: Sequence[bytes | None] = (), *, path: str = "/twilio/inbound", query: bytes = b"",
+    method: str = "POST", headers: dict[str, str] | None = None,
+) -> Answered:  # fmt: skip
+    """The same, within an event loop."""
     rest, sent = list(chunks), []
 
     async def receive() -> dict[str, Any]:
@@ -47,7 +44,7 @@ async def _ask(
     scope = {
         "type": "http", "method": method, "path": path, "query_string": query, "http_version": "1.1",
         "scheme": "http", "server": ("127.0.0.1", 8000),
-        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+        "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()],
     }  # fmt: skip
     await app(scope, receive, send)
     start, end = sent

@@ -20,7 +20,7 @@ from tests.builders import batch, cloud_event, hashed, inbound_form, repeated, s
 from tests.hostile.asgi import NEVER, ask
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from tests.unit.test_web_app import FORM, Ingress, is_silence
-from web.request_buffering import LARGE_BODIES, RequestBuffering
+from web.request_buffering import LARGE_BODIES, THREADS, RequestBuffering
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 from web.twilio.signature import SignatureVerifier
 
@@ -399,8 +399,10 @@ class TestBodies:
     def test_the_process_says_that_it_is_up_while_all_threads_wait_for_a_store_that_hangs(
         self, ingress: Ingress
     ) -> None:
-        app, over = RequestBuffering(ingress.app, threads=1), threading.Event()
-        app._threads.submit(over.wait)
+        app, over = RequestBuffering(ingress.app), threading.Event()
+        app._writer._thread.submit(over.wait)
+        for _ in range(THREADS):
+            app._threads.submit(over.wait)
         try:
             assert [ask(app, path=path, method="GET").status for path in ("/healthz", "/healthz/")] == [
                 200,

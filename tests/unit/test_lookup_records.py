@@ -11,9 +11,8 @@ import pytest
 from shared.domain.events import OptOutEvent, Source, State
 from shared.ledger import EventOutcome, keys
 from shared.messaging.celery_config import TaskName
-from shared.messaging.record_events import accept
 from tests.builders import REDCAP_TOKEN, hashed, opt_out_event, sid
-from tests.fakes import Study, study
+from tests.fakes import Study, accept, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
 from worker.steps.lookup_records import lookup_records
 

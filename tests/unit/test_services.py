@@ -12,9 +12,8 @@ from kombu.exceptions import OperationalError
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Accepted, Ledger, keys
 from shared.messaging.celery_config import TaskName
-from shared.messaging.record_events import accept
 from tests.builders import REDCAP_TOKEN, config, opt_out_event, project_table
-from tests.fakes import RecordingPublisher, study
+from tests.fakes import RecordingPublisher, accept, study
 from worker.projects.problems import check_projects
 from worker.services import Services
 

@@ -342,7 +342,7 @@ class TestPaths:
         def broken(*_: Any) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("web.twilio.views.accept", broken)
+        monkeypatch.setattr("web.twilio.views.submit", broken)
         response = ingress.inbound(inbound_form())
         assert (response.status_code, is_silence(response)) == (500, True)
 

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from redis.exceptions import RedisError
 
 from shared.ledger import keys
-from web.context import services
+from web.context import leave_event_loop, services
 from web.monitoring.metrics import LedgerCollector
 
 health = Blueprint("health", __name__)
@@ -25,6 +25,7 @@ def readyz() -> tuple[Response, int]:
 
     The ingress accepts and stores events even while a project has a problem: alert on this, do not route by it.
     """
+    leave_event_loop()
     try:
         problems = services().ledger.redis.hgetall(keys.PROBLEMS)
     except RedisError as error:
@@ -39,6 +40,7 @@ def readyz() -> tuple[Response, int]:
 @health.get("/metrics", strict_slashes=False)
 def metrics() -> Response:
     """Metrics for Prometheus; 503 without Redis, as a wrong zero would be worse than a gap."""
+    leave_event_loop()
     registry = CollectorRegistry()
     registry.register(LedgerCollector(services().ledger, list(services().config.projects)))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -48,10 +48,7 @@ class RequestCounter:
         for (endpoint, outcome, status), times in counts.items():
             if status:
                 log.warning("request_rejected", endpoint=endpoint, status=status, reason=outcome, times=times)
-            self._write(endpoint, outcome, times)
-
-    def _write(self, endpoint: str, outcome: str, times: int) -> None:
-        try:
-            self._ledger.count("webhooks", endpoint, outcome, by=times)
-        except RedisError:
-            log.error("not_counted", endpoint=endpoint, outcome=outcome, times=times)
+            try:
+                self._ledger.count("webhooks", endpoint, outcome, by=times)
+            except RedisError:
+                log.error("not_counted", endpoint=endpoint, outcome=outcome, times=times)

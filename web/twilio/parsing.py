@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from shared.domain.endpoints import INBOUND_EVENT
@@ -14,6 +16,8 @@ from shared.errors import Malformed, Rejected
 _SID = re.compile(r"[A-Z]{2}[0-9A-Za-z]{8,62}")
 # Since Twilio exists. The ledger cannot hold times before 1970 (negative milliseconds).
 _YEARS = range(2008, 2100)
+# As forms spell them; the data of events begins them with a small letter.
+_NAMES = ("MessageSid", "AccountSid", "MessagingServiceSid", "From", "To", "Body", "OptOutType")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -42,17 +46,7 @@ def message_of_form(form: Form) -> InboundMessage:
 
     It holds no time. Source: Twilio docs, "Twilio's request to your incoming message webhook URL".
     """
-    return InboundMessage(
-        message_sid=_sid(_single(form, "MessageSid")),
-        account_sid=_sid(_single(form, "AccountSid")),
-        messaging_service_sid=_single(form, "MessagingServiceSid"),
-        sender=_required("From", _single(form, "From")),
-        recipient=_required("To", _single(form, "To")),
-        body=_single(form, "Body"),
-        opt_out_type=_single(form, "OptOutType").upper(),
-        source=Source.WEBHOOK,
-        occurred_at=None,
-    )
+    return _message(partial(_single, form), _NAMES, source=Source.WEBHOOK, occurred_at=None)
 
 
 def messages_of_events(body: bytes) -> tuple[list[InboundMessage], list[Rejected]]:
@@ -88,18 +82,22 @@ def _message_of_event(event: dict[str, Any]) -> InboundMessage:
     data = event.get("data")
     if not isinstance(data, dict):
         raise Malformed("event_without_data")
-    opt_out_type = _text(data, "optOutType").upper()
+    occurred_at = _time(_text(data, "timestamp") or _text(event, "time"))
+    names = [name[0].lower() + name[1:] for name in _NAMES]
+    return _message(partial(_text, data), names, source=Source.EVENT_STREAM, occurred_at=occurred_at)
+
+
+def _message(
+    value: Callable[[str], str], names: Sequence[str], *, source: Source, occurred_at: datetime | None
+) -> InboundMessage:
+    """Read a message, given what reads one of its parameters and how these are spelt."""
+    message_sid, account_sid, service_sid, sender, recipient, body, opt_out_type = names
     return InboundMessage(
-        message_sid=_sid(_text(data, "messageSid")),
-        account_sid=_sid(_text(data, "accountSid")),
-        messaging_service_sid=_text(data, "messagingServiceSid"),
-        sender=_required("from", _text(data, "from")),
-        recipient=_required("to", _text(data, "to")),
-        body=_text(data, "body"),
-        opt_out_type=opt_out_type,
-        source=Source.EVENT_STREAM,
-        occurred_at=_time(_text(data, "timestamp") or _text(event, "time")),
-    )
+        message_sid=_sid(value(message_sid)), account_sid=_sid(value(account_sid)),
+        messaging_service_sid=value(service_sid), sender=_required(sender, value(sender)),
+        recipient=_required(recipient, value(recipient)), body=value(body),
+        opt_out_type=value(opt_out_type).upper(), source=source, occurred_at=occurred_at,
+    )  # fmt: skip
 
 
 def _single(form: Form, name: str) -> str:

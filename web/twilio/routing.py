@@ -76,12 +76,7 @@ class Router:
                 occurred_at=message.occurred_at or now,
                 source=message.source,
                 phone_hash=self._hasher(number) if number else "",
-                scope=scope_of(
-                    project.messaging_service_sid,
-                    services,
-                    message.recipient,
-                    self._hasher,
-                ),
+                scope=scope_of(project.messaging_service_sid, services, message.recipient, self._hasher),
                 blocked=message.opt_out_type == Change.STOP,
             )
 

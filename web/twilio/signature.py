@@ -11,15 +11,8 @@ from functools import lru_cache
 from itertools import product
 from urllib.parse import parse_qs, urlparse
 
-from twilio.request_validator import (
-    HMAC_SHA1,
-    HMAC_SHA256,
-    RequestValidator,
-    add_port,
-    compare,
-    get_signature_algorithm,
-    remove_port,
-)
+from twilio import request_validator as twilio
+from twilio.request_validator import HMAC_SHA1, HMAC_SHA256, RequestValidator, compare
 from werkzeug.datastructures import MultiDict
 
 from shared.errors import Forged
@@ -41,13 +34,9 @@ class SignatureVerifier:
         self._validators = {HMAC_SHA1: _validators(tokens), HMAC_SHA256: _validators(shared_keys or {})}
 
     def verify_form(
-        self,
-        url: str,
-        form: MultiDict[str, str],
-        signature: str | None,
-        account_sid: str | None,
+        self, url: str, form: MultiDict[str, str], signature: str | None, account_sid: str | None,
         settings: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Check a form POST; `form` kept its blank values. Raises Forged.
 
         `settings` is the content of SETTINGS_HEADER.
@@ -88,7 +77,7 @@ class SignatureVerifier:
         known = self._accounts.intersection(accounts)
         if not known:
             raise Forged("unknown_account")
-        algorithm = get_signature_algorithm(settings).upper()
+        algorithm = twilio.get_signature_algorithm(settings).upper()
         if algorithm not in self._validators:
             raise Forged("unknown_signature_algorithm")
         validators = self._validators[algorithm]
@@ -109,7 +98,7 @@ class SignatureVerifier:
 def _spellings(url: str) -> tuple[str, str]:
     """The URL with and without its port: Twilio signs either. Source: twilio-python, RequestValidator.validate."""
     parsed = urlparse(url)
-    return add_port(parsed), remove_port(parsed)
+    return twilio.add_port(parsed), twilio.remove_port(parsed)
 
 
 def _validators(secrets: Secrets) -> dict[str, list[RequestValidator]]:

@@ -1,10 +1,10 @@
 """The two routes that Twilio calls: verify, parse, record, answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import structlog
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, abort, request
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -13,12 +13,13 @@ from shared.domain.endpoints import EVENTS_PATH, INBOUND_PATH
 from shared.domain.events import Change, OptOutEvent
 from shared.domain.keywords import learnable
 from shared.errors import Forged, Malformed, Rejected
-from shared.messaging.record_events import accept
-from web.context import services
+from shared.messaging.record_events import Submission
+from web.context import leave_event_loop, services
+from web.recording import submit
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MAX_PARAMETERS, QUERY_LIMIT_BYTES
 from web.twilio.parsing import InboundMessage, message_of_form, messages_of_events
 from web.twilio.signature import SETTINGS_HEADER
-from web.twilio.twiml import CONTENT_TYPE, EMPTY_RESPONSE
+from web.twilio.twiml import CONTENT_TYPE, EMPTY_RESPONSE, empty_response
 
 log = structlog.get_logger(__name__)
 twilio_webhooks = Blueprint("twilio", __name__)
@@ -27,14 +28,14 @@ twilio_webhooks = Blueprint("twilio", __name__)
 @twilio_webhooks.post(INBOUND_PATH, strict_slashes=False)
 def inbound() -> Response:
     """A Messaging Service's or number's inbound-message webhook."""
-    request.max_content_length = INBOUND_LIMIT_BYTES
     message = _verified_message()
     projects = _record("inbound", [message])
-    return _twiml(services().router.answer(projects))
+    return Response(services().router.answer(projects), content_type=CONTENT_TYPE)
 
 
 def _verified_message() -> InboundMessage:
     """The message of a form that Twilio signed. Raises Forged or Malformed."""
+    request.max_content_length = INBOUND_LIMIT_BYTES
     signature = request.headers.get("X-Twilio-Signature")
     if not signature:  # checked first, so that no unsigned body is parsed
         raise Forged("no_signature")
@@ -55,26 +56,19 @@ def events() -> Response:
     body = request.get_data(cache=False)
     signature, settings = request.headers.get("X-Twilio-Signature"), request.headers.get(SETTINGS_HEADER)
     signers = services().verifier.verify_json(_called_url(), body, signature, settings)
+    if len(body) > INBOUND_LIMIT_BYTES:
+        leave_event_loop()  # thousands of events may be in it
     messages, rejected = messages_of_events(body)
     # The token of one account must not authenticate events of another account.
     own = [message for message in messages if message.account_sid in signers]
-    rejected += [ForeignAccount() for _ in range(len(messages) - len(own))]
+    rejected += [Forged("foreign_account")] * (len(messages) - len(own))
     if rejected and not own:
         raise rejected[0]
     _record("events", own)
     # One bad event does not reject the others: Event Streams does not send a rejected batch again.
     for error in rejected:
         _count_rejection(error.status, error.reason)
-    return _twiml(EMPTY_RESPONSE)
-
-
-class ForeignAccount(Rejected):
-    """An event of an account that did not sign the batch."""
-
-    status = 403
-
-    def __init__(self) -> None:
-        super().__init__("foreign_account")
+    return empty_response()
 
 
 def _called_url() -> str:
@@ -89,27 +83,28 @@ def _called_url() -> str:
 
 
 def _record(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
-    """Record what the messages change. Returns the projects of the last message."""
+    """Record what the messages change. Returns the projects of the last message, or answers with 503."""
     now = datetime.now(UTC)
     projects: list[str] = []
     changes: list[OptOutEvent] = []
     for message in messages:
         projects = _projects(message)
         changes += services().router.events(message, projects, now)
-    if changes:
-        _accept(endpoint, changes, now)
-        _learn_words(messages, changes)
-    else:
+    if not changes:
         services().request_counter.add(endpoint, "ignored" if projects else "no_project")
+    elif not submit(Submission(endpoint, changes, now, list(_words(messages, changes)))):
+        abort(503)
     return projects
 
 
-def _learn_words(messages: Sequence[InboundMessage], changes: Sequence[OptOutEvent]) -> None:
-    """Keep the words that Twilio's Advanced Opt-Out treats as keywords: the message log does not say so."""
+def _words(
+    messages: Sequence[InboundMessage], changes: Sequence[OptOutEvent]
+) -> Iterator[tuple[set[str], str, Change]]:
+    """The words that Twilio's Advanced Opt-Out treats as keywords: the message log does not say so."""
     for message in messages:
         if message.opt_out_type in {"STOP", "START"} and (word := learnable(message.body)):
             scopes = {event.scope for event in changes if event.event_id == message.message_sid}
-            services().learned_words.add(scopes, word, Change(message.opt_out_type))
+            yield scopes, word, Change(message.opt_out_type)
 
 
 def _projects(message: InboundMessage) -> list[str]:
@@ -120,53 +115,29 @@ def _projects(message: InboundMessage) -> list[str]:
     return projects
 
 
-def _accept(endpoint: str, changes: Sequence[OptOutEvent], now: datetime) -> None:
-    """Write the changes to the ledger, and log each."""
-    counted = ("webhooks", endpoint, "accepted")
-    ledger, publish = services().ledger, services().publish
-    results = accept(changes, ledger=ledger, publish=publish, now=now, counted=counted)
-    for event, result in zip(changes, results, strict=True):
-        log.info(
-            "opt_out_event", project=event.project, event_id=event.event_id, change=event.change,
-            source=event.source, result=result,
-        )  # fmt: skip
-
-
-def _twiml(document: str, status: int = 200) -> Response:
-    return Response(document, status=status, content_type=CONTENT_TYPE)
-
-
 @twilio_webhooks.app_errorhandler(Rejected)
 def handle_rejected(error: Rejected) -> Response:
     """Forged or malformed: nothing is stored."""
-    return _reject(error.status, error.reason)
+    _count_rejection(error.status, error.reason)
+    return empty_response(error.status)
 
 
 @twilio_webhooks.app_errorhandler(HTTPException)
 def handle_http_error(error: HTTPException) -> WerkzeugResponse:
-    """Wrong method, unknown path or an internal error: an empty document instead of werkzeug's HTML page."""
+    """Too large, wrong method, unknown path, not stored, or an internal error: no HTML page of werkzeug's."""
+    if error.code == RequestEntityTooLarge.code:
+        _count_rejection(error.code, "too_large")
     response = error.get_response()
     response.set_data(EMPTY_RESPONSE)
     response.content_type = CONTENT_TYPE
     return response
 
 
-@twilio_webhooks.app_errorhandler(RequestEntityTooLarge)
-def handle_too_large(_error: RequestEntityTooLarge) -> Response:
-    """Longer than any message is."""
-    return _reject(413, "too_large")
-
-
 @twilio_webhooks.app_errorhandler(RedisError)
 def handle_redis_error(error: RedisError) -> Response:
     """Redis is unavailable: a 503 makes Twilio retry (a 2xx would promise what we cannot keep)."""
     log.error("not_stored", error=type(error).__name__)
-    return _twiml(EMPTY_RESPONSE, 503)
-
-
-def _reject(status: int, reason: str) -> Response:
-    _count_rejection(status, reason)
-    return _twiml(EMPTY_RESPONSE, status)
+    return empty_response(503)
 
 
 def _count_rejection(status: int, reason: str) -> None:

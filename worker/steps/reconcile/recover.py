@@ -10,7 +10,6 @@ from shared.batches import batches
 from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State, milliseconds
 from shared.domain.precedence import Status, comes_after, decode_statuses, replaced, with_older
 from shared.ledger import Accepted
-from shared.messaging.record_events import accept
 from worker.services import Services
 from worker.steps.start_times import is_time_unconfirmed
 
@@ -45,7 +44,7 @@ class LedgerView:
         """Record events. Not published one by one: the run finds their records by the export it makes anyway."""
         if not events:
             return []
-        return accept(events, ledger=self._ledger, publish=None, now=self._services.now())
+        return self._ledger.accept(events, now=self._services.now())
 
 
 class DryRunLedger(LedgerView):

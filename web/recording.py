@@ -1,0 +1,72 @@
+"""Stores what requests change. Requests that arrive at about the same time wait for the disk together."""
+
+import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from flask import g, request
+
+from shared.messaging.record_events import Submission, publish_lookups, record
+from web.context import IN_EVENT_LOOP, Services, services
+
+# Event Streams waits for 5 s, a webhook for 15 s.
+STORE_SECONDS = 4.0
+# Requests per transaction: Redis does nothing else for a few milliseconds.
+LARGEST_BATCH = 64
+
+Submitted = tuple[Services, Submission]
+
+log = structlog.get_logger(__name__)
+
+
+def submit(submission: Submission) -> bool:
+    """Store what a request changes. Returns False if that failed.
+
+    In an event loop, `web.request_buffering` answers the request after the submission is on disk. Other servers wait
+    here.
+    """
+    if IN_EVENT_LOOP in request.environ:
+        g.submitted = services(), submission
+        return True
+    [stored], asked = record(services(), [submission])
+    publish_lookups(services().publish, asked)
+    return stored
+
+
+class Writer:
+    """Gathers submissions in the event loop; a thread writes them, one batch of all that has gathered at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._gathered: deque[tuple[Services, Submission, asyncio.Future[bool]]] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._publishing = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+
+    async def stored(self, own: Services, submission: Submission) -> bool:
+        """Whether a submission is on disk. False after a few seconds, whatever the store does."""
+        outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._gathered.append((own, submission, outcome))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await outcome
+        except TimeoutError:
+            log.error("not_stored", error="TimeoutError")
+            return False
+
+    async def _write(self) -> None:
+        run = asyncio.get_running_loop().run_in_executor
+        while self._gathered:
+            taken = [self._gathered.popleft() for _ in range(min(LARGEST_BATCH, len(self._gathered)))]
+            if not (batch := [each for each in taken if not each[-1].done()]):
+                continue
+            own = batch[-1][0]
+            stored, asked = await run(self._thread, record, own, [submission for _, submission, _ in batch])
+            for (*_, outcome), is_stored in zip(batch, stored, strict=True):
+                if not outcome.done():
+                    outcome.set_result(is_stored)
+            if asked:
+                self._publishing.submit(publish_lookups, own.publish, asked)
