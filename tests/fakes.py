@@ -31,10 +31,13 @@ from tests.simulators.redcap import Project, RedcapSimulator, classic_study
 from worker.mail.verdicts import Recipients
 from worker.services import Services
 from worker.steps.block_at_twilio import block_at_twilio
+from worker.steps.background import run_job
 from worker.steps.lookup_records import lookup_records
+from worker.steps.refresh_index import refresh_index
 from worker.steps.send_email import send_email
 from worker.steps.sweep import sweep
 from worker.steps.update_records import update_records
+from worker.steps.verify_project import verify_project
 
 
 def fake_redis() -> Any:
@@ -235,8 +238,21 @@ class Study:
                 sweep(self.services)
             case TaskName.BLOCK:
                 block_at_twilio(message.args[0], self.services)
+            case TaskName.VERIFY:
+                project = message.args[0]
+                run_job(self.services, lambda: verify_project(project, self.services), message.task, project)
+            case TaskName.REFRESH:
+                project = message.args[0]
+                run_job(self.services, lambda: refresh_index(project, self.services), message.task, project)
             case TaskName.RECONCILE:
                 raise AssertionError("no step of these asks for a reconciliation")
+
+    def sweep(self) -> None:
+        """Sweep, and verify the projects as it asks."""
+        sweep(self.services)
+        for message in [each for each in self.published.messages if each.task is TaskName.VERIFY]:
+            self.published.messages.remove(message)
+            self.run(message)
 
     def sweep_later(self, **ahead: float) -> None:
         """Set the clock ahead (default: two minutes), sweep and do what that publishes."""

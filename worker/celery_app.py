@@ -27,7 +27,6 @@ from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import RedisClient, connect
 from shared.redis_rights import missing_by_address, report_missing_rights
 from worker.mail.template_check import report_templates
-from worker.projects.problems import invalidate_checks
 from worker.runtime.celery_patches import apply_celery_patches
 from worker.runtime.tasks import register
 from worker.runtime.watchdog import Watchdog, touch_heartbeat
@@ -126,9 +125,8 @@ def _freeze_gc(**_: Any) -> None:
 
 @worker_ready.connect
 def _schedule_project_checks(**_: Any) -> None:
-    """Check every project now, so that an unsuitable field is reported before the first STOP."""
+    """Check new and changed projects now, so that an unsuitable field is reported before the first STOP."""
     keep_publishing(services().redis, "worker", lambda: services().config.digest)
-    invalidate_checks(services())
     publish_or_leave(services().publish, TaskName.SWEEP)
 
 

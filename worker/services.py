@@ -1,5 +1,6 @@
 """What the steps work with, put together once per process: the composition root of the worker."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +48,7 @@ class Services:
     redis: RedisClient
     publish: Publisher
     now: Callable[[], datetime] = utc_now
+    background: bool = False
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -89,6 +91,12 @@ class Services:
         config = self.project_config(name)
         return self.config.zone(config) if config else ZoneInfo(self.config.time_zone)
 
+    def in_background(self) -> "Services":
+        """The same, for work that nobody waits for: its requests to REDCap take part of the budget only."""
+        other = copy.copy(self)
+        other.background = True
+        return other
+
     def project(self, name: str) -> RedcapProject:
         """A project's gateway; made anew for each task, so that what it knows of REDCap is fresh.
 
@@ -112,7 +120,8 @@ class Services:
 
     def rate_limiter(self, config: Project) -> RateLimiter:
         """The request budget of a project's REDCap host, which all projects on that host share."""
-        return RateLimiter(self.redis, urlsplit(config.redcap_url).netloc, self.config.redcap_rate(config))
+        host, per_minute = urlsplit(config.redcap_url).netloc, self.config.redcap_rate(config)
+        return RateLimiter(self.redis, host, per_minute, background=self.background)
 
     def index(self, name: str) -> PhoneIndex:
         """A project's phone index."""

@@ -96,6 +96,12 @@ class Table(BaseModel):
         validate_default=True,
     )
 
+    @property
+    def digest(self) -> str:
+        """Identifies the values, whichever file they are in. Secrets are references."""
+        content = json.dumps(self.model_dump(exclude={"include"}), sort_keys=True, default=repr)
+        return hashlib.sha256(content.encode()).hexdigest()[:8]  # too short to look like a number
+
 
 class Reconcile(Table):
     """`[reconcile]`: the nightly reconciliation with Twilio's message log."""
@@ -284,6 +290,12 @@ class Project(Table):
     )
 
     @property
+    def scopes(self) -> frozenset[str]:
+        """The Messaging Service and the numbers whose texts are the project's."""
+        service = [self.messaging_service_sid] if self.messaging_service_sid else []
+        return frozenset([*service, *self.senders])
+
+    @property
     def digest_seconds(self) -> int:
         """How long changes are collected into one e-mail; 0 = one e-mail for each."""
         if self.notify_digest is None:
@@ -349,11 +361,10 @@ class Config(Table):
         description="At least one [projects.NAME] table."
     )
 
-    @property
-    def digest(self) -> str:
-        """Identifies the values, whichever file they are in. Secrets are references."""
-        content = json.dumps(self.model_dump(exclude={"include"}), sort_keys=True, default=repr)
-        return hashlib.sha256(content.encode()).hexdigest()[:8]  # too short to look like a number
+    def sharing(self, name: str) -> list[str]:
+        """The other projects that receive the texts of a project's Messaging Service or of its numbers, too."""
+        own = self.projects[name].scopes
+        return [other for other, project in self.projects.items() if other != name and own & project.scopes]
 
     @property
     def helo(self) -> str | None:

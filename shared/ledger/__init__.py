@@ -31,6 +31,7 @@ from shared.domain.events import (
 from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
 from shared.ledger.blocks import Block, Blocks
+from shared.ledger.background import BackgroundJobs
 from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
@@ -715,6 +716,7 @@ class Ledger:
                 pipe.hdel(key, project)
             pipe.zrem(keys.CHECKS_DUE, project)
             pipe.execute()
+        BackgroundJobs(self.redis).forget_project(project)
         return removed
 
     def _forget_events(self, project: str) -> int:

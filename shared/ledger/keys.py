@@ -4,6 +4,9 @@ PREFIX = "optout"
 
 DUE = f"{PREFIX}:due"  # sorted set: "kind|project|event id" by the ms at which sweep publishes it again
 ATTEMPTS = f"{PREFIX}:attempts"  # hash: the same members, how often sweep has published them
+BACKGROUND = (
+    f"{PREFIX}:background"  # sorted set: JSON of [task, project, …] by the ms from which it is to be done
+)
 CHECKS = (
     f"{PREFIX}:checks"  # hash: project, or "" for the platform -> JSON of what the last daily check found
 )
@@ -22,7 +25,7 @@ PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from b
 PROJECTS = f"{PREFIX}:projects"
 INVALID_MESSAGES = f"{PREFIX}:invalid-messages"  # list: queue entries that are not task messages; expires
 MAIL_REJECTION = f"{PREFIX}:mail-rejection"  # string: why the mail server rejected the last e-mail; expires
-VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap
+VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap, digest of its table
 
 
 def event(project: str, event_id: str) -> str:
@@ -214,6 +217,11 @@ def mail_login_refusals(host: str) -> str:
 def rate(host: str) -> str:
     """Sorted set: the last minute's requests to a REDCap host, or to a Twilio account's Consent Management API."""
     return f"{PREFIX}:rate:{host}"
+
+
+def background_pause(host: str) -> str:
+    """String: that the next background request to a REDCap host has to wait; expires."""
+    return f"{PREFIX}:background-pause:{host}"
 
 
 def circuit(host: str) -> str:

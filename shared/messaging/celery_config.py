@@ -16,6 +16,8 @@ from kombu import Exchange, Queue
 # Source: Celery docs, "Using Redis", visibility timeout.
 VISIBILITY_TIMEOUT_SECONDS = 3600
 LONGEST_TASK_SECONDS = 3000
+# All other tasks: a lookup may build the index of a large project, at worst by two exports of five minutes.
+STEP_SECONDS = 960
 
 
 class TaskName(StrEnum):
@@ -26,6 +28,8 @@ class TaskName(StrEnum):
     EMAIL = "optout.send_email"
     BLOCK = "optout.block_at_twilio"
     RECONCILE = "optout.reconcile"
+    VERIFY = "optout.verify_project"
+    REFRESH = "optout.refresh_index"
     SWEEP = "optout.sweep"
     CHECK = "optout.daily_check"
 
@@ -38,6 +42,8 @@ QUEUES = {
     TaskName.EMAIL: "optout.email",
     TaskName.BLOCK: "optout.block",
     TaskName.RECONCILE: "optout.reconcile",
+    TaskName.VERIFY: "optout.verify",
+    TaskName.REFRESH: "optout.refresh",
     TaskName.SWEEP: "optout.sweep",
     TaskName.CHECK: "optout.check",
 }

@@ -62,6 +62,7 @@ class Platform:
         request_due_checks(self.services)
         asked = [args[0] for args in self.asthma.published.of(TaskName.CHECK)]
         self.asthma.published.messages.clear()
+        self.asthma.redis.delete(keys.BACKGROUND)
         return asked
 
 

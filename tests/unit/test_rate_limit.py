@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,6 +55,33 @@ class TestRateLimiter:
             moments.append(time.now.timestamp())
             time.pass_by(0.3 if number % 7 else 2.0)
         assert most_in_any_minute(moments) == 20
+
+    def test_background_requests_are_spread_evenly_and_leave_a_share(self, time: Time, redis: Any) -> None:
+        limiter = RateLimiter(redis, HOST, 60, background=True, sleep=time.pass_by)
+        moments = []
+        for _ in range(120):
+            limiter.acquire()
+            moments.append(time.now.timestamp())
+        assert most_in_any_minute(moments) == 51
+        assert max(later - earlier for earlier, later in pairwise(moments)) < 1.5
+        waits: list[float] = []
+        urgent = RateLimiter(redis, HOST, 60, sleep=waits.append)
+        for _ in range(9):
+            urgent.acquire()
+        assert waits == []
+
+    def test_background_requests_give_way_to_urgent_ones(self, time: Time, redis: Any) -> None:
+        urgent = RateLimiter(redis, HOST, 60, sleep=time.pass_by)
+        for _ in range(51):
+            urgent.acquire()
+        waits: list[float] = []
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            time.pass_by(seconds)
+
+        RateLimiter(redis, HOST, 60, background=True, sleep=wait).acquire()
+        assert sum(waits) == pytest.approx(60, abs=1)
 
     @settings(max_examples=25, deadline=None, derandomize=True)
     @given(

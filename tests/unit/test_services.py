@@ -14,8 +14,8 @@ from shared.ledger import Accepted, Ledger, keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import REDCAP_TOKEN, config, opt_out_event, project_table
 from tests.fakes import RecordingPublisher, accept, study
-from worker.projects.problems import check_projects
 from worker.services import Services
+from worker.steps.verify_project import verify_project
 
 
 def services(redis: Any, projects: dict[str, dict[str, Any]] | None = None) -> Services:
@@ -61,9 +61,11 @@ class TestServices:
         path = tmp_path / "token"
         path.write_bytes(REDCAP_TOKEN.encode("utf-16"))
         asthma, sleep = (project_table(redcap_token=token) for token in (f"file:{path}", "env:NOT_SET"))
-        check_projects(services(redis, {"asthma": asthma, "sleep": sleep}))
+        both = services(redis, {"asthma": asthma, "sleep": sleep})
+        for project in ("asthma", "sleep"):
+            verify_project(project, both)
         problems = redis.hgetall(keys.PROBLEMS)
-        assert set(problems) == {"asthma", "sleep"}  # the next one was looked at all the same
+        assert set(problems) == {"asthma", "sleep"}
         assert json.loads(problems["asthma"])["problem"] == "secret_missing"
         assert "save it as UTF-8" in problems["asthma"]
 

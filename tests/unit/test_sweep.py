@@ -12,7 +12,7 @@ from shared.messaging.celery_config import TaskName
 from tests.builders import opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
-from worker.projects.problems import CHECK_EVERY_MS, invalidate_checks
+from worker.projects.problems import CHECK_EVERY_MS, note_checked
 from worker.steps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -40,6 +40,7 @@ class TestLostMessages:
         asthma = enrolled()
         asthma.text(fictional_phone(1))
         asthma.published.messages.clear()
+        note_checked("asthma", asthma.services)
         published = sweep(asthma.services)
         assert published == {"lookup": 0, "update": 0, "email": 0, "digest": 0}
         assert not asthma.published.messages
@@ -53,6 +54,7 @@ class TestLostMessages:
         asthma.redis.zadd(keys.DUE, {f"email|asthma|{lookup.event_id}": 0, "digest|asthma|": 0})
         asthma.published.messages.clear()
         asthma.clock.ahead += timedelta(minutes=2)
+        note_checked("asthma", asthma.services)
         assert sweep(asthma.services) == {"lookup": 1, "update": 1, "email": 1, "digest": 1}
         assert {message.task for message in asthma.published.messages} == {
             TaskName.LOOKUP, TaskName.UPDATE, TaskName.EMAIL,
@@ -77,22 +79,37 @@ class TestLostMessages:
 
 
 class TestProblems:
-    def test_every_project_is_looked_at_once_the_worker_has_started(self) -> None:
+    def test_a_new_project_is_checked(self) -> None:
         asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
-        invalidate_checks(asthma.services)
-        sweep(asthma.services)
+        asthma.sweep()
         assert asthma.problem()["problem"] == "opt_out_field_holds_no_time"
+
+    def test_a_project_whose_configuration_has_changed_is_checked(self) -> None:
+        asthma = enrolled()
+        asthma.sweep()
+        before = len(asthma.redcap.requests)
+        asthma.config = study(redcap_project_id=4711).config
+        asthma.services = asthma.new_services()
+        asthma.sweep()
+        assert len(asthma.redcap.requests) > before
+        assert asthma.problem()["problem"] == "redcap_wrong_project"
+
+    def test_a_nightly_run_counts_as_a_check(self) -> None:
+        asthma = enrolled()
+        note_checked("asthma", asthma.services)
+        asthma.sweep()
+        assert asthma.redcap.requests == []
 
     def test_a_good_project_is_not_looked_at_every_minute(self) -> None:
         asthma = enrolled()
-        sweep(asthma.services)
+        asthma.sweep()
         before = len(asthma.redcap.requests)
         assert before > 0
         for _ in range(5):
-            sweep(asthma.services)
+            asthma.sweep()
         assert len(asthma.redcap.requests) == before
         asthma.clock.ahead += timedelta(milliseconds=CHECK_EVERY_MS + 1)
-        sweep(asthma.services)
+        asthma.sweep()
         assert len(asthma.redcap.requests) > before
 
     def test_a_problem_is_lifted_when_it_is_mended_and_its_work_is_due_at_once(self) -> None:
@@ -100,41 +117,41 @@ class TestProblems:
         event = asthma.text(fictional_phone(1))
         asthma.work()
         asthma.project.change_field("sms_opt_out_at", validation="datetime_seconds_ymd")
-        sweep(asthma.services)
+        asthma.sweep()
         assert asthma.problem() == {}
-        sweep(asthma.services)
+        asthma.sweep()
         asthma.work()
         assert asthma.state(event) == "updated"
 
     def test_another_problem_takes_the_place_of_the_first(self) -> None:
         asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
-        sweep(asthma.services)
+        asthma.sweep()
         asthma.project.change_field("sms_opt_out_at", validation="", kind="notes")
-        sweep(asthma.services)
+        asthma.sweep()
         assert asthma.problem()["problem"] == "opt_out_field_is_no_text"
 
     def test_an_outage_is_no_problem_of_the_project_and_lifts_none(self) -> None:
         asthma = enrolled(3, classic_study(opt_out_validation="date_ymd"))
-        sweep(asthma.services)
+        asthma.sweep()
         asthma.redcap.faults.add("http_503", times=None)
-        sweep(asthma.services)
+        asthma.sweep()
         assert asthma.problem()["problem"] == "opt_out_field_holds_no_time"
         fine = enrolled()
         fine.redcap.faults.add("http_503", times=None)
-        sweep(fine.services)
+        fine.sweep()
         assert fine.problem() == {}
 
     def test_a_problem_of_a_project_that_was_taken_out_is_forgotten(self) -> None:
         asthma = enrolled()
         asthma.redis.hset(keys.PROBLEMS, "gone", "{}")
-        sweep(asthma.services)
+        asthma.sweep()
         assert asthma.redis.hgetall(keys.PROBLEMS) == {}
 
-    def test_two_sweeps_at_once_look_at_the_projects_once(self) -> None:
+    def test_two_sweeps_at_once_have_a_project_checked_once(self) -> None:
         asthma = enrolled()
-        asthma.redis.set(keys.lock("check-projects"), "another worker")
         sweep(asthma.services)
-        assert asthma.redcap.requests == []
+        sweep(asthma.services)
+        assert asthma.published.of(TaskName.VERIFY) == [("asthma",)]
 
     @pytest.mark.parametrize(
         ("changes", "problem"),
@@ -150,6 +167,6 @@ class TestProblems:
         self, changes: dict[str, Any], problem: str
     ) -> None:
         asthma = enrolled(1, **changes)
-        sweep(asthma.services)
+        asthma.sweep()
         assert asthma.problem()["problem"] == problem
         assert asthma.imports() == 0

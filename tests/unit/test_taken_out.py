@@ -27,7 +27,7 @@ def asthma() -> Study:
     project = classic_study()
     enrol(project, 3)
     asthma = study(project)
-    sweep(asthma.services)
+    asthma.sweep()
     return asthma
 
 

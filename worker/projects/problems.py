@@ -5,12 +5,12 @@ import json
 import structlog
 
 from shared.domain.events import milliseconds
-from shared.errors import Permanent, ProjectProblem, RedcapRejected, RedcapUnavailable
+from shared.errors import Permanent, ProjectProblem, RedcapRejected
 from shared.ledger import keys
 from worker.services import Services
 
-# How often a project without a problem is checked, so that one shows before the next STOP.
-CHECK_EVERY_MS = 6 * 3600 * 1000
+# A project is checked by each nightly run; for how long it may stay unchecked where these fail.
+CHECK_EVERY_MS = 26 * 3600 * 1000
 
 log = structlog.get_logger(__name__)
 
@@ -34,44 +34,26 @@ def known_problem(project: str, services: Services) -> Permanent | None:
     return kind(stored["problem"], stored["detail"])
 
 
-def check_projects(services: Services) -> None:
-    """Check every project that has a problem or was not checked for long; remove problems that are fixed."""
-    checked = services.redis.hgetall(keys.VERIFIED)
-    now_ms = milliseconds(services.now())
-    broken = services.redis.hkeys(keys.PROBLEMS)
-    for project in services.config.projects:
-        if project in broken or now_ms - int(checked.get(project, 0)) > CHECK_EVERY_MS:
-            _check(project, services)
+def projects_to_check(services: Services) -> list[str]:
+    """Return the projects that are new, changed, long unchecked, or have a problem."""
+    checked, broken = services.redis.hgetall(keys.VERIFIED), services.redis.hkeys(keys.PROBLEMS)
     for project in set(broken) - set(services.config.projects):
         services.redis.hdel(keys.PROBLEMS, project)
+    now_ms = milliseconds(services.now())
+    return [
+        project
+        for project, config in services.config.projects.items()
+        if project in broken or not _is_checked(checked.get(project, ""), config.digest, now_ms)
+    ]
 
 
-def _check(project: str, services: Services) -> None:
-    try:
-        _probe(project, services)
-    except RedcapUnavailable as error:
-        log.warning("project_not_checked", project=project, error=str(error))
-        return
-    except (ProjectProblem, RedcapRejected) as error:
-        note_problem(project, error, services)
-        return
-    services.redis.hset(keys.VERIFIED, project, milliseconds(services.now()))
-    if services.redis.hdel(keys.PROBLEMS, project):
-        log.info("project_mended", project=project)
-        services.ledger.make_due_now(project, now=services.now())
+def _is_checked(stored: str, digest: str, now_ms: int) -> bool:
+    """`stored` is as `note_checked` writes it."""
+    checked_ms, _, checked_digest = stored.partition(" ")
+    return checked_digest == digest and now_ms - int(checked_ms) <= CHECK_EVERY_MS
 
 
-def _probe(project: str, services: Services) -> None:
-    """Read the data dictionary, and a record, as only an export shows which fields the token may see."""
-    gateway, index = services.project(project), services.index(project)
-    gateway.invalidate_schema()
-    record = index.any_record()
-    if record is None:
-        index.refresh(gateway, since=services.now())
-    else:
-        gateway.read([record])
-
-
-def invalidate_checks(services: Services) -> None:
-    """Forget when projects were checked: a worker has started, perhaps with another configuration."""
-    services.redis.delete(keys.VERIFIED)
+def note_checked(project: str, services: Services) -> None:
+    """Remember when a project was found to be without a problem, and with which configuration."""
+    digest = services.config.projects[project].digest
+    services.redis.hset(keys.VERIFIED, project, f"{milliseconds(services.now())} {digest}")

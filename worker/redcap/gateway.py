@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import chain, groupby, islice
 from zoneinfo import ZoneInfo
@@ -31,16 +31,17 @@ from worker.redcap.schema import (
     inspect,
 )
 
-# A project's structure rarely changes; after a rejected import it is read again at once.
-SCHEMA_CACHE_SECONDS = 3600
+# A project's structure rarely changes: each nightly run compares the data dictionary, and reads the rest of the
+# structure only if that has changed, or after this long. After a rejected import all of it is read again at once.
+SCHEMA_VALID_FOR = timedelta(days=7)
 # This many record ids show whether REDCap hashes them: it hashes all or none.
 ENOUGH_IDS = 100
 
 
-def cached_schema(redis: RedisClient, project: str) -> ProjectSchema | None:
-    """Return a project's schema as it was last read, without a request to REDCap."""
-    stored = redis.get(keys.structure(project))
-    return ProjectSchema(**json.loads(stored)) if stored else None
+def cached_schema(redis: RedisClient, project: str, config: Project) -> ProjectSchema | None:
+    """Return a project's schema as it was last read for this configuration, without a request to REDCap."""
+    stored = json.loads(redis.get(keys.structure(project)) or "{}")
+    return ProjectSchema(**stored["schema"]) if stored.get("configuration") == config.digest else None
 
 
 @dataclass(repr=False, eq=False)
@@ -58,8 +59,18 @@ class RedcapProject:
 
     @cached_property
     def schema(self) -> ProjectSchema:
-        """Where the opt-out is written. All workers together read it from REDCap at most once an hour."""
-        return cached_schema(self.redis, self.name) or self._load_schema()
+        """Where the opt-out is written; all workers together read it from REDCap once."""
+        return self._cached_schema() or self._load_schema(ProjectInfo(self.client))
+
+    def _cached_schema(self) -> ProjectSchema | None:
+        return cached_schema(self.redis, self.name, self.config)
+
+    def confirm_schema(self) -> None:
+        """Compare the data dictionary, in one request; if it has changed, read the whole schema again."""
+        info, known = ProjectInfo(self.client), self._cached_schema()
+        if known is None or known.dictionary != info.dictionary:
+            self.invalidate_schema()
+            self._load_schema(info)
 
     def invalidate_schema(self) -> None:
         """Read the schema from REDCap again next time."""
@@ -82,13 +93,12 @@ class RedcapProject:
         """Whether an outdated schema can hide phones without an error: if one event's rows alone are read."""
         return bool(self._events)
 
-    def _load_schema(self) -> ProjectSchema:
-        began = datetime.now(UTC)
-        info = ProjectInfo(self.client)
+    def _load_schema(self, info: ProjectInfo) -> ProjectSchema:
         for problem in inspect(self.config, info, blocking_only=True):
             raise problem.as_error()
-        schema = replace(info.schema(self.config, self._version()), read_ms=milliseconds(began))
-        self.redis.set(keys.structure(self.name), json.dumps(asdict(schema)), ex=SCHEMA_CACHE_SECONDS)
+        schema = replace(info.schema(self.config, self._version()), read_ms=milliseconds(info.began))
+        stored = {"configuration": self.config.digest, "schema": asdict(schema)}
+        self.redis.set(keys.structure(self.name), json.dumps(stored), ex=SCHEMA_VALID_FOR)
         return schema
 
     def _version(self) -> str:

@@ -117,6 +117,14 @@ return found
 """
 
 
+def is_in_any_index(phone: str, projects: Iterable[str], redis: RedisClient) -> bool:
+    """Return whether a record of any of these projects holds a phone, as far as their indexes know."""
+    with redis.pipeline(transaction=False) as pipe:
+        for project in projects:
+            pipe.hexists(keys.index_phones(project), phone)
+        return any(pipe.execute())
+
+
 class PhoneIndex:
     """The index of one project."""
 

@@ -3,41 +3,44 @@
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 from shared.ledger import keys
 from shared.redis_client import RedisClient
 
-# An exact sliding window of 60 s. It uses the clock of Redis, because the clocks of workers differ.
-# KEYS: 1 window. ARGV: 1 limit, 2 member. Returns the milliseconds to wait; 0 means that the request may be made.
-_TAKE = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
-if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then
-  redis.call('ZADD', KEYS[1], now, ARGV[2])
-  redis.call('PEXPIRE', KEYS[1], 61000)
-  return 0
-end
-return tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]) + 60000 - now + 1
-"""
+SCRIPT = Path(__file__).parent / "scripts" / "take_request.lua"
 
 # A waiting worker checks the window again after this long at the latest.
 LONGEST_SLEEP_SECONDS = 5.0
+# Of the budget, what nobody waits for leaves the rest to what somebody does.
+BACKGROUND_SHARE = 0.85
 
 
 class RateLimiter:
-    """The request budget of one REDCap host: never more than `per_minute` requests in any minute."""
+    """The request budget of one REDCap host: never more than `per_minute` requests in any minute.
+
+    Background requests take part of it, and are spread evenly: a full window frees a place at any time.
+    """
 
     def __init__(
-        self, redis: RedisClient, host: str, per_minute: int, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        redis: RedisClient,
+        host: str,
+        per_minute: int,
+        *,
+        background: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.per_minute = per_minute
-        self._window = keys.rate(host)
+        self._keys = [keys.rate(host), keys.background_pause(host)]
+        limit = max(1, int(per_minute * BACKGROUND_SHARE)) if background else per_minute
+        self._limits = limit, 60_000 // limit if background else 0
         self._sleep = sleep
-        self._take = redis.register_script(_TAKE)
+        self._take = redis.register_script(SCRIPT.read_text())
 
     def acquire(self) -> None:
         """Return as soon as one more request fits into the budget."""
+        limit, pause_ms = self._limits
         member = uuid.uuid4().hex
-        while wait_ms := int(self._take(keys=[self._window], args=[self.per_minute, member])):
+        while wait_ms := int(self._take(keys=self._keys, args=[limit, member, pause_ms])):
             self._sleep(min(wait_ms / 1000, LONGEST_SLEEP_SECONDS))

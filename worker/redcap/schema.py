@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 
 from shared.config.schema import Project
@@ -58,6 +58,8 @@ class ProjectSchema:
     id_is_identifier: bool = False
     # The arm of each event; empty in a classic project.
     arms: Mapping[str, str] = field(default_factory=dict)
+    # Identifies the data dictionary from which it was read.
+    dictionary: str = field(default="", compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -75,6 +77,7 @@ class ProjectInfo:
 
     def __init__(self, client: RedcapClient) -> None:
         self._client = client
+        self.began = datetime.now(UTC)
 
     @cached_property
     def project(self) -> Row:
@@ -85,6 +88,11 @@ class ProjectInfo:
     def metadata(self) -> list[Row]:
         """The data dictionary. Its first field is the record id (REDCap API help, "Export Metadata")."""
         return self._client.get_list("metadata", "field_name", "field_type", "form_name")
+
+    @property
+    def dictionary(self) -> str:
+        """Identify the data dictionary."""
+        return hashlib.sha256(json.dumps(self.metadata, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
     def fields(self) -> dict[str, Row]:
@@ -138,6 +146,7 @@ class ProjectInfo:
             missing_codes=missing_data_codes(self.project),
             id_is_identifier=is_identifier(self.metadata[0]),
             arms=self.arms,
+            dictionary=self.dictionary,
         )
 
 

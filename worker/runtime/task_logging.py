@@ -20,6 +20,8 @@ _ARGUMENTS = {
     TaskName.UPDATE: ("project",),
     TaskName.EMAIL: ("project", "event_id"),
     TaskName.RECONCILE: ("project",),
+    TaskName.VERIFY: ("project",),
+    TaskName.REFRESH: ("project",),
     TaskName.SWEEP: (),
     TaskName.CHECK: ("project",),
 }

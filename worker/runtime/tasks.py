@@ -7,28 +7,30 @@ message loses no work, and no countdown comes near the broker's visibility timeo
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import Celery
 
-from shared.messaging.celery_config import LONGEST_TASK_SECONDS, TaskName
+from shared.messaging.celery_config import LONGEST_TASK_SECONDS, STEP_SECONDS, TaskName
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services
 from worker.steps.block_at_twilio import block_at_twilio
+from worker.steps.background import run_job
 from worker.steps.daily_check import daily_check, request_due_checks
 from worker.steps.lookup_records import lookup_records
 from worker.steps.notify_operator import notify_operator, ping
 from worker.steps.reconcile import reconcile
+from worker.steps.refresh_index import refresh_index
 from worker.steps.send_email import send_email
 from worker.steps.sweep import sweep
 from worker.steps.update_records import update_records
+from worker.steps.verify_project import verify_project
 
 
 class _Step(SafeTask):
-    """Time limits for a lookup that builds the index of a large project: at worst two exports of five minutes."""
-
-    soft_time_limit, time_limit = 900, 960
+    soft_time_limit, time_limit = STEP_SECONDS - 60, STEP_SECONDS
 
 
 def register(app: Celery, services: Callable[[], Services]) -> None:
@@ -57,9 +59,22 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         soft_time_limit=LONGEST_TASK_SECONDS - 60,
         time_limit=LONGEST_TASK_SECONDS,
     )
-    def _reconcile(project: str, since: str | None = None, nightly: bool = False) -> dict[str, Any]:
+    def _reconcile(project: str, since: str | None = None, nightly: bool | str = False) -> dict[str, Any]:
         begin = datetime.fromisoformat(since) if since else None
-        return asdict(reconcile(project, services(), since=begin, nightly=nightly))
+        work = partial(reconcile, project, services(), since=begin, nightly=bool(nightly))
+        # What waits comes back with text for its arguments.
+        report = run_job(
+            services(), work, TaskName.RECONCILE, project, since or "", "nightly" if nightly else ""
+        )
+        return asdict(report) if report else {"project": project, "outcome": "waiting"}
+
+    @app.task(base=_Step, name=TaskName.VERIFY)
+    def _verify(project: str) -> None:
+        run_job(services(), partial(verify_project, project, services()), TaskName.VERIFY, project)
+
+    @app.task(base=_Step, name=TaskName.REFRESH)
+    def _refresh(project: str) -> None:
+        run_job(services(), partial(refresh_index, project, services()), TaskName.REFRESH, project)
 
     @app.task(base=_Step, name=TaskName.SWEEP)
     def _sweep() -> dict[str, int]:
@@ -71,4 +86,5 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(base=_Step, name=TaskName.CHECK)
     def _check(project: str) -> None:
-        daily_check(project, services())
+        work = partial(daily_check, project, services().in_background())
+        run_job(services(), work, TaskName.CHECK, project)

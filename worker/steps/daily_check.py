@@ -20,11 +20,11 @@ from shared.ledger.check_results import (
     store_result,
 )
 from shared.messaging.celery_config import TaskName
-from shared.messaging.record_events import publish_or_leave
 from worker.checks.findings import Finding, Severity
 from worker.checks.runner import Report, platform_checks, project_checks, run_checks
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.services import Services
+from worker.steps.background import request_job
 
 DAY_MS = 86_400_000
 # Someone who has just added a project runs `optout check`; this is for what they have not seen.
@@ -54,7 +54,7 @@ def request_due_checks(services: Services) -> None:
     _track_scopes(services, now_ms)
     for scope in services.redis.zrangebyscore(keys.CHECKS_DUE, "-inf", now_ms, start=0, num=MOST_AT_ONCE):
         services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + AGAIN_AFTER_MS})
-        publish_or_leave(services.publish, TaskName.CHECK, scope)
+        request_job(services, TaskName.CHECK, scope)
 
 
 def _track_scopes(services: Services, now_ms: int) -> None:

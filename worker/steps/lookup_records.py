@@ -5,15 +5,18 @@ from datetime import timedelta
 
 import structlog
 
+from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import UNFINISHED, Change, Notice, State
 from shared.domain.precedence import decide, decode_statuses
 from shared.domain.scopes import staff_key
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import EventOutcome, StoredEvent
+from shared.messaging.celery_config import TaskName
 from worker.projects.problems import known_problem, note_problem
 from worker.redcap.gateway import RedcapProject
-from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY
+from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY, is_in_any_index
 from worker.services import Services
+from worker.steps.background import request_job
 from worker.steps.complete_events import complete_events
 from worker.steps.start_times import TimeUnknown, is_time_unconfirmed, with_confirmed_time
 
@@ -24,7 +27,18 @@ GIVE_UP_AFTER = timedelta(days=1)
 # At a time, so that the first of a storm are on their way to REDCap while the others are looked up.
 LOOKUP_BATCH_SIZE = 500
 
+# How long texts gather for one export, where another project knows the number.
+GATHER_FOR = timedelta(seconds=59)
+# What the background has not done by then is done at once.
+BACKGROUND_LOOKUP_WITHIN = timedelta(minutes=15)
+# Nightly runs refresh every index.
+INDEX_RELIED_UPON = timedelta(hours=26)
+
 log = structlog.get_logger(__name__)
+
+
+class LookedUpLater(Exception):
+    """The event stays due, and is looked up after a refresh of the index."""
 
 
 def lookup_records(project: str, event_id: str, services: Services) -> None:
@@ -62,8 +76,11 @@ def _known(
     ]
 
 
-def look_up(entry: StoredEvent, services: Services) -> None:
-    """Find the records of one event, and request their update; or end it if there is nothing to write."""
+def look_up(entry: StoredEvent, services: Services, *, index_is_current: bool = False) -> None:
+    """Find the records of one event, and request their update; or end it if there is nothing to write.
+
+    `index_is_current`: the index has been refreshed since the event was received.
+    """
     if entry.state not in UNFINISHED:
         return
     if not entry.phone_hash:
@@ -77,7 +94,7 @@ def look_up(entry: StoredEvent, services: Services) -> None:
     if newer := _overtaken_by(entry, services):
         _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {newer}")
         return
-    _find_and_hand_on(entry, services)
+    _find_and_hand_on(entry, services, index_is_current)
 
 
 def _end_without_number(entry: StoredEvent, services: Services) -> None:
@@ -86,10 +103,12 @@ def _end_without_number(entry: StoredEvent, services: Services) -> None:
     _end(entry, services, State.NO_MATCHING_RECORD, reason=reason, notice=notice)
 
 
-def _find_and_hand_on(entry: StoredEvent, services: Services) -> None:
+def _find_and_hand_on(entry: StoredEvent, services: Services, index_is_current: bool) -> None:
     try:
-        records = _find_with_current_schema(entry, services)
+        records = _find_with_current_schema(entry, services, index_is_current)
         is_decided = bool(records) and _is_decided(entry, records, services)
+    except LookedUpLater:
+        log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
     except RedcapUnavailable as error:
         _put_off(entry, error, services)
     except ProjectProblem as error:
@@ -143,11 +162,11 @@ def _is_decided(entry: StoredEvent, records: Sequence[str], services: Services) 
     return bool(states) and all(state.ticked or gateway.form.is_time(state.opt_out_value) for state in states)
 
 
-def _find_with_current_schema(entry: StoredEvent, services: Services) -> list[str]:
+def _find_with_current_schema(entry: StoredEvent, services: Services, index_is_current: bool) -> list[str]:
     """The event's records. A rejection or a miss counts only if the schema was read after the event came."""
     index, gateway = services.index(entry.project), services.project(entry.project)
     try:
-        records = _find(entry, gateway, services)
+        records = _find(entry, gateway, services, index_is_current)
     except (RedcapRejected, RedcapUnavailable) as error:
         if not is_about_schema(error) or not gateway.schema_changed(since=entry.received_at):
             raise
@@ -166,18 +185,42 @@ def is_about_schema(error: RedcapRejected | RedcapUnavailable) -> bool:
     return isinstance(error, RedcapRejected) or error.code == "redcap_partial_export"
 
 
-def _find(entry: StoredEvent, gateway: RedcapProject, services: Services) -> list[str]:
-    """The records by the index; a miss is believed only after a refresh that began after the event came."""
+def _find(
+    entry: StoredEvent, gateway: RedcapProject, services: Services, index_is_current: bool = False
+) -> list[str]:
+    """The records by the index; a miss is believed only after a refresh that began after the event came.
+
+    Raises LookedUpLater.
+    """
     index = services.index(entry.project)
     records = index.records([entry.phone_hash]).get(entry.phone_hash)
     since = entry.received_at
     if index.may_be_incomplete(since) and not _may_still_appear(entry, services):
         since += CHANGE_VISIBILITY_DELAY
-    if records is None and not index.is_fresh(since=since):
+    if records is None and not (index_is_current or index.is_fresh(since=since)):
         _refuse_while_broken(entry.project, services)
+        _raise_if_it_can_wait(entry, services)
         index.refresh(gateway, since=since)
         records = index.records([entry.phone_hash]).get(entry.phone_hash)
     return records or []
+
+
+def _raise_if_it_can_wait(entry: StoredEvent, services: Services) -> None:
+    """Of projects that share a sender, those whose index lacks the number are asked in the background.
+
+    Raises LookedUpLater. Where another one knows the number, the others look a minute later, so that one export
+    serves all texts of that minute. An index that has not been refreshed since the day before is not relied upon.
+    """
+    now, others = services.now(), services.config.sharing(entry.project)
+    if entry.event_id.startswith(TEST_SID_PREFIX):
+        return  # `optout test-message` waits
+    is_recent = now - entry.received_at < BACKGROUND_LOOKUP_WITHIN
+    if not (others and is_recent and services.index(entry.project).is_fresh(since=now - INDEX_RELIED_UPON)):
+        return
+    is_known = is_in_any_index(entry.phone_hash, others, services.redis)
+    if not is_known or now - entry.received_at >= GATHER_FOR:
+        request_job(services, TaskName.REFRESH, entry.project)
+    raise LookedUpLater
 
 
 def _may_still_appear(entry: StoredEvent, services: Services) -> bool:

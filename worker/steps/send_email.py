@@ -61,13 +61,19 @@ class _Mail:
         return self.entries[0].project
 
 
+def _schema(project: str, services: Services) -> ProjectSchema | None:
+    """For links to records; None where the project is not configured, or REDCap was not asked yet."""
+    config = services.project_config(project)
+    return cached_schema(services.redis, project, config) if config else None
+
+
 def _send_due(project: str, event_id: str, services: Services) -> None:
     """Send the mail about one event, unless another worker is sending it.
 
     The event is read last: a worker that was paused for longer than its lock lasts sees here that another one has
     sent the mail.
     """
-    schema = cached_schema(services.redis, project)
+    schema = _schema(project, services)
     with try_lock(services.redis, f"email:{project}:{event_id}") as acquired:
         entry = services.ledger.load(project, event_id) if acquired else None
         if entry is None or entry.notice is None:
@@ -111,7 +117,7 @@ def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str
 
     Events of which the same recipients are done go into one mail.
     """
-    schema = cached_schema(services.redis, project)
+    schema = _schema(project, services)
     by_delivery: dict[Delivery, list[StoredEvent]] = {}
     for entry in services.ledger.entries_of(project, ids):
         # A change that has become unsaved is mailed by itself, immediately.

@@ -6,13 +6,13 @@ import structlog
 
 from shared.domain.events import milliseconds
 from shared.ledger import DueWork, keys
-from shared.ledger.locks import try_lock
 from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
-from worker.projects.problems import check_projects
+from worker.projects.problems import projects_to_check
 from worker.projects.removed import GRACE_PERIOD, retire, track_configured_projects
 from worker.services import Services
+from worker.steps.background import publish_jobs, request_job
 
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000
@@ -38,9 +38,9 @@ def sweep(services: Services) -> dict[str, int]:
             services.ledger.count("swept", kind, by=number)
     if due:
         log.info("swept", **published)
-    with try_lock(services.redis, "check-projects") as acquired:
-        if acquired:
-            check_projects(services)
+    for project in projects_to_check(services):
+        request_job(services, TaskName.VERIFY, project)
+    publish_jobs(services)
     for project in services.config.projects:
         services.ledger.prune_expired(project, now=services.now())
         _catch_up(project, services)

@@ -19,11 +19,11 @@ import structlog
 from redis.exceptions import RedisError
 
 from shared.domain.events import from_milliseconds, milliseconds
-from shared.errors import ConfigError, Failure, RedcapRejected
+from shared.errors import ConfigError, Failure, ProjectProblem, RedcapRejected
 from shared.ledger import keys
 from shared.ledger.locks import try_lock
 from shared.ledger.nights import Nights
-from worker.projects.problems import note_problem
+from worker.projects.problems import note_checked, note_problem
 from worker.services import Services
 from worker.steps.reconcile.compare import Comparison
 from worker.steps.reconcile.read_log import LogReading
@@ -91,7 +91,7 @@ def _run(report: Report, services: Services, since: datetime, progress: Progress
         try:
             stage()
         except (Failure, ConfigError) as error:
-            if isinstance(error, RedcapRejected) and not report.dry_run:
+            if isinstance(error, RedcapRejected | ProjectProblem) and not report.dry_run:
                 note_problem(project, error, services)
             report.fail(str(error))
 
@@ -119,6 +119,8 @@ def _conclude(report: Report, watermark: datetime | None, services: Services) ->
     noted = {f"{report.outcome}_ms": milliseconds(services.now()), "report": json.dumps(asdict(report))}
     if report.outcome == "success" and watermark is not None:
         noted["watermark_ms"] = milliseconds(watermark)
+    if report.outcome == "success":
+        note_checked(report.project, services)
     services.redis.hset(key, mapping=noted)
     if watermark is not None:
         today = services.now().astimezone(ZoneInfo(services.config.time_zone)).date()

@@ -53,8 +53,8 @@ class Comparison:
 
     def _compare(self) -> None:
         """Compare every record with the changes of its phones, and rebuild the index by the same export."""
-        gateway = self._services.project(self._project)
-        gateway.invalidate_schema()
+        gateway = self._services.in_background().project(self._project)
+        gateway.confirm_schema()
         states, began = self._compared(gateway), self._services.now()
         if self._report.dry_run:
             for _ in states:

@@ -19,8 +19,8 @@ from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import note_problem
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
-from worker.redcap.gateway import RedcapProject
 from worker.services import Services
+from worker.steps.background import request_job
 from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import GIVE_UP_AFTER, is_about_schema
 from worker.steps.update_records.round import Round, SchemaChanged
@@ -38,15 +38,14 @@ def update_records(project: str, services: Services) -> None:
         return  # its work is paused: see worker/projects/removed.py
     # A worker that fails to get the lock has already added its phone, so the holder sees it either in its last round
     # or in this check after releasing.
-    check = _check_is_due(project, services)
-    while services.ledger.clear_update_if_empty(project) or check:
-        check = False
+    while services.ledger.clear_update_if_empty(project):
         with try_lock(services.redis, f"update:{project}") as acquired:
             if not acquired:
                 services.schedule_quick_retry("update", project)  # the holder may be dead
                 return
             if not _drain(project, services):
                 return
+    _look_again(project, services)
 
 
 def _drain(project: str, services: Services) -> bool:
@@ -58,7 +57,7 @@ def _drain(project: str, services: Services) -> bool:
             if not _run_round(Round(gateway, services, doubted), phones):
                 services.index(project).invalidate()
                 doubted.clear()
-        _check_again(gateway, services)
+        _look_again(project, services)
     except RedcapUnavailable as error:
         log.warning("update_put_off", project=project, error=str(error))
         _give_up_old(project, error, services)
@@ -86,21 +85,15 @@ def _run_round(current: Round, phones: Sequence[str]) -> bool:
     return True
 
 
-def _check_again(gateway: RedcapProject, services: Services) -> None:
-    """Refresh the index in a while if it was used: another record may hold one of the phones, too."""
-    index, project = services.index(gateway.name), gateway.name
-    if _check_is_due(project, services):
-        index.refresh(gateway, since=services.now(), wait_seconds=0)
-    elif index.needs_refresh() and services.deduplicator.claim(
-        f"look:{project}", seconds=REFRESH_PAUSE.total_seconds()
-    ):
-        pause = REFRESH_PAUSE.total_seconds() + 0.5
-        publish_or_leave(services.publish, TaskName.UPDATE, project, delay_seconds=pause)
-
-
-def _check_is_due(project: str, services: Services) -> bool:
-    index = services.index(project)
-    return index.needs_refresh() and not index.is_fresh(since=services.now() - REFRESH_PAUSE)
+def _look_again(project: str, services: Services) -> None:
+    """Have the index refreshed, now or in a while, if it was used: another record may hold one of the phones, too."""
+    index, pause = services.index(project), REFRESH_PAUSE.total_seconds()
+    if not index.needs_refresh():
+        return
+    if not index.is_fresh(since=services.now() - REFRESH_PAUSE):
+        request_job(services, TaskName.REFRESH, project)
+    elif services.deduplicator.claim(f"look:{project}", seconds=pause):
+        publish_or_leave(services.publish, TaskName.UPDATE, project, delay_seconds=pause + 0.5)
 
 
 def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
