@@ -30,8 +30,8 @@ from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
 from worker.mail.verdicts import Recipients
 from worker.services import Services
-from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.background import run_job
+from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.lookup_records import lookup_records
 from worker.steps.refresh_index import refresh_index
 from worker.steps.send_email import send_email

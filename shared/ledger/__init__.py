@@ -30,8 +30,8 @@ from shared.domain.events import (
 )
 from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
-from shared.ledger.blocks import Block, Blocks
 from shared.ledger.background import BackgroundJobs
+from shared.ledger.blocks import Block, Blocks
 from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
@@ -797,19 +797,22 @@ class Ledger:
         self.redis.zrem(keys.DUE, f"update|{project}|")
         self.redis.hdel(keys.ATTEMPTS, f"update|{project}|")
 
-    def prune_expired(self, project: str, *, now: datetime) -> int:
-        """Forget the ids of events that have expired: of a thousand per call. Returns how many."""
+    def prune_expired(self, projects: Sequence[str], *, now: datetime) -> int:
+        """Forget the ids of events that have expired: of a thousand per project and call. Returns how many."""
         now_ms = milliseconds(now)
         oldest = now_ms - self._retention_seconds * 1000
-        pruned = int(
-            self._scripts["prune_expired"](
-                keys=[keys.events(project)],
-                args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
-            )
-        )
-        if pruned:
-            prune_failures(project, self.redis)
-        return pruned
+        with self.redis.pipeline(transaction=False) as pipe:
+            for project in projects:
+                self._scripts["prune_expired"](
+                    keys=[keys.events(project)],
+                    args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
+                    client=pipe,
+                )
+            numbers = list(map(int, pipe.execute()))
+        for project, number in zip(projects, numbers, strict=True):
+            if number:
+                prune_failures(project, self.redis)
+        return sum(numbers)
 
     # --- figures ----------------------------------------------------------------------------------
 

@@ -221,7 +221,7 @@ def rate(host: str) -> str:
 
 def background_pause(host: str) -> str:
     """String: that the next background request to a REDCap host has to wait; expires."""
-    return f"{PREFIX}:background-pause:{host}"
+    return f"{rate(host)}:pause"
 
 
 def circuit(host: str) -> str:

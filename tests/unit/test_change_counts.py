@@ -169,7 +169,7 @@ class TestFailures:
         failed = opt_out_event(when=NOON)
         end(ledger, failed, State.FAILED)
         redis.delete(keys.event("asthma", failed.event_id))
-        assert ledger.prune_expired("asthma", now=NOON + timedelta(days=401)) == 1
+        assert ledger.prune_expired(["asthma"], now=NOON + timedelta(days=401)) == 1
         assert not redis.exists(keys.failures("asthma"))
 
     def test_a_page_reads_a_limited_number(self, ledger: Ledger, redis: Any) -> None:

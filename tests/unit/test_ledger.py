@@ -605,7 +605,7 @@ class TestKeeping:
         accept(ledger, old, now=NOON - 31 * DAY)
         accept(ledger, new, now=NOON - 29 * DAY)
         redis.delete(keys.event("asthma", old.event_id))  # as its expiry does
-        assert ledger.prune_expired("asthma", now=NOON) == 1
+        assert ledger.prune_expired(["asthma"], now=NOON) == 1
         assert redis.zrange(keys.events("asthma"), 0, -1) == [new.event_id]
 
     def test_an_event_that_outlives_its_time_of_receipt_stays_in_the_list(self, redis: Any) -> None:
@@ -614,7 +614,7 @@ class TestKeeping:
         accept(Ledger(redis, retention_days=400), event, now=NOON - 100 * DAY)
         shorter = Ledger(redis, retention_days=30)
         complete_events(shorter, outcome(event))
-        assert shorter.prune_expired("asthma", now=NOON) == 0
+        assert shorter.prune_expired(["asthma"], now=NOON) == 0
         assert [entry.event_id for entry in shorter.entries("asthma")] == [event.event_id]
         assert shorter.forget("asthma", PHONE)["events"] == 1
         assert not redis.exists(keys.event("asthma", event.event_id))
@@ -627,7 +627,7 @@ class TestKeeping:
         for minute, event in enumerate(events):
             accept(ledger, event, now=minutes(minute) - 31 * DAY)
         redis.delete(keys.event("asthma", events[6].event_id))
-        trimmed = [ledger.prune_expired("asthma", now=minutes(minute)) for minute in range(4)]
+        trimmed = [ledger.prune_expired(["asthma"], now=minutes(minute)) for minute in range(4)]
         assert sorted(trimmed) == [0, 0, 0, 1]
         assert len(list(ledger.entries("asthma"))) == redis.zcard(keys.events("asthma")) == 6
 

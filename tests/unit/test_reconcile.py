@@ -875,7 +875,8 @@ class TestReport:
 
     def test_outcome_and_report_are_noted_for_the_metrics(self, night: Night) -> None:
         night.run()
-        assert night.noted().keys() == {"success_ms", "watermark_ms", "report"}
+        figures = {"log_covered", "refused", "delivered"}
+        assert night.noted().keys() == {"success_ms", "watermark_ms", "report", *figures}
         night.twilio.fail("503", times=None)
         night.run()
         assert "failure_ms" in night.noted()

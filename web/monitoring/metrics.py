@@ -1,8 +1,7 @@
 """The metrics of `/metrics`. All come from Redis, so that every web process returns the same values."""
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -10,6 +9,7 @@ from prometheus_client.registry import Collector
 from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
 from shared.ledger.check_results import PLATFORM, check_results
+from shared.ledger.figures import ProjectFigures, project_figures
 from shared.messaging.celery_config import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
@@ -23,6 +23,50 @@ COUNTED = {
 }
 
 
+Value = Callable[[ProjectFigures], float]
+# Gauges per project: name, help, value; the first also of projects that were taken out of the configuration and still
+# have data.
+WAITING: list[tuple[str, str, Value]] = [
+    ("optout_unfinished_events", "Events that have not ended", lambda each: each.unfinished),
+    (
+        "optout_oldest_unfinished_age_seconds",
+        "Age of the oldest event that has not ended",
+        lambda each: _age(each.oldest_unfinished_ms),
+    ),
+    (
+        "optout_pending_phones",
+        "Phones whose status must still be written to REDCap",
+        lambda each: each.pending,
+    ),
+    ("optout_due_mails", "E-mails that are due", lambda each: each.due_mails),
+    ("optout_changes_awaiting_digest", "Changes waiting for a digest e-mail", lambda each: each.gathered),
+]
+CONFIGURED: list[tuple[str, str, Value]] = [
+    (
+        "optout_log_covered_ratio",
+        "Share of the opt-out messages of webhooks and Event Streams that Twilio's log still had",
+        lambda each: each.log_covered,
+    ),
+    ("optout_reviews", "Events that wait for a person's decision", lambda each: each.reviews),
+    (
+        "optout_oldest_review_age_seconds",
+        "Age of the oldest of them",
+        lambda each: _age(each.oldest_review_ms),
+    ),
+    (
+        "optout_blocks_waiting",
+        "Opt-outs that Twilio has yet to be asked to block",
+        lambda each: each.blocks_waiting,
+    ),
+    ("optout_blocks_failed", "Opt-outs that could not be blocked at Twilio", lambda each: each.blocks_failed),
+    ("optout_indexed_phones", "Phones in the index", lambda each: each.indexed_phones),
+]
+
+
+def _age(since_ms: int) -> float:
+    return max(0.0, time.time() - since_ms / 1000) if since_ms else 0.0
+
+
 class LedgerCollector(Collector):
     """Reads the ledger at each scrape."""
 
@@ -32,16 +76,16 @@ class LedgerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics. Raises redis.RedisError if Redis is unavailable."""
+        figures = project_figures(self._redis, self._projects)
+        configured = {name: figures[name] for name in self._projects}
         yield self._events()
-        yield from self._unfinished()
+        yield from (_gauge(*metric, dict(sorted(figures.items()))) for metric in WAITING)
         yield from self._counted()
-        yield from self._reconciled()
-        yield from self._last_report()
-        yield from self._reviews()
-        yield from self._blocks()
+        yield self._reconciled(configured)
+        yield from (_gauge(*metric, configured) for metric in CONFIGURED)
+        yield self._texts_after_opt_out(configured)
         yield self._problems()
         yield self._checks()
-        yield self._index()
         yield self._queues()
 
     def _events(self) -> Metric:
@@ -51,39 +95,6 @@ class LedgerCollector(Collector):
         for field, count in sorted(self._redis.hgetall(keys.COUNTS).items()):
             family.add_metric(field.split("|"), int(count))
         return family
-
-    def _unfinished(self) -> Iterator[Metric]:
-        unfinished = GaugeMetricFamily(
-            "optout_unfinished_events", "Events that have not ended", labels=["project"]
-        )
-        oldest = GaugeMetricFamily(
-            "optout_oldest_unfinished_age_seconds",
-            "Age of the oldest event that has not ended",
-            labels=["project"],
-        )
-        pending = GaugeMetricFamily(
-            "optout_pending_phones", "Phones whose status must still be written to REDCap", labels=["project"]
-        )
-        mailing = GaugeMetricFamily("optout_due_mails", "E-mails that are due", labels=["project"])
-        gathered = GaugeMetricFamily(
-            "optout_changes_awaiting_digest",
-            "Changes waiting for a digest e-mail",
-            labels=["project"],
-        )
-        # Includes projects that were removed from the configuration but still have data.
-        for project in sorted({*self._projects, *self._redis.hkeys(keys.PROJECTS)}):
-            unfinished.add_metric([project], self._redis.zcard(keys.unfinished(project)))
-            first = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
-            oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
-            pending.add_metric([project], self._redis.zcard(keys.pending(project)))
-            waiting = self._redis.zcard(keys.gathered(project))
-            # Mails in a digest are due from sweep's first attempt on.
-            overdue = self._redis.hexists(keys.ATTEMPTS, f"digest|{project}|")
-            mailing.add_metric(
-                [project], self._redis.zcard(keys.mailing(project)) - (0 if overdue else waiting)
-            )
-            gathered.add_metric([project], waiting)
-        yield from (unfinished, oldest, pending, mailing, gathered)
 
     def _counted(self) -> Iterator[Metric]:
         stored = sorted(self._redis.hgetall(keys.METRICS).items())
@@ -95,65 +106,28 @@ class LedgerCollector(Collector):
                     family.add_metric(values, int(count))
             yield family
 
-    def _reconciled(self) -> Iterator[Metric]:
+    def _reconciled(self, figures: Mapping[str, ProjectFigures]) -> Metric:
         last = GaugeMetricFamily(
             "optout_last_reconcile_timestamp_seconds",
             "When a project was last reconciled, by outcome",
             labels=["project", "outcome"],
         )
-        for project in self._projects:
-            stored = self._redis.hgetall(keys.reconciled(project))
-            for outcome in ("success", "failure"):
-                if f"{outcome}_ms" in stored:
-                    last.add_metric([project, outcome], int(stored[f"{outcome}_ms"]) / 1000)
-        yield last
+        for project, each in figures.items():
+            for outcome, moment in (("success", each.success_ms), ("failure", each.failure_ms)):
+                if moment:
+                    last.add_metric([project, outcome], moment / 1000)
+        return last
 
-    def _last_report(self) -> Iterator[Metric]:
-        """What the last reconciliation of each project saw."""
-        covered = GaugeMetricFamily(
-            "optout_log_covered_ratio",
-            "Share of the opt-out messages of webhooks and Event Streams that Twilio's log still had",
-            labels=["project"],
-        )
-        unwanted = GaugeMetricFamily(
+    def _texts_after_opt_out(self, figures: Mapping[str, ProjectFigures]) -> Metric:
+        family = GaugeMetricFamily(
             "optout_texts_after_opt_out",
             "Texts to participants who had opted out, in the last reconciliation",
             labels=["project", "outcome"],
         )
-        for project in self._projects:
-            report = json.loads(self._redis.hget(keys.reconciled(project), "report") or "{}")
-            missing = sum(each["messages"] for each in report.get("missing_from_log", ()))
-            expected = report.get("messages_expected", 0)
-            covered.add_metric([project], 1 - missing / expected if expected else 1.0)
-            for outcome in ("refused", "delivered"):
-                texts = sum(each[outcome] for each in report.get("texts_after_opt_out", ()))
-                unwanted.add_metric([project, outcome], texts)
-        yield from (covered, unwanted)
-
-    def _reviews(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily(
-            "optout_reviews", "Events that wait for a person's decision", labels=["project"]
-        )
-        oldest = GaugeMetricFamily(
-            "optout_oldest_review_age_seconds", "Age of the oldest of them", labels=["project"]
-        )
-        for project in self._projects:
-            waiting.add_metric([project], self._redis.zcard(keys.reviews(project)))
-            first = self._redis.zrange(keys.reviews(project), 0, 0, withscores=True)
-            oldest.add_metric([project], max(0.0, time.time() - first[0][1] / 1000) if first else 0.0)
-        yield from (waiting, oldest)
-
-    def _blocks(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily(
-            "optout_blocks_waiting", "Opt-outs that Twilio has yet to be asked to block", labels=["project"]
-        )
-        failed = GaugeMetricFamily(
-            "optout_blocks_failed", "Opt-outs that could not be blocked at Twilio", labels=["project"]
-        )
-        for project in self._projects:
-            waiting.add_metric([project], self._redis.zcard(keys.blocks_waiting(project)))
-            failed.add_metric([project], self._redis.zcard(keys.blocks_failed(project)))
-        yield from (waiting, failed)
+        for project, each in figures.items():
+            family.add_metric([project, "refused"], each.refused)
+            family.add_metric([project, "delivered"], each.delivered)
+        return family
 
     def _problems(self) -> Metric:
         family = GaugeMetricFamily(
@@ -179,12 +153,6 @@ class LedgerCollector(Collector):
                 family.add_metric([scope or "platform", severity], number)
         return family
 
-    def _index(self) -> Metric:
-        family = GaugeMetricFamily("optout_indexed_phones", "Phones in the index", labels=["project"])
-        for project in self._projects:
-            family.add_metric([project], self._redis.hlen(keys.index_phones(project)))
-        return family
-
     def _queues(self) -> Metric:
         """Celery keeps each queue as a list in Redis; the length is unknown with another broker."""
         family = GaugeMetricFamily(
@@ -196,3 +164,10 @@ class LedgerCollector(Collector):
             for queue in QUEUES.values():
                 family.add_metric([queue], self._redis.llen(queue))
         return family
+
+
+def _gauge(name: str, text: str, value: Value, figures: Mapping[str, ProjectFigures]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=["project"])
+    for project, each in figures.items():
+        family.add_metric([project], value(each))
+    return family

@@ -16,8 +16,8 @@ from shared.messaging.celery_config import LONGEST_TASK_SECONDS, STEP_SECONDS, T
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services
-from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.background import run_job
+from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.daily_check import daily_check, request_due_checks
 from worker.steps.lookup_records import lookup_records
 from worker.steps.notify_operator import notify_operator, ping

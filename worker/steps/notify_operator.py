@@ -17,6 +17,7 @@ from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.check_results import CheckResult, StoredFinding, check_results
+from shared.ledger.figures import ProjectFigures, project_figures
 from shared.ledger.loaded_configurations import loaded_configurations
 from shared.ledger.locks import try_lock
 from shared.ledger.nights import RECONCILE_OVERDUE_MS
@@ -67,10 +68,12 @@ def ping(services: Services) -> None:
 
 def _conditions(services: Services) -> Iterator[Condition]:
     now_ms = milliseconds(services.now())
+    figures = project_figures(services.redis, services.config.projects)
+    problems = services.redis.hgetall(keys.PROBLEMS)
     for project in services.config.projects:
-        yield from _problem(project, services)
-        yield from _reconciliation(project, services, now_ms)
-        yield from _waiting(project, services, now_ms)
+        yield from _problem(project, problems.get(project))
+        yield from _reconciliation(project, figures[project], services, now_ms)
+        yield from _waiting(project, figures[project], services, now_ms)
     running = {each.process.split()[0] for each in loaded_configurations(services.redis, now_ms=now_ms)}
     for kind in EXPECTED:
         if kind not in running:
@@ -92,9 +95,9 @@ def _findings(scope: str, result: CheckResult) -> Iterator[Condition]:
         yield Condition(key, text, first.severity, count, found_daily=True)
 
 
-def _problem(project: str, services: Services) -> Iterator[Condition]:
-    if text := services.redis.hget(keys.PROBLEMS, project):
-        problem = json.loads(text)
+def _problem(project: str, stored: str | None) -> Iterator[Condition]:
+    if stored:
+        problem = json.loads(stored)
         kept = " Changes are kept until it is fixed." if problem.get("events_kept", True) else ""
         yield Condition(
             f"problem:{project}:{problem['problem']}",
@@ -102,11 +105,13 @@ def _problem(project: str, services: Services) -> Iterator[Condition]:
         )
 
 
-def _reconciliation(project: str, services: Services, now_ms: int) -> Iterator[Condition]:
-    stored = services.redis.hgetall(keys.reconciled(project))
-    success, failure = (int(stored.get(f"{name}_ms", 0)) for name in ("success", "failure"))
-    if failure > success:
-        errors = json.loads(stored.get("report", "{}")).get("errors") or ["see the log"]
+def _reconciliation(
+    project: str, figures: ProjectFigures, services: Services, now_ms: int
+) -> Iterator[Condition]:
+    success = figures.success_ms
+    if figures.failure_ms > success:
+        report = json.loads(services.redis.hget(keys.reconciled(project), "report") or "{}")
+        errors = report.get("errors") or ["see the log"]
         text = f"{project}: the last reconciliation failed: {'; '.join(errors[:3])}"
         yield Condition(f"reconciliation:{project}", text)
     elif success and now_ms - success > RECONCILE_OVERDUE_MS:
@@ -114,12 +119,11 @@ def _reconciliation(project: str, services: Services, now_ms: int) -> Iterator[C
         yield Condition(f"reconciliation:{project}", text)
 
 
-def _waiting(project: str, services: Services, now_ms: int) -> Iterator[Condition]:
-    oldest = services.redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
-    if oldest and now_ms - oldest[0][1] > WAITS_TOO_LONG_MS:
-        number = services.redis.zcard(keys.unfinished(project))
+def _waiting(project: str, figures: ProjectFigures, services: Services, now_ms: int) -> Iterator[Condition]:
+    oldest_ms, number = figures.oldest_unfinished_ms, figures.unfinished
+    if oldest_ms and now_ms - oldest_ms > WAITS_TOO_LONG_MS:
         many = f"{number} changes wait" if number != 1 else "1 change waits"
-        text = f"{project}: {many}, the oldest since {_local(oldest[0][1], services)}"
+        text = f"{project}: {many}, the oldest since {_local(oldest_ms, services)}"
         yield Condition(f"waiting:{project}", text)
 
 

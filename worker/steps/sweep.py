@@ -5,7 +5,8 @@ from collections import Counter
 import structlog
 
 from shared.domain.events import milliseconds
-from shared.ledger import DueWork, keys
+from shared.ledger import DueWork
+from shared.ledger.figures import ProjectFigures, project_figures
 from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
@@ -41,22 +42,20 @@ def sweep(services: Services) -> dict[str, int]:
     for project in projects_to_check(services):
         request_job(services, TaskName.VERIFY, project)
     publish_jobs(services)
+    services.ledger.prune_expired([*services.config.projects, *missing], now=services.now())
+    figures = project_figures(services.redis, services.config.projects)
     for project in services.config.projects:
-        services.ledger.prune_expired(project, now=services.now())
-        _catch_up(project, services)
+        _catch_up(project, figures[project], services)
     for project, missing_for in missing.items():
-        services.ledger.prune_expired(project, now=services.now())
         retire(project, missing_for, services)
     return published
 
 
-def _catch_up(project: str, services: Services) -> None:
+def _catch_up(project: str, figures: ProjectFigures, services: Services) -> None:
     """Start a reconciliation that was missed, because beat was down at its time or the last run failed."""
-    stored = services.redis.hgetall(keys.reconciled(project))
-    ended = {name: int(stored.get(f"{name}_ms", 0)) for name in ("success", "failure")}
-    now_ms = milliseconds(services.now())
-    overdue = any(ended.values()) and now_ms - ended["success"] > RECONCILE_OVERDUE_MS
-    again = overdue and now_ms - ended["failure"] > RECONCILE_AGAIN_MS
+    now_ms, success_ms, failure_ms = milliseconds(services.now()), figures.success_ms, figures.failure_ms
+    overdue = bool(success_ms or failure_ms) and now_ms - success_ms > RECONCILE_OVERDUE_MS
+    again = overdue and now_ms - failure_ms > RECONCILE_AGAIN_MS
     # Not twice while one waits or runs.
     if again and services.deduplicator.claim(f"reconcile:{project}", seconds=RECONCILE_AGAIN_MS / 1000):
         log.warning("reconciliation_overdue", project=project)

@@ -116,7 +116,11 @@ def _conclude(report: Report, watermark: datetime | None, services: Services) ->
     key = keys.reconciled(report.project)
     before = json.loads(services.redis.hget(key, "report") or "{}").get("kept_entries", [])
     report.newly_kept = sorted(set(report.kept_entries) - set(before))
-    noted = {f"{report.outcome}_ms": milliseconds(services.now()), "report": json.dumps(asdict(report))}
+    noted: dict[str, float | str] = {
+        f"{report.outcome}_ms": milliseconds(services.now()),
+        "report": json.dumps(asdict(report)),
+        **report.figures(),
+    }
     if report.outcome == "success" and watermark is not None:
         noted["watermark_ms"] = milliseconds(watermark)
     if report.outcome == "success":

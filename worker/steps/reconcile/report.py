@@ -74,6 +74,13 @@ class Report:
         unfinished = self.errors or self.refused or self.still_pending
         return self.outcome == "success" and not (unfinished or self.hides_messages)
 
+    def figures(self) -> dict[str, float]:
+        """What `/metrics` shows of it, as `shared.ledger.figures` reads it."""
+        missing = sum(int(each["messages"]) for each in self.missing_from_log)
+        covered = 1 - missing / self.messages_expected if self.messages_expected else 1.0
+        refused = sum(each["refused"] for each in self.texts_after_opt_out)
+        return {"log_covered": covered, "refused": refused, "delivered": self.texts_delivered}
+
     @property
     def texts_delivered(self) -> int:
         """How many texts were delivered to participants who had opted out."""

@@ -1,0 +1,48 @@
+"""What is waiting in the ledger, of all projects at once: for `/metrics` and the sweep."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shared.ledger import keys
+from shared.redis_client import RedisClient
+
+SCRIPT = Path(__file__).parent / "scripts" / "figures.lua"
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectFigures:
+    """The figures of one project; times in ms, 0 where there is none."""
+
+    unfinished: int
+    oldest_unfinished_ms: int
+    pending: int  # phones whose status has to be written to REDCap
+    due_mails: int
+    gathered: int  # changes that wait for a digest
+    reviews: int
+    oldest_review_ms: int
+    indexed_phones: int
+    blocks_waiting: int  # opt-outs that Twilio has yet to be asked to block
+    blocks_failed: int
+    success_ms: int  # of the reconciliation
+    failure_ms: int
+    log_covered: float  # the share of messages that Twilio's log still had
+    refused: int  # texts after an opt-out, in the last reconciliation
+    delivered: int
+
+
+_NAMES = [field.name for field in fields(ProjectFigures)]
+
+
+def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, ProjectFigures]:
+    """Return the figures of these projects, and of those that have been taken out of the configuration."""
+    script = redis.register_script(SCRIPT.read_text())
+    rows = script(keys=[keys.PROJECTS, keys.ATTEMPTS], args=[keys.PREFIX, *projects])
+    return {name: _decode(values) for name, *values in rows}
+
+
+def _decode(values: list[str | int]) -> ProjectFigures:
+    numbers = [float(value or 0) for value in values]
+    named: dict[str, Any] = dict(zip(_NAMES, map(int, numbers), strict=True))
+    return ProjectFigures(**named | {"log_covered": numbers[_NAMES.index("log_covered")]})
