@@ -107,6 +107,11 @@ class StoredEvent:
         """When it was received first."""
         return from_milliseconds(self.first_received_ms) if self.first_received_ms else self.received_at
 
+    @property
+    def came_at(self) -> datetime:
+        """When the participant texted; a text that the log shows days later arrives long after that."""
+        return min(self.occurred_at, self.arrived_at)
+
     @classmethod
     def decode(cls, stored: dict[str, str]) -> "StoredEvent":
         """Read the hash that the scripts keep."""

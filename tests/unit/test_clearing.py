@@ -69,6 +69,22 @@ class TestWhatAPersonEntered:
         assert asthma.project.value("1", "sms_opt_out___1") == "1"
         assert asthma.state(start) == "needs_review"
 
+    def test_a_start_that_the_log_shows_later_clears_no_record_that_got_the_number_in_between(self) -> None:
+        asthma = enrolled()
+        texted(asthma)
+        before = asthma.clock()
+        asthma.clock.ahead += timedelta(hours=1)
+        asthma.project.set_value("1", "mobile", fictional_phone(9))
+        asthma.services.index("asthma").rebuild(
+            asthma.services.project("asthma").read_all(), now=asthma.clock()
+        )
+        asthma.clock.ahead += timedelta(hours=1)
+        start = asthma.text(
+            fictional_phone(9), "START", when=before + timedelta(minutes=1), source=Source.MESSAGE_LOG
+        )
+        asthma.work()
+        assert (asthma.value() != "", asthma.state(start)) == (True, "needs_review")
+
     def test_a_tick_whose_time_a_person_removed_stays(self) -> None:
         asthma = enrolled(opt_out_checkbox="sms_opt_out")
         texted(asthma)

@@ -167,7 +167,7 @@ class Round:
             for key in sorted(state.keys)
             for status in snapshot.known.get(key, ())
             if (entry := snapshot.starts.get(status.event_id))
-            and self._index.held_at(key, state.record_id, entry.arrived_at)
+            and self._index.held_at(key, state.record_id, entry.came_at)
         ]
 
     def _write(self, snapshot: Snapshot) -> list[str]:
@@ -270,7 +270,7 @@ class Round:
                 rejected=written.rejected.get(state.record_id, ""),
                 held_then=status.change is Change.STOP
                 or status.scope == STAFF
-                or self._index.held_at(phone, state.record_id, snapshot.starts[status.event_id].arrived_at),
+                or self._index.held_at(phone, state.record_id, snapshot.starts[status.event_id].came_at),
             )
             for state in snapshot.holders[phone]
         ]
