@@ -60,8 +60,8 @@ lint: $(VENV)/ready  ## Style, words, security rules, strict types, manifests, a
 ##@ Measure it
 FULL ?=
 .PHONY: bench
-bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/explanation/benchmarks.md (FULL=1: larger, longer)
-	@$(BIN)/python -m tests.benchmarks $(if $(FULL),--full)
+bench: $(VENV)/ready  ## Benchmarks beside their alternatives; writes docs/explanation/benchmarks.md (FULL=1: larger; HOSPITAL=1: 500 studies)
+	@$(BIN)/python -m tests.benchmarks $(if $(FULL)$(HOSPITAL),--full) $(if $(HOSPITAL),--only hospital)
 
 .PHONY: measure
 measure: $(VENV)/ready  ## How large and how plain the code is: lines, functions, complexity

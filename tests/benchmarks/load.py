@@ -24,7 +24,15 @@ PATH = "/twilio/inbound"
 PATIENCE_SECONDS = 30.0
 
 
-def webhook(number: int, *, phone: int | None = None, change: str = "STOP", host: str = "127.0.0.1") -> bytes:
+def webhook(
+    number: int,
+    *,
+    phone: int | None = None,
+    change: str = "STOP",
+    host: str = "127.0.0.1",
+    service: str = SERVICE_SID,
+    to: str = SENDER,
+) -> bytes:
     """A signed inbound-message request as it goes over the wire; message and phone are told by their number.
 
     The parameters are those that Twilio sends for a text from a US number.
@@ -32,8 +40,8 @@ def webhook(number: int, *, phone: int | None = None, change: str = "STOP", host
     form = {
         "ToCountry": "US", "ToState": "CA", "SmsMessageSid": f"SM{number:032x}", "NumMedia": "0",
         "ToCity": "", "FromZip": "", "SmsSid": f"SM{number:032x}", "FromState": "CA",
-        "SmsStatus": "received", "FromCity": "", "Body": change, "FromCountry": "US", "To": SENDER,
-        "MessagingServiceSid": SERVICE_SID, "ToZip": "", "NumSegments": "1",
+        "SmsStatus": "received", "FromCity": "", "Body": change, "FromCountry": "US", "To": to,
+        "MessagingServiceSid": service, "ToZip": "", "NumSegments": "1",
         "MessageSid": f"SM{number:032x}", "AccountSid": ACCOUNT_SID, "OptOutType": change,
         "From": fictional_phone(number if phone is None else phone), "ApiVersion": "2010-04-01",
     }  # fmt: skip

@@ -2,9 +2,9 @@
 -- KEYS: 1 projects, 2 attempts
 -- ARGV: 1 prefix of all keys, then the configured projects
 -- Returns per project: its name, events that have not ended, ms of the oldest, phones to be written, e-mails that are
---   due, changes that wait for a digest, events that wait for a decision, ms of the oldest, phones in the index, blocks that wait and
---   that failed, and of
---   the reconciliation: ms of the last success and failure, share of the log, refused and delivered texts.
+--   due, changes that wait for a digest, events that wait for a decision, ms of the oldest, phones in the index, blocks
+--   at Twilio that wait and that failed, and of the reconciliation: ms of the last success and failure, share of the log,
+--   refused and delivered texts.
 local prefix, names, seen = ARGV[1] .. ':', {}, {}
 for i = 2, #ARGV do names[#names + 1] = ARGV[i] end
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do names[#names + 1] = name end
