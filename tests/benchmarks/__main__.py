@@ -13,16 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-    console,
-    footprint,
-    hospital,
-    index,
-    ingress,
-    one_stop,
-    reconciliation,
-    storm,
-    wishes,
-)
 from tests.benchmarks import (
     console,
     footprint,
