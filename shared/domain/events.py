@@ -39,6 +39,8 @@ class State(StrEnum):
 
 
 UNFINISHED = frozenset({State.RECEIVED, State.PENDING})
+# Events in these states are listed by state. Most events are `updated`; a list of them would save little.
+LISTED = frozenset(State) - UNFINISHED - {State.UPDATED}
 
 
 class Notice(StrEnum):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from shared.batches import batches
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import (
+    LISTED,
     UNFINISHED,
     Change,
     Notice,
@@ -36,6 +37,7 @@ from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_C
 from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
 from shared.ledger.staff_actions import forget_actions
+from shared.ledger.version import LISTS_BY_STATE, ledger_version
 from shared.redis_client import RedisClient
 
 LUA = Path(__file__).parent / "scripts"
@@ -113,14 +115,14 @@ class StoredEvent:
         return min(self.occurred_at, self.arrived_at)
 
     @classmethod
-    def decode(cls, stored: dict[str, str]) -> "StoredEvent":
+    def decode(cls, project: str, event_id: str, stored: dict[str, str]) -> "StoredEvent":
         """Read the hash that the scripts keep."""
         finished = stored.get("finished_ms")
         since = stored.get("notice_ms", finished)
         notice = Notice(stored["notice"]) if stored.get("notice") else None
         return cls(
-            project=stored["project"],
-            event_id=stored["event_id"],
+            project=project,
+            event_id=event_id,
             change=Change(stored["change"]),
             state=State(stored["state"]),
             reason=stored.get("reason", ""),
@@ -180,11 +182,11 @@ class Ledger:
 
     @cached_property
     def _scripts(self) -> dict[str, Any]:
-        return {path.stem: self.redis.register_script(path.read_text()) for path in LUA.glob("*.lua")}
+        return {path.stem: self.redis.register_script(_script(path.stem)) for path in LUA.glob("*.lua")}
 
     @cached_property
     def _accept_script(self) -> str:
-        return (LUA / "accept.lua").read_text()
+        return _script("accept")
 
     @cached_property
     def _accept_hash(self) -> str:
@@ -282,27 +284,37 @@ class Ledger:
             "1" if event.blocked else "0",
             "1" if unconfirmed else "0",
             "1" if confirmed else "0",
+            keys.ended(project, ""),
         )
 
     def load(self, project: str, event_id: str) -> StoredEvent | None:
         """An event, or None."""
         stored = self.redis.hgetall(keys.event(project, event_id))
-        return StoredEvent.decode(stored) if stored else None
+        return StoredEvent.decode(project, event_id, stored) if stored else None
 
     def entries(
         self, project: str, *, newest_first: bool = True, states: Collection[State] = (), page: int = CHUNK
     ) -> Iterator[StoredEvent]:
         """All events of a project that are still kept, newest first a page at a time.
 
-        With `states` only those in one of them: of the others nothing but the state is read.
+        With `states` only those in one of them: of the others nothing is read, or nothing but the state.
         """
-        unfinished = bool(states) and UNFINISHED.issuperset(states)
-        key = keys.unfinished(project) if unfinished else keys.events(project)
+        key = self._list_of(project, states)
+        mixed = bool(states) and key == keys.events(project)
         pages = self._newest_ids(key, page) if newest_first else batches(self.redis.zrange(key, 0, -1), page)
         for ids in pages:
-            chosen = self._in_states(project, ids, states) if states and not unfinished else ids
+            chosen = self._in_states(project, ids, states) if mixed else ids
             entries = self.entries_of(project, chosen)
             yield from (entry for entry in entries if not states or entry.state in states)
+
+    def _list_of(self, project: str, states: Collection[State]) -> str:
+        """The shortest list with all events in some states; without any, of all events."""
+        if states and UNFINISHED.issuperset(states):
+            return keys.unfinished(project)
+        if len(states) == 1 and LISTED.issuperset(states) and ledger_version(self.redis) >= LISTS_BY_STATE:
+            [state] = states
+            return keys.ended(project, state)
+        return keys.events(project)
 
     def _newest_ids(self, key: str, page: int) -> Iterator[list[str]]:
         """The members of a sorted set by falling score. One that leaves it shifts others into the next page."""
@@ -344,7 +356,8 @@ class Ledger:
         with self.redis.pipeline(transaction=False) as pipe:
             for event_id in event_ids:
                 pipe.hgetall(keys.event(project, event_id))
-            return [StoredEvent.decode(stored) for stored in pipe.execute() if stored]
+            found = zip(event_ids, pipe.execute(), strict=True)
+        return [StoredEvent.decode(project, event_id, stored) for event_id, stored in found if stored]
 
     def known(self, project: str, event_ids: Sequence[str]) -> set[str]:
         """Those of the ids whose events are kept."""
@@ -447,6 +460,7 @@ class Ledger:
                 keys.latencies(project),
                 keys.failures(project),
                 keys.blocks_waiting(project),
+                keys.ended(project, ""),
             ],
             args=[
                 project,
@@ -592,7 +606,7 @@ class Ledger:
                     keys.ATTEMPTS,
                     keys.events(project),
                 ],
-                args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS],
+                args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS, keys.ended(project, "")],
             )
         )
 
@@ -694,6 +708,8 @@ class Ledger:
                 pipe.delete(*(keys.event(project, event_id) for event_id in ids))
                 for key in (keys.events, keys.unfinished, keys.mailing, keys.reviews, keys.seen_starts):
                     pipe.zrem(key(project), *ids)
+                for listed in keys.ended_lists(project):
+                    pipe.zrem(listed, *ids)
                 for key in (keys.arrived, keys.outbox):
                     for event_id in ids:
                         pipe.lrem(key(project), 0, event_id)
@@ -809,7 +825,7 @@ class Ledger:
         with self.redis.pipeline(transaction=False) as pipe:
             for project in projects:
                 self._scripts["prune_expired"](
-                    keys=[keys.events(project)],
+                    keys=[keys.events(project), *keys.ended_lists(project)],
                     args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
                     client=pipe,
                 )
@@ -824,6 +840,10 @@ class Ledger:
     def count(self, *label: str, by: int = 1) -> None:
         """Add to a figure of `/metrics`; its name and label values are `label`."""
         self.redis.hincrby(keys.METRICS, "|".join(label), by)
+
+
+def _script(name: str) -> str:
+    return (LUA / "prelude.lua").read_text() + (LUA / f"{name}.lua").read_text()
 
 
 def _gather_ms(outcome: EventOutcome, digest_seconds: int) -> int:

@@ -1,5 +1,7 @@
 """Every Redis key of this program. None of them, and nothing in them, holds a phone number (promise P5)."""
 
+import shared.domain.events as domain
+
 PREFIX = "optout"
 
 DUE = f"{PREFIX}:due"  # sorted set: "kind|project|event id" by the ms at which sweep publishes it again
@@ -36,6 +38,11 @@ def event(project: str, event_id: str) -> str:
 def events(project: str) -> str:
     """Sorted set: event ids by time of receipt in ms."""
     return f"{PREFIX}:events:{project}"
+
+
+def ended(project: str, state: str) -> str:
+    """Sorted set: ids of events that ended in a state other than `updated`, by time of receipt in ms."""
+    return f"{PREFIX}:ended:{project}:{state}"
 
 
 def unfinished(project: str) -> str:
@@ -181,7 +188,12 @@ def of_project(project: str) -> list[str]:
         written, seen_starts, reviews, staff_actions, nights, change_counts, latencies, failures,
         blocks, blocks_waiting, blocks_failed,
     ]  # fmt: skip
-    return [kind(project) for kind in kinds]
+    return [*(kind(project) for kind in kinds), *ended_lists(project)]
+
+
+def ended_lists(project: str) -> list[str]:
+    """The lists of events by state."""
+    return [ended(project, state) for state in sorted(domain.LISTED)]
 
 
 def twilio_setup(account_sid: str) -> str:

@@ -1,7 +1,8 @@
-"""From the ledger of version 1, which knew one status per phone and no scopes, to that of version 2.
+"""From the ledger of an older version to that of this one. A worker does it when it starts.
 
-A worker does it when it starts. Until then, and for what it leaves out, a status of version 1 is read as one of an
-unknown scope, which no START ends.
+Version 1 knew one status per phone and no scopes. Until they are migrated, and where the migration leaves one out, a
+status of version 1 is read as one of an unknown scope, which no START ends. Version 2 did not list events by state.
+Until they are, all events of a project are read to find those in a state.
 """
 
 from collections import defaultdict
@@ -11,13 +12,13 @@ import structlog
 
 from shared.batches import batches
 from shared.config import Config, Project
-from shared.domain.events import Change, milliseconds
+from shared.domain.events import LISTED, Change, milliseconds
 from shared.domain.phone import PhoneHasher
 from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import UNKNOWN, scope_of
 from shared.ledger import Ledger, StoredEvent, keys
 from shared.ledger.locks import try_lock
-from shared.ledger.version import LEDGER_VERSION, ledger_version
+from shared.ledger.version import LEDGER_VERSION, SCOPES, ledger_version
 from shared.redis_client import RedisClient
 
 _BATCH = 500
@@ -26,6 +27,23 @@ _REPLACE = """
 for i = 1, #ARGV, 3 do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
 end
+"""
+# KEYS: 1 events. ARGV: prefix of event keys, prefix of the lists, the listed states, '', event ids. Returns how many
+# events were listed.
+_LIST_BY_STATE = """
+local listed, number, place = {}, 0, 3
+while ARGV[place] ~= '' do
+  listed[ARGV[place]] = true
+  place = place + 1
+end
+for i = place + 1, #ARGV do
+  local state, received = redis.call('HGET', ARGV[1] .. ARGV[i], 'state'), redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if received and listed[state] then
+    redis.call('ZADD', ARGV[2] .. state, received, ARGV[i])
+    number = number + 1
+  end
+end
+return number
 """
 
 log = structlog.get_logger(__name__)
@@ -38,9 +56,21 @@ def migrate(redis: RedisClient, config: Config, hasher: PhoneHasher) -> None:
     with try_lock(redis, "migrate-ledger", wait_seconds=60) as acquired:
         if not acquired or ledger_version(redis) >= LEDGER_VERSION:
             return
-        for name, project in config.projects.items():
-            _migrate_project(name, only_scope(project, hasher), redis)
+        if ledger_version(redis) < SCOPES:
+            for name, project in config.projects.items():
+                _migrate_project(name, only_scope(project, hasher), redis)
+        for name in {*config.projects, *redis.hkeys(keys.PROJECTS)}:
+            _list_by_state(name, redis)
         redis.set(keys.LEDGER_VERSION, LEDGER_VERSION)
+
+
+def _list_by_state(project: str, redis: RedisClient) -> None:
+    listed = 0
+    for ids in batches(redis.zrange(keys.events(project), 0, -1), _BATCH):
+        prefixes = keys.event(project, ""), keys.ended(project, "")
+        listed += redis.eval(_LIST_BY_STATE, 1, keys.events(project), *prefixes, *sorted(LISTED), "", *ids)
+    if listed:
+        log.info("events_listed_by_state", project=project, events=listed)
 
 
 def only_scope(project: Project, hasher: PhoneHasher) -> str:

@@ -4,8 +4,10 @@ from shared.errors import ConfigError
 from shared.ledger import keys
 from shared.redis_client import RedisClient
 
-# Raise it with every change of the stored data that an older program would misread. 2: statuses by scope.
-LEDGER_VERSION = 2
+# Raise it with every change of the stored data that an older program would misread. 2: statuses by scope; 3: ended
+# events are listed by state, and an event does not repeat what its key says.
+LEDGER_VERSION = 3
+SCOPES, LISTS_BY_STATE = 2, 3
 
 
 def ledger_version(redis: RedisClient) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from shared.ledger import Ledger, keys
-from tests.builders import SECRETS, at, opt_out_event
+from shared.batches import batches
+from shared.domain.events import Notice, State
+from shared.ledger import EventOutcome, Ledger, keys
+from shared.ledger.migration import migrate
+from tests.builders import SECRETS, at, config, hashed, opt_out_event
 from tests.processes import BIN, ROOT
 
 CONFIG = """
@@ -84,12 +88,55 @@ def test_memory_does_not_grow_with_the_number_of_events(redis: Any, valkey_url: 
     assert after - before < 15, "30,000 events take more than 60 MB when they are kept"
 
 
-def test_a_state_reads_the_others_states_only(redis: Any, valkey_url: str, tmp_path: Path) -> None:
+def test_before_the_migration_a_state_reads_the_others_states_only(
+    redis: Any, valkey_url: str, tmp_path: Path
+) -> None:
     fill(redis, 5_000)
     redis.config_resetstat()
     found, _ = run(valkey_url, tmp_path, "--state", "failed")
     assert [event["state"] for event in found] == ["failed"] * FAILED
     assert redis.info("commandstats")["cmdstat_hgetall"]["calls"] == FAILED
+
+
+def test_events_are_found_by_the_list_of_their_state(redis: Any, valkey_url: str, tmp_path: Path) -> None:
+    fill(redis, 5_000)
+    migrate(redis, config(), hashed)
+    redis.config_resetstat()
+    found, _ = run(valkey_url, tmp_path, "--state", "failed", "--limit", "20")
+    assert [event["event_id"] for event in found] == [f"SM{count:032x}" for count in reversed(range(FAILED))]
+    calls = redis.info("commandstats")
+    assert (calls["cmdstat_hgetall"]["calls"], calls.get("cmdstat_hget")) == (FAILED, None)
+
+
+def used_by_data(redis: Any) -> int:
+    redis.connection_pool.disconnect()  # buffers of a connection are no data
+    memory = redis.info("memory")
+    return int(memory["used_memory"]) - int(memory["mem_clients_normal"])
+
+
+def test_an_event_takes_the_memory_that_the_documentation_names(redis: Any) -> None:
+    """Opt-outs of as many numbers, from the webhook to the e-mail."""
+    number, ledger, when = 10_000, Ledger(redis), at("2026-05-04T12:00:00")
+    before = used_by_data(redis)
+    for numbers in batches(range(number), 500):
+        opt_outs = [
+            opt_out_event(f"+1650{each:07}", when=when, event_id=f"SM{each:032x}") for each in numbers
+        ]
+        ledger.accept(opt_outs, now=when)
+        ended = [
+            EventOutcome(
+                event_id=each.event_id, phone_hash=each.phone_hash, state=State.UPDATED, records=["1234"],
+                notice=Notice.SAVED, written=["1234"],
+            )
+            for each in opt_outs
+        ]  # fmt: skip
+        statuses = ledger.statuses("asthma", [each.phone_hash for each in opt_outs])
+        ledger.complete_events("asthma", ended, now=when, written=statuses)
+        for entry in ledger.entries_of("asthma", [each.event_id for each in opt_outs]):
+            ledger.record_mail_outcome(entry, Notice.SAVED, "sent", now=when)
+    [named] = re.findall(r"An event takes about (\d+) bytes", (ROOT / "docs/how-to/scale-out.md").read_text())
+    each = (used_by_data(redis) - before) / number
+    assert each == pytest.approx(int(named), rel=0.1)
 
 
 @pytest.mark.parametrize("state", ["received", "pending"])

@@ -98,9 +98,12 @@ def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
         "host": "HOST",
         "day": "DAY",
         "scope": "SCOPE",
+        "state": "STATE",
     }
     functions = [
-        value for value in vars(keys).values() if inspect.isfunction(value) and value.__name__ != "of_project"
+        value
+        for value in vars(keys).values()
+        if inspect.isfunction(value) and value.__name__ not in {"of_project", "ended_lists"}
     ]
     patterns = {
         each(**{name: placeholders[name] for name in inspect.signature(each).parameters})

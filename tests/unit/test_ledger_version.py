@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shared.domain.events import Change
+from shared.domain.events import Change, State
 from shared.domain.precedence import decide
 from shared.errors import ConfigError
-from shared.ledger import Ledger, keys
+from shared.ledger import EventOutcome, Ledger, keys
 from shared.ledger.migration import migrate
 from shared.ledger.version import LEDGER_VERSION, require_ledger_version
-from tests.builders import REDCAP_TOKEN, at, config, hashed, project_table
+from tests.builders import REDCAP_TOKEN, at, config, hashed, opt_out_event, project_table
 from tests.fakes import Study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.simulators.twilio import SERVICE_SID
@@ -109,6 +109,35 @@ def test_it_is_done_once_and_an_unchanged_ledger_of_version_2_stays(redis: Any) 
     before = redis.hgetall(keys.status("asthma"))
     redis.delete(keys.LEDGER_VERSION)
     migrate(redis, asthma.config, hashed)
+    assert redis.hgetall(keys.status("asthma")) == before
+
+
+def test_ended_events_of_version_2_are_listed_by_state_in_every_project_that_is_known(redis: Any) -> None:
+    ledger = Ledger(redis)
+    events = [
+        opt_out_event(f"+1650555010{count}", project=name) for count, name in enumerate(["asthma", "old"])
+    ]
+    for event in events:
+        ledger.accept([event], now=event.occurred_at)
+        outcome = EventOutcome(
+            event_id=event.event_id, phone_hash=event.phone_hash, state=State.FAILED, reason="locked"
+        )
+        ledger.complete_events(event.project, [outcome], now=event.occurred_at)
+        of_version_2 = {"project": event.project, "event_id": event.event_id, "blocked": "0"}
+        redis.hset(keys.event(event.project, event.event_id), mapping=of_version_2)
+        redis.delete(keys.ended(event.project, "failed"))
+    redis.hset(keys.PROJECTS, "old", "1")
+    redis.set(keys.LEDGER_VERSION, 2)
+    before = redis.hgetall(keys.status("asthma"))
+    for event in events:
+        assert [each.event_id for each in ledger.entries(event.project, states=[State.FAILED])] == [
+            event.event_id
+        ]
+    migrate(redis, config(), hashed)
+    for event in events:
+        assert redis.zrange(keys.ended(event.project, "failed"), 0, -1) == [event.event_id]
+        [entry] = ledger.entries(event.project, states=[State.FAILED])
+        assert (entry.event_id, entry.project, entry.blocked) == (event.event_id, event.project, False)
     assert redis.hgetall(keys.status("asthma")) == before
 
 

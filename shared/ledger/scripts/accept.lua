@@ -6,7 +6,8 @@
 --       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
 --       10 prefix of event keys, 11 retention in seconds, 12 name of this call ('' = the caller wants no lookup),
 --       13 how many ms the mark stays, 14 scope, 15 '1' if the time is exact, 16 '1' if Twilio blocks further texts,
---       17 '1' if the time of a START has yet to be confirmed, 18 '1' if this confirms the time of a known START
+--       17 '1' if the time of a START has yet to be confirmed, 18 '1' if this confirms the time of a known START,
+--       19 prefix of the lists by state
 -- Returns 'known', 'stale' (an older change: superseded), 'new', or 'ask': new, and the caller publishes a lookup.
 local project, id, change, occurred = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local received, phone, source, due_at = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
@@ -95,10 +96,13 @@ local function add_older(old, late)
 end
 
 local function record(state, reason)
-  redis.call('HSET', KEYS[1], 'project', project, 'event_id', id, 'change', change, 'occurred_ms', ARGV[4],
-    'received_ms', ARGV[5], 'phone', phone, 'source', source, 'scope', ARGV[14], 'blocked', ARGV[16],
-    'state', state, 'reason', reason)
-  redis.call('HSETNX', KEYS[1], 'arrived_ms', ARGV[5])
+  local first_received = redis.call('HGET', KEYS[1], 'received_ms')
+  if first_received then redis.call('HSETNX', KEYS[1], 'arrived_ms', first_received) end
+  redis.call('HSET', KEYS[1], 'change', change, 'occurred_ms', ARGV[4], 'received_ms', ARGV[5], 'phone', phone,
+    'source', source, 'scope', ARGV[14])
+  set_text(KEYS[1], 'blocked', ARGV[16] == '1' and '1' or '')
+  set_state(KEYS[1], ARGV[19], id, state)
+  set_text(KEYS[1], 'reason', reason)
   redis.call('ZADD', KEYS[5], received, id)
   if state == 'received' then
     redis.call('ZADD', KEYS[4], received, id)
@@ -112,7 +116,8 @@ end
 
 local function end_superseded(old, reason)
   local key = ARGV[10] .. old
-  redis.call('HSET', key, 'state', 'superseded', 'reason', reason, 'finished_ms', ARGV[5])
+  set_state(key, ARGV[19], old, 'superseded')
+  redis.call('HSET', key, 'reason', reason, 'finished_ms', ARGV[5])
   redis.call('EXPIRE', key, retention)
   redis.call('ZREM', KEYS[4], old)
   redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)

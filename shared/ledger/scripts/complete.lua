@@ -1,6 +1,6 @@
 -- Ends an event, and requests its e-mail or, if the project collects its mails, the digest.
 -- KEYS: 1 event, 2 unfinished, 3 due, 4 counts, 5 intents, 6 mailing, 7 attempts, 8 gathered, 9 reviews,
---       10 changes by day, 11 latencies by week, 12 failures, 13 blocks that wait
+--       10 changes by day, 11 latencies by week, 12 failures, 13 blocks that wait, 14 prefix of the lists by state
 -- ARGV: 1 project, 2 event id, 3 phone hash, 4 state, 5 reason, 6 record ids (JSON), 7 notice ('' = none),
 --       8 now ms, 9 due ms, 10 retention in seconds, 11 for how many ms notices are gathered (0 = not),
 --       12 the records that were written, a line each, 13 the study's offset from UTC in ms ('' = a test, not counted),
@@ -25,7 +25,9 @@ if state == 'needs_review' then
 else
   redis.call('ZREM', KEYS[9], id)
 end
-redis.call('HSET', KEYS[1], 'state', state, 'reason', ARGV[5], 'records', ARGV[6], 'finished_ms', ARGV[8])
+set_state(KEYS[1], KEYS[14], id, state)
+set_text(KEYS[1], 'reason', ARGV[5])
+redis.call('HSET', KEYS[1], 'records', ARGV[6], 'finished_ms', ARGV[8])
 redis.call('EXPIRE', KEYS[1], ARGV[10])
 
 -- Adds one to a count of a day or week. With a new one, those that are too old go.

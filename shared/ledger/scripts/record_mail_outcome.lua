@@ -11,7 +11,7 @@ if due_now[1] ~= ARGV[3] or (due_now[2] or '') ~= ARGV[6] then return 0 end
 -- Recipients that are done are remembered while others may be tried again.
 if ARGV[4] == 'sent' then redis.call('HDEL', KEYS[1], 'mail_accepted', 'mail_rejected') end
 local due = 'email|' .. ARGV[1] .. '|' .. ARGV[2]
-redis.call('HDEL', KEYS[1], 'notice')
+redis.call('HDEL', KEYS[1], 'notice', 'notice_ms')
 redis.call('ZREM', KEYS[2], due)
 redis.call('ZREM', KEYS[3], ARGV[2])
 redis.call('HDEL', KEYS[4], due)
