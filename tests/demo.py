@@ -27,7 +27,6 @@ from tests.simulators.redcap import Project, RedcapSimulator, classic_study, lon
 from tests.simulators.smtp import SmtpSimulator
 from tests.simulators.twilio import (
     ACCOUNT_SID,
-    AUTH_TOKEN,
     SENDER,
     SERVICE_SID,
     Account,
@@ -35,8 +34,10 @@ from tests.simulators.twilio import (
     utc_now,
 )
 
-ASTHMA_TOKEN = "FAKEASTHMATOKEN00000000000000000"
-SLEEP_TOKEN = "FAKESLEEPTOKEN000000000000000000"
+# As in deploy/demo/secrets: published, so that no deployment starts with them.
+AUTH_TOKEN = "demo-only-twilio0000000000000000"
+ASTHMA_TOKEN = "demo-only-asthma0000000000000000"
+SLEEP_TOKEN = "demo-only-sleep-0000000000000000"
 PUBLIC_URL = "https://optout.example.edu"
 SLEEP_SENDER = "+16505550177"
 EVENT = "enrolment_arm_1"
@@ -293,6 +294,7 @@ def the_world(folder: Path) -> Iterator[World]:
             "OPTOUT_HASH_KEY": "insecure-hash-key-of-the-demo-only",
             "OPTOUT_SMTP_URL": smtp.url,
             "OPTOUT_TWILIO_API_URL": api.url,
+            "OPTOUT_DEMO": "1",
             "DEMO_TWILIO_TOKEN": AUTH_TOKEN,
             "DEMO_ASTHMA_TOKEN": ASTHMA_TOKEN,
             "DEMO_SLEEP_TOKEN": SLEEP_TOKEN,

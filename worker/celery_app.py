@@ -26,6 +26,7 @@ from shared.messaging.publisher import make_publisher
 from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import RedisClient, connect
 from shared.redis_rights import missing_by_address, report_missing_rights
+from worker.checks.configuration import require_own_secrets
 from worker.mail.template_check import report_templates
 from worker.runtime.celery_patches import apply_celery_patches
 from worker.runtime.tasks import register
@@ -91,6 +92,7 @@ def _read_configuration(**_: Any) -> None:
     """Do not start with an invalid configuration, and log why."""
     try:
         services().hasher  # noqa: B018  resolves the hash key
+        require_own_secrets(services().config)
         report_templates(services().config)
         _require_redis_rights(services().redis)
         with suppress(RedisError):

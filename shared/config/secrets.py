@@ -8,9 +8,9 @@ from shared.errors import ConfigError, PublishedSecret
 
 # A secret in place of a name: a token of REDCap or Twilio (32 hex digits), a key, or an address with a login.
 _LOOKS_SECRET = re.compile(r"[0-9A-Fa-f]{32,}|.*://.*", re.DOTALL)
-# No system call accepts a file name with NUL (Python raises ValueError).
-# The hash key and the Redis password of deploy/demo contain the first; the second opens its Flower.
+# All secrets of deploy/demo contain the first, but for the second, which opens its Flower.
 _OF_DEMO, DEMO_LOGIN = "demo-only-", "demo:demo"
+# No system call accepts a file name with NUL (Python raises ValueError).
 _NAMES = {"env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), "file": re.compile(r"[^\0]+")}
 
 

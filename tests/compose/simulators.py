@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_studies
+from tests.demo import ACCOUNT_SID, ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_studies
 from tests.simulators.redcap import Project, RedcapSimulator
+from tests.simulators.redcap.__main__ import ASTHMA_TOKEN as OWN_ASTHMA_TOKEN
 from tests.simulators.smtp import SmtpSimulator, serve_inbox
+from tests.simulators.twilio import AUTH_TOKEN as OWN_AUTH_TOKEN
 from tests.simulators.twilio import TwilioSimulator
 
 ANYWHERE = "0.0.0.0"
@@ -28,7 +30,9 @@ def serving() -> Iterator[tuple[Project, Project, TwilioSimulator, SmtpSimulator
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stopped.set())
     (asthma, sleep), twilio, smtp = the_studies(), the_account(), SmtpSimulator()
-    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
+    # No deployment starts with the demo's secrets: tests of one have secrets of their own.
+    twilio.accounts[ACCOUNT_SID].secondary_auth_token = OWN_AUTH_TOKEN
+    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, OWN_ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
     with (
         redcap.serve(REDCAP_PORT, ANYWHERE),
         twilio.serve(TWILIO_PORT, ANYWHERE),

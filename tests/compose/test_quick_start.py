@@ -19,8 +19,8 @@ from tests.compose.stack import (
     said,
     without_a_deployment,
 )
-from tests.demo import ASTHMA_TOKEN
 from tests.processes import ROOT, free_port
+from tests.simulators.redcap.__main__ import ASTHMA_TOKEN
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID
 
 pytestmark = pytest.mark.timeout(900)

@@ -18,6 +18,7 @@ from tests.builders import config, document, project_table
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.processes import ROOT
 from web.app import build_services
+from worker.checks.configuration import require_own_secrets
 from worker.services import Services
 
 
@@ -334,9 +335,16 @@ class TestSecretsOfTheDemo:
 
     DEMO = ROOT / "deploy" / "demo" / "secrets"
 
-    @pytest.mark.parametrize(
-        "name", ["hash_key", "flower_login", "redis_url", "console_login", "console_redis_url"]
-    )
+    NAMES = (
+        "hash_key", "flower_login", "redis_url", "console_login", "console_redis_url", "twilio/main",
+        "redcap/asthma", "redcap/sleep",
+    )  # fmt: skip
+
+    def test_every_secret_of_the_demo_is_among_the_tested(self) -> None:
+        files = {str(path.relative_to(self.DEMO)) for path in self.DEMO.rglob("[!.]*") if path.is_file()}
+        assert files == {*self.NAMES, "redis_auth.conf", "smtp_url"}  # the password of redis_url; no login
+
+    @pytest.mark.parametrize("name", NAMES)
     def test_a_file_with_one_is_refused_in_one_line(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(PublishedSecret, match="published") as raised:
             Secret(f"file:{self.DEMO / name}").resolve()
@@ -364,6 +372,22 @@ class TestSecretsOfTheDemo:
             Services(  # noqa: B018
                 config=builders.config(), redis=fake_redis(), publish=RecordingPublisher()
             ).hasher
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_the_worker_does_not_start_with_any_of_them(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TEST_REDCAP_TOKEN", (self.DEMO / name).read_text().strip())
+        with pytest.raises(PublishedSecret, match="redcap_token: env:TEST_REDCAP_TOKEN is the demo's secret"):
+            require_own_secrets(builders.config())
+        monkeypatch.setenv("TEST_REDCAP_TOKEN", "")  # missing: the other projects go on
+        require_own_secrets(builders.config())
+
+    def test_web_does_not_start_with_its_auth_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPTOUT_HASH_KEY", builders.HASH_KEY)
+        monkeypatch.setenv("TEST_AUTH_TOKEN", (self.DEMO / "twilio/main").read_text())
+        with pytest.raises(PublishedSecret):
+            build_services(builders.config(), fake_redis(), RecordingPublisher())
 
 
 def test_a_byte_order_mark_is_no_part_of_a_secret_or_of_the_configuration(tmp_path: Path) -> None:

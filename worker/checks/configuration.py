@@ -81,6 +81,17 @@ def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
             yield Finding(id=id_, subject=subject, observed=f"{key}: {error.problems[0]}")
 
 
+def require_own_secrets(config: Config) -> None:
+    """Raises PublishedSecret if any process would use a secret of the demo. Missing secrets are findings only."""
+    published = [
+        finding.observed
+        for finding in check_secrets(config, list(config.projects))
+        if finding.id == "secret-published"
+    ]
+    if published:
+        raise PublishedSecret("configuration", published)
+
+
 def _hash_key(config: Config) -> Iterator[Finding]:
     try:
         length = len(config.hash_key.resolve())
