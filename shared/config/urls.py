@@ -40,20 +40,32 @@ def _parts(url: str) -> SplitResult | None:
 def checked_url(url: str, key: str) -> str:
     """The address of one server or several. Raises ConfigError as `address_parts` and `ca_file` do.
 
-    A `rediss` address trusts `ca_file`, too. It verifies the server's certificate unless it says otherwise: kombu
-    accepts any certificate by default. Source: kombu/utils/url.py and kombu/transport/redis.py.
+    `rediss` and `amqps` addresses trust `ca_file`, too. A `rediss` address verifies the certificate unless it says
+    otherwise: kombu accepts any certificate by default. Source: kombu/utils/url.py and kombu/transport/redis.py.
     """
     addresses = _SEPARATOR.split(url)
-    return ";".join(_verifying(each, address_parts(each, key)) for each in addresses)
+    return ";".join(_verifying(each, address_parts(each, key), key) for each in addresses)
 
 
-def _verifying(url: str, parts: SplitResult) -> str:
+def _verifying(url: str, parts: SplitResult, key: str) -> str:
+    if parts.scheme == "amqps":
+        _refuse_tls_options(parts, key)
     if parts.scheme != "rediss":
         return url
     options = {"ssl_cert_reqs": "required", "ssl_ca_certs": quote(ca_file())}
     given = parse_qs(parts.query)
     added = "&".join(f"{name}={value}" for name, value in options.items() if value and name not in given)
     return f"{url}{'&' if parts.query else '?'}{added}" if added else url
+
+
+def _refuse_tls_options(parts: SplitResult, key: str) -> None:
+    """Raises ConfigError: py-amqp would raise a TypeError when it connects."""
+    ca_file()
+    if any(name.startswith("ssl") for name in parse_qs(parts.query)):
+        problem = (
+            "amqps:// takes no ssl options: the certificate is verified by the public authorities and ca.pem"
+        )
+        raise ConfigError(key, [f"{key}: {problem}"])
 
 
 def redis_address(url: str, key: str) -> str:

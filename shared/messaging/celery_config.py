@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery
 from kombu import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 # A message of a dead worker is delivered again after this long: longer than the longest task (reconcile) and than
 # every countdown, which would otherwise be delivered twice. The shortest timeout of all processes that share a broker
@@ -18,6 +19,9 @@ VISIBILITY_TIMEOUT_SECONDS = 3600
 LONGEST_TASK_SECONDS = 3000
 # All other tasks: a lookup may build the index of a large project, at worst by two exports of five minutes.
 STEP_SECONDS = 960
+
+
+TRANSPORT_ALIASES["amqps"] = "shared.messaging.amqps:Transport"
 
 
 class TaskName(StrEnum):

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.demo import ACCOUNT_SID, ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_studies
+from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_studies
 from tests.simulators.redcap import Project, RedcapSimulator
 from tests.simulators.redcap.__main__ import ASTHMA_TOKEN as OWN_ASTHMA_TOKEN
 from tests.simulators.smtp import SmtpSimulator, serve_inbox
+from tests.simulators.twilio import ACCOUNT_SID, TwilioSimulator
 from tests.simulators.twilio import AUTH_TOKEN as OWN_AUTH_TOKEN
-from tests.simulators.twilio import TwilioSimulator
 
 ANYWHERE = "0.0.0.0"
 REDCAP_PORT, TWILIO_PORT, SMTP_PORT, MAIL_PORT = 8900, 9001, 9025, 9026

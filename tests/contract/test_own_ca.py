@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import socket
 import ssl
 import threading
@@ -16,10 +15,6 @@ import pytest
 import requests
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Sink
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -31,6 +26,7 @@ from shared.errors import ConfigError, MailDeferred, RedcapUnavailable, TwilioUn
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
 from tests.builders import REDCAP_TOKEN, config
+from tests.certificates import make_authority
 from tests.processes import free_port
 from tests.simulators.oauth2 import TokenEndpoint
 from tests.simulators.redcap import RedcapSimulator, classic_study
@@ -47,52 +43,11 @@ from worker.twilio.client import rest_client, translate_errors
 SENDER = "optout-bridge@example.edu"
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _certificate(
-    name: str, key: Any, issuer: str, issuers_key: Any, *extensions: x509.ExtensionType
-) -> bytes:
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .issuer_name(_name(issuer))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-    )
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    made = builder.sign(issuers_key, hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.PEM)
-
-
-def _pem(key: Any) -> bytes:
-    pem: bytes = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return pem
-
-
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a private authority: ca.pem, and server.pem for 127.0.0.1 and localhost."""
     folder = tmp_path_factory.mktemp("ca")
-    key, servers_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    constraints = x509.BasicConstraints(ca=True, path_length=None)
-    usage = x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    (folder / "ca.pem").write_bytes(_certificate("Private CA", key, "Private CA", key, constraints, usage))
-    names = x509.SubjectAlternativeName(
-        [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
-    )
-    signed = _certificate("localhost", servers_key, "Private CA", key, names)
-    (folder / "server.pem").write_bytes(signed + _pem(servers_key))
+    make_authority(folder)
     return folder
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
+from shared.config import broker_url
 from shared.ledger import keys
 from shared.messaging.celery_config import QUEUES, TaskName, make_celery
 from shared.messaging.publisher import CeleryPublisher
+from tests.certificates import make_authority
 from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.twilio import (
@@ -28,6 +33,8 @@ from tests.simulators.twilio import (
     Account,
     TwilioSimulator,
 )
+from worker.checks.findings import Passed
+from worker.checks.redis import check_broker
 
 # Debian's own start script would change to another user; the server's own runs as whoever starts it.
 SERVERS = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"))
@@ -57,11 +64,22 @@ opt_out_field = "sms_opt_out_at"
 """
 
 
+TLS = """
+listeners.ssl.default = 127.0.0.1:{port}
+ssl_options.certfile = {folder}/server.pem
+ssl_options.keyfile = {folder}/server.pem
+ssl_options.verify = verify_none
+ssl_options.fail_if_no_peer_cert = false
+"""
+
+
 class RabbitMq:
     """A server of our own on loopback: own ports, data and name server, so that no other one is met."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
+        make_authority(folder)
+        (folder / "rabbitmq.conf").write_text(TLS.format(folder=folder, port=self.tls_port))
         names = str(free_port())
         env = {
             "PATH": os.environ["PATH"],
@@ -77,7 +95,7 @@ class RabbitMq:
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_LOGS": "-",
-            "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         }
@@ -85,6 +103,7 @@ class RabbitMq:
         self.names = Process("epmd", [epmd, "-port", names, "-address", "127.0.0.1"], env=env, folder=folder)
         self.server = Process("rabbitmq", [str(SERVERS[-1])], env=env, folder=folder)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        self.tls_url = f"amqps://guest:guest@127.0.0.1:{self.tls_port}//"
 
     def start(self) -> None:
         """Start, and wait until it takes connections."""
@@ -157,7 +176,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with RedcapSimulator({TOKEN: study}).serve() as redcap:
         secrets = {
             "OPTOUT_HASH_KEY": "insecure-hash-key-of-the-tests-only",
-            "OPTOUT_BROKER_URL": rabbitmq.url,
+            "OPTOUT_BROKER_URL": rabbitmq.tls_url,
+            "OPTOUT_CA_FILE": str(folder / "ca.pem"),
             "TEST_TWILIO_TOKEN": AUTH_TOKEN,
             "TEST_REDCAP_TOKEN": TOKEN,
         }
@@ -169,6 +189,54 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                 yield Stage(platform, rabbitmq, study, twilio)
         finally:
             rabbitmq.stop()
+
+
+@contextmanager
+def another_server(context: ssl.SSLContext) -> Iterator[int]:
+    """A listener that takes TLS connections."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def listen() -> None:
+        with suppress(OSError):
+            while True:
+                plain, _ = listener.accept()
+                with suppress(OSError):
+                    context.wrap_socket(plain, server_side=True).close()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+def test_tls_trusts_ca_pem_and_the_name_in_the_certificate_only(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The platform of this module connects by amqps, too."""
+    monkeypatch.setenv("OPTOUT_CA_FILE", str(stage.platform.folder / "ca.pem"))
+    monkeypatch.setenv("OPTOUT_BROKER_URL", stage.rabbitmq.tls_url)
+    assert [type(finding) for finding in check_broker(broker_url())] == [Passed]
+    monkeypatch.delenv("OPTOUT_CA_FILE")
+    refused = pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED")
+    with make_celery(broker_url()) as app, app.connection() as connection, refused:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+    [finding] = check_broker(broker_url())
+    assert getattr(finding, "id", "") == "broker-unreachable"
+    make_authority(tmp_path, "rabbitmq.example.edu")  # a certificate of another host
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "server.pem")
+    monkeypatch.setenv("OPTOUT_CA_FILE", str(tmp_path / "ca.pem"))
+    refused = pytest.raises(OperationalError, match="IP address mismatch")
+    with (
+        another_server(server) as port,
+        make_celery(f"amqps://127.0.0.1:{port}//").connection() as connection,
+        refused,
+    ):
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
 
 
 def test_a_stop_goes_its_way_through_rabbitmq(stage: Stage) -> None:

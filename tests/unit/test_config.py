@@ -288,6 +288,13 @@ class TestEnvironment:
         monkeypatch.setenv("OPTOUT_BROKER_URL", url)
         assert broker_url() == url
 
+    def test_options_that_the_amqp_client_rejects_are_named_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_BROKER_URL", "amqps://u:p@h:5671/v?ssl_cert_reqs=none")
+        with pytest.raises(ConfigError, match="OPTOUT_BROKER_URL: amqps:// takes no ssl options"):
+            broker_url()
+
     @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
     @pytest.mark.parametrize(
         ("given", "expected"),
