@@ -44,7 +44,7 @@ def broker_url() -> str:
 def setting(name: str) -> str:
     """An environment variable, or the content of the file that NAME_FILE names; empty if neither is set."""
     path = os.environ.get(f"{name}_FILE")
-    value = Secret(f"file:{path}").resolve() if path else os.environ.get(name, "")
+    value = Secret(f"file:{path}").resolve() if path else os.environ.get(name, "").strip()
     refuse_published(value, name)
     return value
 

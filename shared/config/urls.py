@@ -50,12 +50,32 @@ def checked_url(url: str, key: str) -> str:
 def _verifying(url: str, parts: SplitResult, key: str) -> str:
     if parts.scheme == "amqps":
         _refuse_tls_options(parts, key)
+    if parts.scheme in {"redis", "rediss"}:
+        _require_database_number(parts, key)
     if parts.scheme != "rediss":
         return url
     options = {"ssl_cert_reqs": "required", "ssl_ca_certs": quote(ca_file())}
     given = parse_qs(parts.query)
     added = "&".join(f"{name}={value}" for name, value in options.items() if value and name not in given)
     return f"{url}{'&' if parts.query else '?'}{added}" if added else url
+
+
+def _require_database_number(parts: SplitResult, key: str) -> None:
+    """Raises ConfigError: redis-py would use database 0 instead, and kombu would end when it connects."""
+    if not re.fullmatch(r"(/[0-9]{0,5})?", parts.path):
+        raise ConfigError(
+            key, [f"{key}: what follows host and port must be the number of a database, such as /0"]
+        )
+
+
+def verifies_certificate(url: str) -> bool:
+    """Whether no server in an address escapes the verification of its certificate and host name."""
+    options = [parse_qs(urlsplit(each).query) for each in _SEPARATOR.split(url) if each.startswith("rediss:")]
+    return all(
+        each.get("ssl_cert_reqs", ["required"])[-1].lower().removeprefix("cert_") == "required"
+        and each.get("ssl_check_hostname", ["true"])[-1].lower() not in {"false", "0", "no", "n"}
+        for each in options
+    )
 
 
 def _refuse_tls_options(parts: SplitResult, key: str) -> None:

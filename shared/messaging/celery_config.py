@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
+
+from shared.errors import ConfigError
 
 # A message of a dead worker is delivered again after this long: longer than the longest task (reconcile) and than
 # every countdown, which would otherwise be delivered twice. The shortest timeout of all processes that share a broker
@@ -53,8 +55,23 @@ QUEUES = {
 }
 
 
+def require_usable(url: str) -> None:
+    """Raise ConfigError if Celery cannot use the broker's address; does not connect."""
+    try:
+        with Connection(url) as connection:
+            usable = "://" in url and connection.transport is not None
+    except Exception:  # noqa: BLE001  each transport raises its own, whose text may repeat the address
+        usable = False
+    if not usable:
+        problem = (
+            "Celery cannot use this address (or OPTOUT_REDIS_URL, its default); correct scheme and options"
+        )
+        raise ConfigError("OPTOUT_BROKER_URL", [f"OPTOUT_BROKER_URL: {problem}"])
+
+
 def make_celery(url: str) -> Celery:
-    """A Celery application with the broker's settings; it connects on first use."""
+    """A Celery application with the broker's settings; it connects on first use. Raises ConfigError."""
+    require_usable(url)
     app = Celery("optout", broker=url, set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUES[TaskName.SWEEP],

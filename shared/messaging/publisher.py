@@ -15,7 +15,7 @@ class Publisher(Protocol):
 
 
 def make_publisher() -> Publisher:
-    """A publisher for the configured broker; it connects on first use."""
+    """A publisher for the configured broker; it connects on first use. Raises ConfigError."""
     return CeleryPublisher(make_celery(broker_url()))
 
 

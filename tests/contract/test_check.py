@@ -59,7 +59,7 @@ from web.app import build_services, create_app
 from worker.checks.configuration import check_configuration
 from worker.checks.findings import CATALOGUE, Finding, Passed, Severity, format_records
 from worker.checks.redcap import check_redcap
-from worker.checks.redis import check_broker, check_redis, check_rights
+from worker.checks.redis import check_broker, check_redis, check_rights, check_tls
 from worker.checks.runner import checks_for, run_checks
 from worker.checks.web import check_backlog, check_unrouted, check_web, check_workers
 from worker.cli.check import check as check_command
@@ -492,7 +492,7 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
 PRODUCED_ELSEWHERE = {
     "config-unusable", "redis-unreachable", "redis-not-append-only", "redis-fsync-late", "redis-may-evict",
     "redis-writes-fail", "redis-settings-hidden", "redis-right-missing", "redis-info-hidden",
-    "redis-is-cluster", "broker-unreachable", "clock-differs",
+    "redis-is-cluster", "redis-tls-unverified", "broker-unreachable", "clock-differs",
     "web-unreachable", "web-certificate", "web-is-another", "web-not-ready", "no-worker", "events-wait",
     "smtp-deferred", "smtp-helo-rejected", "smtp-login-rejected", "smtp-token-endpoint-unreachable",
     "smtp-client-rejected", "smtp-token-rejected", "smtp-sender-rejected", "smtp-relay-denied",
@@ -839,6 +839,35 @@ def test_a_redis_that_is_away_is_found() -> None:
             raise RedisConnectionError
 
     assert ids(list(check_redis(Away(), lambda: NOW))) == {"redis-unreachable"}
+
+
+@pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+@pytest.mark.parametrize(
+    ("url", "verified"),
+    [
+        ("redis://h/0", True),
+        ("rediss://h/0", True),
+        ("rediss://h/0?ssl_cert_reqs=required", True),
+        ("rediss://h/0?ssl_cert_reqs=none", False),
+        ("rediss://h/0?ssl_cert_reqs=CERT_NONE", False),
+        ("rediss://h/0?ssl_cert_reqs=optional", False),
+        ("rediss://h/0?ssl_check_hostname=false", False),
+    ],
+)
+def test_a_certificate_that_is_not_verified_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str, verified: bool
+) -> None:
+    monkeypatch.setenv(name, url)
+    found = list(check_tls())
+    assert ids(found) == (set() if verified else {"redis-tls-unverified"})
+    assert all(item.observed == f"the options in {name}" for item in found if isinstance(item, Finding))
+
+
+def test_a_certificate_that_is_not_verified_is_found_among_several_brokers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPTOUT_BROKER_URL", "rediss://:p@one/0;rediss://:p@two/0?ssl_cert_reqs=none")
+    assert ids(list(check_tls())) == {"redis-tls-unverified"}
 
 
 def test_a_broker_that_is_away_is_found_without_showing_its_password() -> None:

@@ -12,6 +12,8 @@ import pytest
 from shared.config import broker_url, load_config, parse_config, redis_url
 from shared.config.secrets import Secret
 from shared.errors import ConfigError, PublishedSecret
+from shared.messaging.celery_config import make_celery
+from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from tests import builders
 from tests.builders import config, document, project_table
@@ -319,6 +321,8 @@ class TestEnvironment:
             "127.0.0.1:6379",
             "localhost",
             "http://h",
+            "valkeys://h",
+            "h:6379/0",
         ],
     )
     def test_what_is_no_redis_address_is_rejected_in_one_line(
@@ -328,6 +332,39 @@ class TestEnvironment:
         with pytest.raises(ConfigError, match="OPTOUT_REDIS_URL: must be redis://host:port") as caught:
             redis_url()
         assert len(caught.value.problems) == 1
+
+    @pytest.mark.parametrize("url", ["redis://h/abc", "rediss://h:6380/0/1", "redis://h/-1", "redis://h/0/"])
+    @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+    def test_what_follows_the_host_of_redis_is_a_number(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, url: str
+    ) -> None:
+        monkeypatch.setenv(name, url)
+        with pytest.raises(ConfigError, match=f"{name}: what follows host and port must be the number"):
+            broker_url()
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "127.0.0.1:5672", "rabbit", "http://h", "valkey://h:6379", "unix:///run/redis.sock", "qzxjv://S3cret@h",
+            "amqp://S3cret@h?no_such_option=1", "redis://h/0?no_such_option=1", "rediss://h/0?ssl_cert_reqs=maybe",
+            "redis://h/0?socket_timeout=5",
+        ],
+    )  # fmt: skip
+    def test_an_address_that_celery_cannot_use_is_rejected_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_BROKER_URL", url)
+        with pytest.raises(ConfigError, match="OPTOUT_BROKER_URL: Celery cannot use this address") as caught:
+            make_celery(broker_url())
+        assert len(caught.value.problems) == 1
+        assert "S3cret" not in f"{caught.value}{caught.value.__context__}"
+
+    def test_web_rejects_an_option_of_redis_that_celery_does_not_know(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPTOUT_REDIS_URL", "redis://h/0?socket_timeout=5")
+        with pytest.raises(ConfigError, match="Celery cannot use this address"):
+            make_publisher()
 
     @pytest.mark.parametrize(
         "url", ["redis://h:6379/0?no_such_option=1", "redis://h:6379/0?socket_timeout=soon"]

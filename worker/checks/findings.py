@@ -219,6 +219,12 @@ CATALOGUE: dict[str, Kind] = {
         "Each step is one script over several keys, which a cluster spreads over several servers and refuses.",
         "use one Redis (with a replica or Sentinel for availability); one is enough for millions of events",
     ),
+    "redis-tls-unverified": _warning(
+        "The certificate of Redis is not verified",
+        "The address says so (`ssl_cert_reqs`, `ssl_check_hostname`). Who can redirect the connection can pose "
+        "as Redis, and read its password and the ledger.",
+        "remove these options; for your own certificate authority use ca.pem, see docs/how-to/install-docker.md",
+    ),
     "broker-unreachable": _error(
         "The broker does not answer",
         "OPTOUT_BROKER_URL names another server than Redis for the task queues, and it was not reached. Changes "

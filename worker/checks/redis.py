@@ -7,7 +7,8 @@ from typing import Any
 from kombu import Connection
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from shared.config import redis_url
+from shared.config import broker_url, redis_url
+from shared.config.urls import verifies_certificate
 from shared.redis_client import RedisClient, connect
 from shared.redis_rights import missing_by_address
 from worker.checks.clock import clock_finding
@@ -58,6 +59,16 @@ def check_rights() -> Iterator[Finding | Passed]:
             yield Finding(id="redis-right-missing", subject=subject, observed=observed, fix=fix)
         else:
             yield Passed(subject, f"the user in {name} has the rights that it needs")
+
+
+def check_tls() -> Iterator[Finding | Passed]:
+    """Whether every `rediss` address verifies the server's certificate."""
+    addresses = {"OPTOUT_REDIS_URL": redis_url()} | (
+        {"OPTOUT_BROKER_URL": broker_url()} if broker_url() != redis_url() else {}
+    )
+    for name, url in addresses.items():
+        if not verifies_certificate(url):
+            yield Finding(id="redis-tls-unverified", subject=SUBJECT, observed=f"the options in {name}")
 
 
 def _server(info: dict[str, Any]) -> str:

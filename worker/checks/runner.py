@@ -17,7 +17,7 @@ from worker.checks.configuration import accounts_of, check_configuration, check_
 from worker.checks.findings import Finding, Passed, Severity
 from worker.checks.mail import check_mail, check_templates
 from worker.checks.redcap import check_redcap
-from worker.checks.redis import check_broker, check_redis, check_rights
+from worker.checks.redis import check_broker, check_redis, check_rights, check_tls
 from worker.checks.twilio import check_account, check_inbound
 from worker.checks.web import check_backlog, check_unrouted, check_web, check_workers
 from worker.services import Services
@@ -73,6 +73,7 @@ def platform_checks(services: Services, projects: list[str], web_url: str) -> di
         "configuration: processes": partial(check_loaded, config, redis, services.now),
         "redis": partial(check_redis, redis, services.now),
         "redis: rights": check_rights,
+        "redis: TLS": check_tls,
         "smtp": partial(check_mail, config, projects, redis),
         "templates": partial(check_templates, config, projects),
         "web": partial(check_web, web_url, services.now),
