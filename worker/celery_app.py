@@ -27,6 +27,7 @@ from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import RedisClient, connect
 from shared.redis_rights import missing_by_address, report_missing_rights
 from worker.checks.configuration import require_own_secrets
+from worker.mail.server_guard import ServerGuard
 from worker.mail.template_check import report_templates
 from worker.runtime.celery_patches import apply_celery_patches
 from worker.runtime.tasks import register
@@ -116,6 +117,13 @@ def _require_redis_rights(redis: RedisClient) -> None:
         return
     if problems:
         raise SystemExit("\n".join(problems))
+
+
+@worker_init.connect
+def _limit_mail(sender: Any, **_: Any) -> None:
+    """Leave half of the processes to other work if a mail server hangs."""
+    with suppress(TypeError, ValueError):  # "auto" is not known yet
+        ServerGuard.limit = max(1, int(sender.concurrency) // 2)
 
 
 @worker_init.connect

@@ -226,6 +226,16 @@ def mail_login_refusals(host: str) -> str:
     return f"{PREFIX}:mail-login-refusals:{host}"
 
 
+def mail_pause(host: str) -> str:
+    """Hash: how often a mail server did not answer, and until when it is left alone; expires."""
+    return f"{PREFIX}:mail-pause:{host}"
+
+
+def mail_probe(host: str) -> str:
+    """String: that one process tries whether a mail server answers again; expires."""
+    return f"{PREFIX}:mail-probe:{host}"
+
+
 def rate(host: str) -> str:
     """Sorted set: the last minute's requests to a REDCap host, or to a Twilio account's Consent Management API."""
     return f"{PREFIX}:rate:{host}"

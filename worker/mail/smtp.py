@@ -2,7 +2,9 @@
 
 import binascii
 import smtplib
+import socket
 import ssl
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,9 +26,12 @@ from shared.ledger import keys
 from shared.redis_client import RedisClient
 from worker.mail.login_pacing import LoginPacing
 from worker.mail.oauth2 import AccessTokens
+from worker.mail.server_guard import ServerGuard
 from worker.mail.verdicts import DataCommandError, Recipients, failure_of, failure_of_all, judge_recipients
 
 TIMEOUT_SECONDS = 30.0
+# A server that sends a few bytes now and then never exceeds these timeouts: a dialogue ends after this long.
+DIALOGUE_SECONDS = 180.0
 # A server may scan the content before it accepts it; a mail whose acceptance came too late is sent again.
 CONTENT_TIMEOUT_SECONDS = 60.0
 SENT = "sent"
@@ -49,6 +54,25 @@ def partly_rejected(number: int, of: int) -> str:
 
 class _Connection(smtplib.SMTP):
     """smtplib's client, but any 2xx is an acceptance (RFC 5321, section 4.2.1): it would send the mail again."""
+
+    _deadline: threading.Timer | None = None
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        opened: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]
+        self._deadline = threading.Timer(DIALOGUE_SECONDS, self._disconnect)
+        self._deadline.daemon = True
+        self._deadline.start()
+        return opened
+
+    def _disconnect(self) -> None:
+        with suppress(OSError):
+            if self.sock:
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # SSLSocket's own is not thread-safe
+
+    def close(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        super().close()
 
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
         return _accepted(super().rcpt(recip, options))
@@ -106,6 +130,7 @@ class Mailer:
         self._tokens = tokens
         self._redis = redis
         self._pacing = LoginPacing(redis, f"{self.address}:{login}") if redis is not None else None
+        self._guard = ServerGuard(redis, self.address) if redis is not None else None
 
     def __repr__(self) -> str:
         return f"Mailer({self.address})"
@@ -129,7 +154,8 @@ class Mailer:
         """
         addresses = list(dict.fromkeys(to or [address for _, address in getaddresses([message["To"]])]))
         try:
-            refused = self._talk(lambda server: server.send_message(message, to_addrs=addresses))
+            with self._guard.connection() if self._guard else nullcontext():
+                refused = self._talk(lambda server: server.send_message(message, to_addrs=addresses))
         except MailDeferred as error:
             if error.code == "smtp_message_rejected":
                 self._remember(str(error))
