@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -32,6 +32,9 @@ from worker.twilio.client import time_of_message, working_client
 # A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
 MAILS_PER_MESSAGE = 25
 
+# A mail that the server has deferred for longer than this is abandoned.
+GIVE_UP_MAILS_AFTER = timedelta(days=7)
+
 SWEEP_SLOT_SECONDS = 2
 
 
@@ -59,6 +62,10 @@ class Services:
     def hasher(self) -> PhoneHasher:
         """Phone numbers to hashes. Raises ConfigError where the hash key is missing."""
         return PhoneHasher(self.config.hash_key.resolve())
+
+    def address_hash(self, address: str) -> str:
+        """What the ledger keeps instead of a mail address."""
+        return self.hasher(f"mail:{address.casefold()}")
 
     @cached_property
     def deduplicator(self) -> MessageDeduplicator:

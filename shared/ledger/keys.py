@@ -135,6 +135,11 @@ def failures(project: str) -> str:
     return f"{PREFIX}:failures:{project}"
 
 
+def report_mails(project: str) -> str:
+    """Hash: name of a reconciliation's report whose e-mail is due -> JSON of it and of who has received it."""
+    return f"{PREFIX}:report-mails:{project}"
+
+
 def written(project: str) -> str:
     """Hash: record id -> what the program wrote last: the opt-out's time in ms, its scope and event id."""
     return f"{PREFIX}:written:{project}"
@@ -184,7 +189,7 @@ def of_project(project: str) -> list[str]:
     """All keys of a project, but for those of its single events."""
     kinds = [
         events, unfinished, arrived, mailing, gathered, outbox, status, pending, intents,
-        index_phones, index_records, index_since, index_state, structure, reconciled,
+        index_phones, index_records, index_since, index_state, structure, reconciled, report_mails,
         written, seen_starts, reviews, staff_actions, nights, change_counts, latencies, failures,
         blocks, blocks_waiting, blocks_failed,
     ]  # fmt: skip

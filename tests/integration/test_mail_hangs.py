@@ -31,7 +31,7 @@ def test_a_storm_of_mails_to_a_silent_server_delays_no_opt_out(tmp_path: Path) -
         port = silent.getsockname()[1]
         with platform(tmp_path, smtp, OPTOUT_SMTP_URL=f"smtp://127.0.0.1:{port}") as world:
             stops(world, MAILS)
-            seconds = []
+            seconds: list[float] = []
             while len(seconds) < FRESH or "mail_server_hangs" not in world.platform["worker"].text():
                 seconds.append(fresh_stop(world))
                 time.sleep(2)

@@ -21,6 +21,7 @@ from shared.errors import MailDeferred
 from shared.ledger import keys
 from shared.ledger import nights as ledger_nights
 from shared.ledger.locks import try_lock
+from shared.ledger.report_mails import ReportMails
 from shared.messaging.celery_config import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study
@@ -31,6 +32,7 @@ from worker.steps.reconcile import OVERLAP, TWILIO_KEEPS, reconcile
 from worker.steps.reconcile import compare as module
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report
 from worker.steps.reconcile.report_mail import FAILURE_MAIL_EVERY_MS, compose_report
+from worker.steps.send_email import send_email
 from worker.steps.sweep import RECONCILE_AGAIN_MS, sweep
 from worker.twilio import client as twilio_client
 from worker.twilio import message_log
@@ -116,6 +118,12 @@ class Night:
         body = mails[-1].get_body(("plain",))
         assert body is not None
         return str(body.get_content())
+
+    def send_waiting_reports(self, **ahead: float) -> None:
+        """What sweep asks for, without the reconciliation that is overdue by then."""
+        self.study.clock.ahead += timedelta(**ahead)
+        for name in ReportMails(self.study.redis, "asthma").names():
+            send_email("asthma", f"report:{name}", self.study.services)
 
     def noted(self) -> dict[str, str]:
         return dict(self.study.redis.hgetall(keys.reconciled("asthma")))
@@ -859,6 +867,55 @@ class TestReport:
         night.study.mailer.errors.append(MailDeferred("smtp_deferred", "code 451"))
         night.run()
         night.run()
+        assert len(night.reports_told) == 1
+
+    def test_a_report_that_the_mail_server_defers_is_sent_later_once(self, night: Night) -> None:
+        night.missed()
+        night.study.mailer.errors.extend(MailDeferred("smtp_deferred", "code 451") for _ in range(3))
+        night.run()
+        told = "[asthma] Nightly reconciliation with Twilio restored what differed"
+        assert told not in night.reports_told
+        for minutes in (2, 10, 30, 60):
+            night.study.sweep_later(minutes=minutes)
+        assert night.reports_told == [told]
+        mail = next(mail for mail in night.study.mailer.sent if mail["Subject"] == told)
+        assert mail["Message-ID"].endswith("@example.edu>")
+        assert not night.study.redis.exists(keys.report_mails("asthma"))
+        assert not [each for each in night.study.redis.zrange(keys.DUE, 0, -1) if "report:" in each]
+
+    def test_a_recipient_of_the_report_who_is_deferred_receives_it_later_alone(self, nights: Nights) -> None:
+        night = nights(notify=["a@example.edu", "b@example.edu"])
+        night.missed()
+        night.study.mailer.defers = ["b@example.edu"]
+        night.run()
+        night.study.mailer.defers = []
+        for minutes in (2, 10):
+            night.study.sweep_later(minutes=minutes)
+        reports = [
+            to
+            for mail, to in zip(night.study.mailer.sent, night.study.mailer.sent_to, strict=True)
+            if "Nightly" in mail["Subject"]
+        ]
+        assert reports == [("a@example.edu",), ("b@example.edu",)]
+
+    def test_a_report_is_abandoned_after_a_week_of_deferral(self, night: Night) -> None:
+        night.missed()
+        night.study.mailer.errors.extend(MailDeferred("smtp_deferred", "code 451") for _ in range(99))
+        night.run()
+        with capture_logs() as logs:
+            night.send_waiting_reports(days=8)
+        assert [line["log_level"] for line in logs if line["event"] == "report_not_mailed"] == ["error"]
+        assert night.study.redis.hget(keys.METRICS, "mails|asthma|report|given up") == "1"
+        assert not night.study.redis.exists(keys.report_mails("asthma"))
+
+    def test_failures_of_nights_without_mail_server_are_one_report(self, night: Night) -> None:
+        night.twilio.fail("503", times=None)
+        night.study.mailer.errors.extend(MailDeferred("smtp_deferred", "code 451") for _ in range(5))
+        for hour in range(5):
+            night.study.clock.ahead = timedelta(hours=hour)
+            night.run()
+        assert night.study.redis.hlen(keys.report_mails("asthma")) == 1
+        night.send_waiting_reports(hours=5)
         assert len(night.reports_told) == 1
 
     def test_a_report_that_some_addresses_refused_is_no_success(self, night: Night) -> None:

@@ -7,6 +7,7 @@ import click
 
 from shared.domain.events import State
 from shared.ledger import StoredEvent
+from shared.ledger.report_mails import REPORT, ReportMails
 from shared.ledger.staff_actions import StaffAction, note_actions
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
@@ -68,16 +69,21 @@ def _note(
 def _replay_events(services: Services, names: list[str], event: str | None, note: Note) -> int:
     replayed = 0
     for name in names:
-        ids = [event] if event else _ids_of(services, name, lambda entry: entry.state is State.FAILED)
+        ids = [event] if event else _failed(services, name)
         done = [event_id for event_id in ids if _replay(services, name, event_id)]
         note(name, done)
         replayed += len(done)
     return replayed
 
 
-def _ids_of(services: Services, project: str, chosen: Callable[[StoredEvent], bool]) -> list[str]:
+def _failed(services: Services, project: str) -> list[str]:
+    entries = services.ledger.entries(project, newest_first=False, states=[State.FAILED])
+    return [entry.event_id for entry in entries]
+
+
+def _undelivered(services: Services, project: str) -> list[str]:
     entries = services.ledger.entries(project, newest_first=False)
-    return [entry.event_id for entry in entries if chosen(entry)]
+    return [entry.event_id for entry in entries if _is_undelivered(entry)]
 
 
 def _replay(services: Services, project: str, event_id: str) -> bool:
@@ -91,11 +97,20 @@ def _replay_mails(services: Services, names: list[str], event: str | None, note:
     replayed = 0
     for name in names:
         if services.config.projects[name].notify:
-            ids = [event] if event else _ids_of(services, name, _is_undelivered)
+            ids = [event] if event else _undelivered(services, name)
             done = _send_again(services, name, ids)
+            if not event:
+                done += _send_reports_again(services, name)
             note(name, done)
             replayed += len(done)
     return replayed
+
+
+def _send_reports_again(services: Services, project: str) -> list[str]:
+    names = [f"{REPORT}{name}" for name in ReportMails(services.redis, project).names()]
+    for name in names:
+        publish_or_leave(services.publish, TaskName.EMAIL, project, name)
+    return names
 
 
 def _is_undelivered(entry: StoredEvent) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from email.message import EmailMessage
 
 import structlog
@@ -13,16 +12,16 @@ from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import StoredEvent
 from shared.ledger.deliveries import Delivery
 from shared.ledger.locks import try_lock
+from shared.ledger.report_mails import REPORT
 from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, Mailer, partly_rejected
 from worker.mail.verdicts import Recipients
 from worker.redcap.gateway import cached_schema
 from worker.redcap.schema import ProjectSchema
-from worker.services import MAILS_PER_MESSAGE, Services
+from worker.services import GIVE_UP_MAILS_AFTER, MAILS_PER_MESSAGE, Services
+from worker.steps.reconcile.report_mail import send_waiting_report
 
-# A mail that the server has deferred for longer than this is abandoned.
-GIVE_UP_AFTER = timedelta(days=7)
 # More events than this go into a further mail.
 MOST_PER_DIGEST = 500
 
@@ -30,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 def send_email(project: str, event_id: str, services: Services) -> None:
-    """Send the e-mail that is due for an event, if any; without an event, the project's digest.
+    """Send the e-mail that is due for an event, if any; without an event, the project's digest; or a waiting report.
 
     If a crash, or a pause for longer than the lock lasts, falls between the server's acceptance and its record in
     the ledger, the mail is sent once more; never zero times.
@@ -39,6 +38,9 @@ def send_email(project: str, event_id: str, services: Services) -> None:
         return  # paused: see worker/projects/removed.py
     if not event_id:
         _send_digest(project, services)
+        return
+    if event_id.startswith(REPORT):
+        send_waiting_report(project, event_id.removeprefix(REPORT), services)
         return
     _send_due(project, event_id, services)
     for batched in services.ledger.take_mails(project, MAILS_PER_MESSAGE - 1):
@@ -155,7 +157,7 @@ def _waiting(mail: _Mail, services: Services) -> Collection[str]:
 
 def _deferred(mail: _Mail, reason: str, services: Services) -> Collection[str]:
     """Abandon the mail about events that have waited for too long. Returns the ids of the others."""
-    latest = services.now() - GIVE_UP_AFTER
+    latest = services.now() - GIVE_UP_MAILS_AFTER
     late = [entry for entry in mail.entries if (entry.mail_since or entry.received_at) < latest]
     waiting = [entry.event_id for entry in mail.entries if entry not in late]
     if waiting:
@@ -176,7 +178,7 @@ def _sent(mail: _Mail, services: Services) -> str:
     if mailer is None:
         return "nobody to tell"
     notify = list(dict.fromkeys(config.notify))
-    to = [each for each in notify if not mail.delivery.is_done(_address_hash(each, services))]
+    to = [each for each in notify if not mail.delivery.is_done(services.address_hash(each))]
     missed = _offer(mail, config, mailer, to) if to else Recipients()
     _note_recipients(mail, to, missed, services)
     if missed.deferred:
@@ -184,11 +186,6 @@ def _sent(mail: _Mail, services: Services) -> str:
         raise MailDeferred("smtp_recipients_deferred", problem)
     rejected = len(mail.delivery.rejected)
     return partly_rejected(rejected, len(notify)) if rejected else SENT
-
-
-def _address_hash(address: str, services: Services) -> str:
-    """What the ledger keeps instead of an address."""
-    return services.hasher(f"mail:{address.casefold()}")
 
 
 def _offer(mail: _Mail, config: Project, mailer: Mailer, to: Sequence[str]) -> Recipients:
@@ -207,8 +204,8 @@ def _note_recipients(mail: _Mail, to: Sequence[str], missed: Recipients, service
         return
     accepted = set(to).difference(missed.rejected, missed.deferred)
     mail.delivery = Delivery(
-        mail.delivery.accepted | {_address_hash(address, services) for address in accepted},
-        mail.delivery.rejected | {_address_hash(address, services) for address in missed.rejected},
+        mail.delivery.accepted | {services.address_hash(address) for address in accepted},
+        mail.delivery.rejected | {services.address_hash(address) for address in missed.rejected},
     )
     services.ledger.note_delivery(mail.entries, mail.delivery)
 

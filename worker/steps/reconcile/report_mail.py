@@ -1,23 +1,28 @@
 """The e-mail about a reconciliation: what it changed, what it could not see, and what a person has to do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 
 import structlog
 
+from shared.config import Project
 from shared.domain.events import milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
+from shared.ledger.locks import try_lock
+from shared.ledger.report_mails import FAILURE, REPORT, ReportMail, ReportMails
 from worker.mail.event_mail import encoding, render
-from worker.mail.smtp import SENT, outcome_of
-from worker.services import Services
+from worker.mail.smtp import SENT, partly_rejected
+from worker.services import GIVE_UP_MAILS_AFTER, Services
 from worker.steps.reconcile.report import MOST_REASONS_NAMED, MOST_RECORDS_NAMED, Report
 from worker.steps.reconcile.sends import TextsAfterOptOut
 
 # A run that fails is tried again each hour; the team hears of it once a day.
 FAILURE_MAIL_EVERY_MS = 20 * 3600 * 1000
+# An older version may have stored others.
+_FIELDS = {field.name for field in fields(Report)}
 PARTS = ("report.subject", "report.txt", "report.html")
 
 log = structlog.get_logger(__name__)
@@ -33,27 +38,77 @@ class Section:
 
 
 def send_report(report: Report, services: Services) -> None:
-    """Send the report, if the project has recipients. A mail that fails stays in log and metrics."""
-    config = services.project_config(report.project)
-    if config is None or not config.notify or not report.is_worth_a_mail or not _is_news(report, services):
+    """Send the report, if the project has recipients. What the mail server defers is sent later."""
+    config, smtp = services.project_config(report.project), services.config.smtp
+    if config is None or smtp is None or not config.notify:
         return
+    if not report.is_worth_a_mail or not _is_news(report, services):
+        return
+    made_ms = milliseconds(services.now())
+    mail = ReportMail(
+        name=str(made_ms) if report.has_news else FAILURE,
+        report=asdict(report),
+        message_id=make_msgid("report", smtp.sender.rpartition("@")[2]),
+        made_ms=made_ms,
+    )
+    ReportMails(services.redis, report.project).store(mail, now=services.now())
+    send_waiting_report(report.project, mail.name, services)
+
+
+def send_waiting_report(project: str, name: str, services: Services) -> None:
+    """Send a report that is kept, unless another worker is sending one of the project."""
+    with try_lock(services.redis, f"report-mail:{project}") as acquired:
+        mail = ReportMails(services.redis, project).load(name) if acquired else None
+        if mail is not None:
+            _deliver(mail, services.config.projects[project], services)
+
+
+def _deliver(mail: ReportMail, config: Project, services: Services) -> None:
+    """Send a report to the recipients that are not done, and forget it unless some are deferred."""
+    report = Report(**{name: value for name, value in mail.report.items() if name in _FIELDS})
     try:
-        mailer = services.mailer
-        if mailer is None:
+        outcome = _sent(mail, report, config, services)
+    except (MailDeferred, ConfigError) as error:
+        if services.now() - mail.made_at < GIVE_UP_MAILS_AFTER:
+            log.warning("report_put_off", project=report.project, error=" ".join(str(error).split()))
+            services.schedule_quick_retry("email", report.project, f"{REPORT}{mail.name}")
             return
-        message = compose_report(report, config.notify, sender=mailer.sender, field=config.opt_out_field)
-        message["Date"] = format_datetime(services.now())
-        message["Message-ID"] = make_msgid("report", mailer.sender.rpartition("@")[2])
-        outcome = outcome_of(mailer.send(message), message)
-    except (MailDeferred, MailRejected, ConfigError) as error:
-        services.ledger.count("mails", report.project, "report", "failed")
+        outcome = "given up"
         log.error("report_not_mailed", project=report.project, error=str(error))
-    else:
-        services.ledger.count("mails", report.project, "report", outcome.partition(":")[0])
-        if outcome != SENT:
-            log.error("report_mailed_in_part", project=report.project, outcome=outcome)
-        if not report.is_well:
-            _note_failure_mailed(report, services)
+    except MailRejected as error:
+        outcome = "failed"
+        log.error("report_not_mailed", project=report.project, error=str(error))
+    ReportMails(services.redis, report.project).remove(mail.name)
+    services.ledger.count("mails", report.project, "report", outcome.partition(":")[0])
+    if outcome.startswith("partly"):
+        log.error("report_mailed_in_part", project=report.project, outcome=outcome)
+    if not report.is_well and outcome not in {"failed", "given up"}:
+        _note_failure_mailed(report, services)
+
+
+def _sent(mail: ReportMail, report: Report, config: Project, services: Services) -> str:
+    """Send a report. Returns the outcome. Raises as the mailer does, or ConfigError."""
+    mailer = services.mailer
+    done = {*mail.accepted, *mail.rejected}
+    to = [each for each in dict.fromkeys(config.notify) if services.address_hash(each) not in done]
+    if mailer is None or not to:
+        return SENT
+    message = compose_report(report, config.notify, sender=mailer.sender, field=config.opt_out_field)
+    message["Date"] = format_datetime(mail.made_at)
+    message["Message-ID"] = mail.message_id
+    missed = mailer.send(message, to=to)
+    rejected = {*mail.rejected, *map(services.address_hash, missed.rejected)}
+    if missed.deferred:
+        accepted = {
+            *mail.accepted,
+            *map(services.address_hash, set(to).difference(missed.rejected, missed.deferred)),
+        }
+        waiting = replace(mail, accepted=tuple(accepted), rejected=tuple(rejected))
+        ReportMails(services.redis, report.project).store(waiting, now=services.now())
+        raise MailDeferred(
+            "smtp_recipients_deferred", f"{len(missed.deferred)} of {len(config.notify)} addresses"
+        )
+    return partly_rejected(len(rejected), len(config.notify)) if rejected else SENT
 
 
 def _is_news(report: Report, services: Services) -> bool:
