@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from shared.config import load_config
-from tests.demo import CONFIG
+from tests.demo import ASTHMA_TOKEN, AUTH_TOKEN, CONFIG, SLEEP_TOKEN
 from tests.processes import ROOT
-from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID
+from tests.simulators.twilio import ACCOUNT_SID, PUBLIC_URL, SERVICE_SID
 
 DEMO = ROOT / "deploy" / "demo"
 SECRETS = "/run/secrets/"
@@ -230,4 +230,5 @@ def test_the_containers_demo_has_the_studies_of_make_demo() -> None:
             key: value for key, value in project.items() if key != "redcap_token"
         }
     assert set(ours.projects) == set(theirs["projects"])
-    assert (DEMO / "secrets" / "twilio" / "main").read_text().strip() == AUTH_TOKEN
+    tokens = {"twilio/main": AUTH_TOKEN, "redcap/asthma": ASTHMA_TOKEN, "redcap/sleep": SLEEP_TOKEN}
+    assert {name: (DEMO / "secrets" / name).read_text().strip() for name in tokens} == tokens
