@@ -386,7 +386,8 @@ class TestSecretsOfTheDemo:
 
     def test_every_secret_of_the_demo_is_among_the_tested(self) -> None:
         files = {str(path.relative_to(self.DEMO)) for path in self.DEMO.rglob("[!.]*") if path.is_file()}
-        assert files == {*self.NAMES, "redis_auth.conf", "smtp_url"}  # the password of redis_url; no login
+        # The passwords of redis_url and console_redis_url; and an address without login.
+        assert files == {*self.NAMES, "redis_auth.conf", "redis_console.conf", "smtp_url"}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_a_file_with_one_is_refused_in_one_line(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
