@@ -12,7 +12,7 @@ import phonenumbers
 from phonenumbers import PhoneNumber, PhoneNumberType, ValidationResult
 
 # Changes with the rules below: an index that was built by other rules is rebuilt.
-READING_VERSION = "2"
+READING_VERSION = "3"
 
 # 128 bits of HMAC-SHA256: no two of a billion numbers collide, and an index entry stays small.
 HASH_BYTES = 16
@@ -21,12 +21,17 @@ HASH_BYTES = 16
 # long; with a hundred thousand records that matters.
 _E164_OF_NORTH_AMERICA = re.compile(r"\+1[2-9][0-9]{9}")
 _NORTH_AMERICAN = re.compile(r"\(?([2-9][0-9]{2})\)?[ .-]{0,2}([0-9]{3})[ .-]?([0-9]{4})")
-# Neither area code nor exchange begins with 0 or 1.
-_VALID_SHAPE = re.compile(r"\+1[2-9][0-9]{2}[2-9][0-9]{6}")
+# Valid, although the library may say otherwise: of North America, where neither area code nor exchange begins with 0
+# or 1; and those that Ofcom reserves for drama, which British studies use for test records.
+# Source: Ofcom, "Telephone numbers for use in TV and radio drama programmes".
+_VALID_SHAPE = re.compile(r"\+1[2-9][0-9]{2}[2-9][0-9]{6}|\+447700900[0-9]{3}")
 _NORTH_AMERICA = frozenset({"US", "CA"})
 
 # Digits that belong to no phone number: dates with separators, times of day, opening hours, "24/7".
-_DATE = r"\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d{2})|(?:19|20)\d{2}([./-])\d{1,2}\2\d{1,2}"
+_DATE = (
+    r"\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d{2})|(?:19|20)\d{2}([./-])\d{1,2}\2\d{1,2}"
+    r"|(?:0?[1-9]|1[0-2])/(?:19|20)\d{2}|(?:19|20)\d{2}/(?:0[1-9]|1[0-2]|(?:19|20)\d{2})"
+)
 _TIME = r"\d{1,2}[:.]\d{2}(?::\d{2})? ?(?:[ap]\.?m\b\.?|h\b|uhr\b)?|\d{1,2} ?(?:[ap]\.?m\b\.?|h\b|uhr\b)"
 _HOURS = r"\d{1,2}(?::\d{2})? ?[-–] ?\d{1,2}(?::\d{2})? ?(?:[ap]\.?m\b\.?|h\b|uhr\b)"
 _NOT_A_NUMBER = re.compile(
@@ -40,12 +45,18 @@ _YEAR = re.compile(r" (?:19|20)\d{2}$")
 _SOFT = frozenset(" \t./\\()[]_·•‣⁃‧∙'~⁄−")
 # No dialled number has more digits: E.164's 15 and an international prefix.
 _MAX_DIGITS = 20
+# How North American numbers are grouped; "1" is dialled first within North America.
+_USUAL_GROUPS = re.compile(r"(?:1 ?)?\d{3} ?\d{3} ?\d{4}")
+# So many digits are one number if they can be.
+_ONE_NUMBER = 11
+# Digits of a group at the end of a number; a shorter one may be followed by another.
+_LONG_GROUP = 6
 # Digits of a number that is accepted by its length alone.
 _SHORTEST_ALONE = 9
 
 _DIAL_OUT = re.compile(r"^(?:0011|011|00) ?(?=[1-9])")
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
-_MEXICO = 52
+_MEXICO, _NORTH_AMERICAN_CODE = 52, 1
 
 
 class PhoneHasher:
@@ -116,7 +127,9 @@ def _north_american(text: str, region: str) -> str | None:
 def _numbers(text: str, region: str) -> list[str]:
     segments = _segments(text)
     found = [number for segment in segments for number in _numbers_in_segment(segment, region)]
-    return found or [number for segment in segments if (number := _local_number(segment, region))]
+    for reading in (_possible, _local_number):  # only if the text contains nothing else
+        found = found or [number for segment in segments if (number := reading(segment, region))]
+    return found
 
 
 # --- segments: what may hold the digits of one number or several -----------------------------------
@@ -161,18 +174,24 @@ def _class_of(character: str) -> str:
 
 
 class _Division(NamedTuple):
-    """A way to divide groups of digits into numbers. The best has most valid digits, then most possible ones, then
-    most years in no number, then fewest numbers."""
+    """A way to divide groups of digits into numbers.
 
+    The best has most digits in valid numbers of the usual form, then in valid numbers, then in possible ones, then
+    most years in no number, then fewest numbers.
+    """
+
+    usual_digits: int = 0
     valid_digits: int = 0
     possible_digits: int = 0
     years_outside: int = 0
     fewer: int = 0
     numbers: tuple[str, ...] = ()
 
-    def with_number(self, number: str, digits: int, *, valid: bool) -> "_Division":
+    def with_number(self, number: str, *, valid: bool, usual: bool) -> "_Division":
         """This division and one further number."""
+        digits = len(number)
         return self._replace(
+            usual_digits=self.usual_digits + (digits if valid and usual else 0),
             valid_digits=self.valid_digits + (digits if valid else 0),
             possible_digits=self.possible_digits + (0 if valid else digits),
             fewer=self.fewer - 1,
@@ -185,14 +204,20 @@ class _Division(NamedTuple):
 
 
 def _numbers_in_segment(segment: str, region: str) -> Sequence[str]:
-    if (whole := _valid(segment, region)) and not _ends_in_a_year(segment, region):
-        return [whole]
     groups = segment.split(" ")
+    if number := _only_number(groups, segment, region):
+        return [number]
     best = [_Division()]
     for end in range(1, len(groups) + 1):
-        best.append(max(_divisions(groups, end, best, region), key=lambda division: division[:4]))
-    whole = None if best[-1].numbers else _possible(segment, region)
-    return [whole] if whole else best[-1].numbers
+        best.append(max(_divisions(groups, end, best, region), key=lambda division: division[:5]))
+    return best[-1].numbers
+
+
+def _only_number(groups: Sequence[str], segment: str, region: str) -> str | None:
+    """The number if it takes all groups: a short way for the most frequent case."""
+    if _digits(segment) > _ONE_NUMBER or not _is_usual(segment, region) or _goes_on_too_long(groups, region):
+        return None
+    return _valid(segment, region)
 
 
 def _divisions(
@@ -202,17 +227,65 @@ def _divisions(
     yield best[end - 1].without(groups[end - 1])
     for start in range(end - 1, -1, -1):
         run = " ".join(groups[start:end])
-        digits = len(run.replace(" ", "").lstrip("+"))
-        if digits > _MAX_DIGITS:
+        if _digits(run) > _MAX_DIGITS:
             return
+        if _goes_on_too_long(groups[start:end], region):
+            continue
         valid = None if _ends_in_a_year(run, region) else _valid(run, region)
-        if number := valid or (_possible(run, region) if _looks_complete(run) else None):
-            yield best[start].with_number(number, digits, valid=valid is not None)
+        if valid and _digits(run) < _SHORTEST_ALONE and not _is_usual(run, region):
+            continue
+        if number := valid or (_possible(run, region) if _looks_complete(run, region) else None):
+            usual = _is_usual(run, region) and not _is_service(number)
+            yield best[start].with_number(number, valid=valid is not None, usual=usual)
 
 
-def _looks_complete(run: str) -> bool:
+def _looks_complete(run: str, region: str) -> bool:
     """Whether a run that is not known to be valid begins, or stands alone, as only a whole number does."""
-    return run.startswith(("+", "0")) or (" " not in run and len(run) >= _SHORTEST_ALONE)
+    if _digits(run) < _SHORTEST_ALONE:
+        return False
+    begins = (
+        "+" in run or bool(_DIAL_OUT.match(run)) or (run.startswith("0") and not _is_north_american(region))
+    )
+    return begins or " " not in run
+
+
+def _digits(run: str) -> int:
+    return sum(map(str.isdigit, run))
+
+
+def _is_usual(run: str, region: str) -> bool:
+    """Whether a run begins as national numbers usually do; in North America also whether it is grouped so."""
+    if "+" in run or _DIAL_OUT.match(run):
+        return True
+    if _is_north_american(region):
+        return bool(_USUAL_GROUPS.fullmatch(run))
+    return run.startswith("0") or not _dials_zero_first(region)
+
+
+def _is_service(number: str) -> bool:
+    """Whether nobody texts from such a number: it is more likely made of other digits."""
+    return phonenumbers.number_type(phonenumbers.parse(number)) == PhoneNumberType.PREMIUM_RATE
+
+
+def _dials_zero_first(region: str) -> bool:
+    """Whether national numbers are written with a 0 in front."""
+    plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
+    return plan is not None and plan.national_prefix == "0"
+
+
+def _is_north_american(region: str) -> bool:
+    return bool(phonenumbers.country_code_for_region(region) == _NORTH_AMERICAN_CODE)
+
+
+def _goes_on_too_long(groups: Sequence[str], region: str) -> bool:
+    """Whether a number has ended before the last group: one that is valid, and ends in a long group.
+
+    Plans with numbers of many lengths would include whatever follows, such as hours.
+    """
+    shorter = (" ".join(groups[:end]) for end in range(1, len(groups)) if len(groups[end - 1]) >= _LONG_GROUP)
+    return any(
+        _digits(run) >= _SHORTEST_ALONE and _is_usual(run, region) and _valid(run, region) for run in shorter
+    )
 
 
 def _ends_in_a_year(run: str, region: str) -> bool:
@@ -262,18 +335,18 @@ def _readings(run: str, region: str) -> Iterator[PhoneNumber]:
 
 def _with_dropped_plus(run: str, region: str) -> PhoneNumber | None:
     """Of the region's own country, also after a 0; of another country only if all digits are one group."""
-    number = _parse("+" + run.removeprefix("0"), None)
+    number = _parse("+" + (run if _is_north_american(region) else run.removeprefix("0")), None)
     own = number is not None and number.country_code == phonenumbers.country_code_for_region(region)
     return number if own or (" " not in run and not run.startswith("0")) else None
 
 
 def _is_valid(number: PhoneNumber) -> bool:
-    """By the library, or by the shape of all North American numbers, whose area codes it may not know yet."""
+    """By the library, which may not know an area code yet, or by its shape."""
     return phonenumbers.is_valid_number(number) or bool(_VALID_SHAPE.fullmatch(_e164(number)))
 
 
 def _local_number(segment: str, region: str) -> str | None:
-    """E.164 of a number without area code; only if the text contains nothing else (`optout check` names these)."""
+    """E.164 of a number without area code (`optout check` names these)."""
     number = _parse(segment, region)
     return _e164(number) if number and phonenumbers.is_possible_number(number) else None
 
