@@ -1,4 +1,4 @@
-"""Takes the documentation's pictures of the running program: the demo's terminal, Flower, and e-mails.
+"""Takes the documentation's pictures of the running program: the demo's terminal, console, Flower, and e-mails.
 
 python -m tests.pictures     (needs Chromium and chromedriver; writes docs/pictures/)
 """
@@ -14,7 +14,7 @@ from selenium import webdriver
 
 from tests.browser import chromium, wait_for_text
 from tests.demo import STORY, World, show, the_world
-from tests.processes import ROOT
+from tests.processes import CONSOLE_LOGIN, ROOT
 from tests.simulators.redcap import enrol, fictional_phone
 from tests.simulators.twilio import SERVICE_SID
 
@@ -28,6 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, the_world(Path(folder)) as world, chromium() as browser:
         terminal(world)
         storm(world)
+        console_pages(world, browser)
         flower(world, browser)
         mails(world, browser, Path(folder))
 
@@ -56,6 +57,19 @@ def storm(world: World) -> None:
     records = [str(number) for number in range(100, 99 + STORM)]
     world.expect("the storm is over", lambda: world.opted_out(world.asthma, *records))
     world.expect("a mail about the lock", lambda: any("NOT" in each.subject for each in world.smtp.inbox))
+
+
+def console_pages(world: World, browser: webdriver.Chrome) -> None:
+    """All studies, and the one of the storm."""
+    login = ":".join(CONSOLE_LOGIN)
+    address = world.platform.console_url.replace("//", f"//{login}@")
+    for name, path, size in (
+        ("console", "/", (1100, 620)),
+        ("console-study", "/studies/asthma", (1100, 1500)),
+    ):
+        browser.set_window_size(*size)
+        browser.get(address + path)
+        browser.save_screenshot(str(PICTURES / f"{name}.png"))
 
 
 def flower(world: World, browser: webdriver.Chrome) -> None:

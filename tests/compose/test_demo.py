@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.compose.stack import Stack, a_clone, remove_images, said, without_a_deployment
 from tests.processes import free_port, wait_until
@@ -108,9 +110,19 @@ def test_the_demo_has_no_volume_and_mounts_nothing(demo: Demo) -> None:
             "docker", "inspect", *demo.compose("ps", "--quiet").stdout.split(), cwd=demo.root, env=demo.env
         ).stdout
     )
-    assert len(containers) == 6
+    assert len(containers) == 7
     assert [each["Mounts"] for each in containers if each["Mounts"]] == []
     assert described(demo.root, demo.env).get("volumes", {}) == {}
+
+
+def test_the_console_shows_the_story_that_has_played(demo: Demo) -> None:
+    url = f"http://127.0.0.1:{demo.env['DEMO_CONSOLE_PORT']}"
+    assert url in demo.story()
+    studies = requests.get(url, auth=("demo", "demo"), timeout=10)
+    assert studies.status_code == 200
+    assert {"/studies/asthma", "/studies/sleep"} <= set(re.findall(r'href="(/studies/\w+)"', studies.text))
+    events = requests.get(f"{url}/studies/asthma/events", auth=("demo", "demo"), timeout=10).text
+    assert events.count("In REDCap") > 1
 
 
 def test_the_demo_listens_on_loopback_only(demo: Demo) -> None:
@@ -125,7 +137,7 @@ def test_demo_and_deployment_share_nothing_by_default(tmp_path: Path) -> None:
     shown, real = resources(described(demo, env)), resources(described(deployment, env))
     assert {kind: shown[kind] & real[kind] for kind in shown if shown[kind] & real[kind]} == {}
     assert real["volumes"]
-    assert len(real["secrets"]) == 5
+    assert len(real["secrets"]) == 8
 
 
 @pytest.mark.parametrize("command", [["up", "--detach"], ["create"], ["run", "worker", "true"], ["build"]])

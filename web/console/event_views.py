@@ -4,12 +4,15 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from flask import Blueprint, Response, abort, render_template, request
 
 from shared.domain.events import Change, State
+from shared.ledger import StoredEvent
 from shared.ledger.audit_trail import AUDIT_COLUMNS, audit_rows, harmless
 from shared.ledger.event_pages import EventFilter, EventPages
+from shared.ledger.staff_actions import StaffAction, actions_since
 from web.console.context import console, now
 from web.console.study_views import require_known
 from web.console.timeline import commands, timeline
@@ -18,6 +21,7 @@ events = Blueprint("events", __name__, url_prefix="/studies/<project>")
 
 # Rows of the export that are sent together.
 ROWS_PER_PIECE = 200
+MOST_ACTIONS_READ = 1_000
 
 
 @events.get("/events")
@@ -77,6 +81,12 @@ def _csv(trail: Iterable[dict[str, str]]) -> Iterator[str]:
     yield piece.getvalue()
 
 
+def _actions(entry: StoredEvent) -> list[StaffAction]:
+    """What staff had done again with an event."""
+    later = islice(actions_since(console().ledger.redis, entry.project, entry.arrived_at), MOST_ACTIONS_READ)
+    return [action for action in later if action.event_id == entry.event_id]
+
+
 @events.get("/events/<event_id>")
 def event(project: str, event_id: str) -> str:
     """One event, from the text to the e-mail."""
@@ -85,6 +95,6 @@ def event(project: str, event_id: str) -> str:
     if entry is None:
         abort(404)
     return render_template(
-        "event.html", project=project, entry=entry, steps=timeline(entry), commands=commands(entry),
+        "event.html", project=project, entry=entry, steps=timeline(entry, _actions(entry)), commands=commands(entry),
         zone=console().zone(project),
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """One event from the text to the e-mail, and what to run about it. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from shared.domain.events import Change, Source, State
 from shared.ledger import StoredEvent
+from shared.ledger.staff_actions import StaffAction
 from web.console import words
 
 
@@ -26,9 +27,17 @@ class Command:
     line: str
 
 
-def timeline(entry: StoredEvent) -> list[Step]:
-    """The steps in the order of their times."""
-    return sorted(_steps(entry), key=lambda step: step.moment)
+_ACTIONS = {"replay": "Replayed by staff", "replay_mail": "E-mail sent again by staff"}
+
+
+def timeline(entry: StoredEvent, actions: Sequence[StaffAction] = ()) -> list[Step]:
+    """The steps in the order of their times; `actions` is what staff had done again with the event."""
+    return sorted([*_steps(entry), *map(_action, actions)], key=lambda step: step.moment)
+
+
+def _action(action: StaffAction) -> Step:
+    by = ": ".join(filter(None, (action.by, action.reason)))
+    return Step(action.at, _ACTIONS.get(action.kind, action.kind), by)
 
 
 def _steps(entry: StoredEvent) -> Iterator[Step]:
@@ -36,7 +45,7 @@ def _steps(entry: StoredEvent) -> Iterator[Step]:
     if entry.source is not Source.STAFF:
         yield Step(entry.arrived_at, "Received", f"by {words.SOURCES[entry.source]}")
     if entry.received_at != entry.arrived_at:
-        yield Step(entry.received_at, "Replayed", "looked up and written again from here")
+        yield Step(entry.received_at, "Looked up again", "its records are read and written again from here")
     if entry.written_at:
         yield Step(entry.written_at, "Written to REDCap", _records(entry))
     if entry.finished_at:

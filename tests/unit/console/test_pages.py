@@ -18,6 +18,7 @@ from shared.ledger import keys
 from shared.ledger.audit_trail import AUDIT_COLUMNS
 from shared.ledger.check_results import CheckResult, StoredFinding, store_result
 from shared.ledger.nights import Night, NightOutcome, Nights
+from shared.ledger.staff_actions import StaffAction, note_actions
 from tests.unit.console.world import Console, review
 from web.console.study_views import STUDIES_PER_PAGE
 
@@ -316,6 +317,20 @@ class TestEvent:
         console.ledger.record_decision("asthma", event.event_id, decided_by="<b>pi</b>", reason="phoned")
         page = self.page(console, event.event_id)
         assert "&lt;b&gt;pi&lt;/b&gt;: phoned" in page
+
+    def test_a_replay_says_who_asked_for_it_and_why(self, console: Console) -> None:
+        event, other = console.event(State.FAILED), console.event(State.FAILED, phone="+16505550111")
+        actions = [
+            StaffAction(at=console.now, event_id=each.event_id, kind="replay", by=by, reason="token renewed")
+            for each, by in ((event, "pi"), (other, "somebody else"))
+        ]
+        note_actions(console.redis, "asthma", actions, retention_days=400)
+        console.ledger.reopen("asthma", event.event_id, now=console.now)
+        page = self.page(console, event.event_id)
+        assert "Replayed by staff" in page
+        assert "pi: token renewed" in page
+        assert "Looked up again" in page
+        assert "somebody else" not in page
 
     def test_no_page_shows_the_hash_of_a_number(self, console: Console) -> None:
         event = console.event(State.FAILED)
