@@ -59,10 +59,7 @@ def require_login() -> Response | None:
         if gate.admits(request.authorization, header, address):
             return None
     except TooManyAttempts:
-        log.warning("console_login_refused", reason="too_many_attempts")
         return Response("Too many wrong logins. Try again in a minute.\n", 429, {"Retry-After": "60"})
-    if request.authorization:
-        log.warning("console_login_refused", reason="wrong_login")
     challenge = {"WWW-Authenticate": 'Basic realm="Opt-Out Bridge console", charset="UTF-8"'}
     return Response("The console needs a login.\n", 401, challenge)
 

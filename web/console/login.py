@@ -3,12 +3,14 @@
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+import structlog
 from werkzeug.datastructures import Authorization
 from werkzeug.security import check_password_hash
 
@@ -28,6 +30,8 @@ MOST_ADDRESSES = 1_000
 _HASHES = ("scrypt:", "pbkdf2:")
 
 Network = IPv4Network | IPv6Network
+
+log = structlog.get_logger(__name__)
 
 
 class TooManyAttempts(Exception):
@@ -79,21 +83,22 @@ class Attempts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def are_used_up(self, address: str) -> bool:
         """Whether the address has to wait."""
-        times = self._times.get(address, deque())
-        while times and times[0] <= self._clock() - WINDOW_SECONDS:
-            times.popleft()
-        return len(times) >= MOST_ATTEMPTS
+        with self._lock:
+            begin = self._clock() - WINDOW_SECONDS
+            return sum(each > begin for each in self._times.get(address, ())) >= MOST_ATTEMPTS
 
     def add(self, address: str) -> None:
         """Note a wrong login."""
-        self._times.setdefault(address, deque(maxlen=MOST_ATTEMPTS)).append(self._clock())
-        self._times.move_to_end(address)
-        if len(self._times) > MOST_ADDRESSES:
-            self._times.popitem(last=False)
+        with self._lock:
+            self._times.setdefault(address, deque(maxlen=MOST_ATTEMPTS)).append(self._clock())
+            self._times.move_to_end(address)
+            if len(self._times) > MOST_ADDRESSES:
+                self._times.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +110,16 @@ class TrustedHeader:
 
     def user(self, header: str | None, address: str) -> str:
         """The user, or "" if the request does not come from a trusted proxy."""
-        if not header or not any(ip_address(address) in network for network in self.proxies):
-            return ""
-        return header
+        return header if header and self._is_trusted(address) else ""
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            sender = ip_address(address)
+        except ValueError:  # such as a Unix socket
+            return False
+        if isinstance(sender, IPv6Address) and sender.ipv4_mapped:
+            sender = sender.ipv4_mapped
+        return any(sender in network for network in self.proxies)
 
 
 class Gate:
@@ -137,6 +149,9 @@ class Gate:
         if login.accepts(authorization):
             return True
         self._attempts.add(address)
+        # Further ones are neither checked nor logged.
+        used_up = self._attempts.are_used_up(address)
+        log.warning("console_login_refused", reason="too_many_attempts" if used_up else "wrong_login")
         return False
 
 

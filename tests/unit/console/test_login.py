@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from werkzeug.datastructures import Authorization
 from werkzeug.security import generate_password_hash
 
@@ -104,6 +105,14 @@ class TestAttempts:
             console.get("/", auth=("operator", "wrong"))
         assert console.get("/").status_code == 200
 
+    def test_a_flood_of_wrong_logins_is_logged_ten_times(self) -> None:
+        console = Console()
+        with capture_logs() as lines:
+            for _ in range(3 * MOST_ATTEMPTS):
+                console.get("/", auth=("operator", "wrong"))
+        reasons = [line["reason"] for line in lines if line["event"] == "console_login_refused"]
+        assert reasons == ["wrong_login"] * (MOST_ATTEMPTS - 1) + ["too_many_attempts"]
+
     def test_another_address_may_log_in(self) -> None:
         gate = Gate(Login(":".join(LOGIN)))
         for _ in range(MOST_ATTEMPTS):
@@ -187,7 +196,16 @@ class TestTrustedHeader:
 
     @pytest.mark.parametrize(
         ("address", "user", "status"),
-        [("127.0.0.1", "pi", 200), ("10.1.2.3", "pi", 200), ("192.0.2.1", "pi", 401), ("127.0.0.1", "", 401)],
+        [
+            ("127.0.0.1", "pi", 200),
+            ("10.1.2.3", "pi", 200),
+            ("::ffff:10.1.2.3", "pi", 200),
+            ("192.0.2.1", "pi", 401),
+            ("::1", "pi", 401),
+            ("", "pi", 401),
+            ("unix", "pi", 401),
+            ("127.0.0.1", "", 401),
+        ],
     )
     def test_only_a_trusted_proxy_names_the_user(
         self, console: Console, address: str, user: str, status: int
