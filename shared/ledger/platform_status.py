@@ -29,7 +29,6 @@ class HostBudget:
 class MailStatus:
     """E-mails of all studies."""
 
-    due: int
     sent: int
     failed: int
     rejection: str  # why the mail server rejected the last one
@@ -81,15 +80,11 @@ class PlatformStatus:
             for (host, limit), (requests, until) in zip(limits.items(), pairs, strict=True)
         ]
 
-    def mail(self, projects: Sequence[str]) -> MailStatus:
-        """What is due, and what became of the others since the ledger began."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for project in projects:
-                pipe.zcard(keys.mailing(project))
-            due = sum(pipe.execute())
+    def mail(self) -> MailStatus:
+        """What became of the e-mails since the ledger began."""
         outcomes = _mails_by_outcome(self._redis.hgetall(keys.METRICS))
         sent = outcomes.pop("sent", 0)
-        return MailStatus(due=due, sent=sent, failed=sum(outcomes.values()), rejection=self.rejection())
+        return MailStatus(sent=sent, failed=sum(outcomes.values()), rejection=self.rejection())
 
     def rejection(self) -> str:
         """Why the mail server rejected the last e-mail; "" if it did not."""
