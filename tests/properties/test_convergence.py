@@ -49,7 +49,7 @@ from tests.properties.interruptions import (
     interrupted_redis,
 )
 from tests.simulators.redcap import classic_study, fictional_phone, fictional_phone_as_typed
-from worker.redcap import phone_index
+from worker.redcap import phone_index, rate_limit
 from worker.services import Services
 from worker.steps.reconcile import compare, read_log, reconcile
 from worker.steps.reconcile.report import Report
@@ -214,6 +214,7 @@ class Convergence(RuleBasedStateMachine):
             mock.patch.dict("os.environ", SECRETS),
             mock.patch.object(tenacity.nap, "time", SimpleNamespace(sleep=pause)),
             mock.patch("redis.lock.mod_time", SimpleNamespace(sleep=pause, monotonic=self._seconds)),
+            mock.patch.object(rate_limit, "time", SimpleNamespace(sleep=pause)),
             mock.patch.object(compare, "time", SimpleNamespace(sleep=pause, monotonic=self._seconds)),
             mock.patch.object(read_log, "open_message_log", self._open_log),
             mock.patch.object(phone_index, "SMALL_PROJECT", self.small_project),

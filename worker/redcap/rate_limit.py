@@ -29,13 +29,13 @@ class RateLimiter:
         per_minute: int,
         *,
         background: bool = False,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         self.per_minute = per_minute
         self._keys = [keys.rate(host), keys.background_pause(host)]
         limit = max(1, int(per_minute * BACKGROUND_SHARE)) if background else per_minute
         self._limits = limit, 60_000 // limit if background else 0
-        self._sleep = sleep
+        self._sleep = sleep or time.sleep
         self._take = redis.register_script(SCRIPT.read_text())
 
     def acquire(self) -> None:
