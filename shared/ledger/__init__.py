@@ -753,12 +753,18 @@ class Ledger:
     # --- intents: writes to REDCap that have begun ------------------------------------------------
 
     def begin_writes(
-        self, project: str, writes: dict[str, str], *, known_open: Collection[str] = (), now: datetime
+        self,
+        project: str,
+        writes: dict[str, str],
+        *,
+        begun: Mapping[str, str] = MappingProxyType({}),
+        now: datetime,
     ) -> list[str]:
         """Note that a write has begun for each phone hash, on behalf of an event id; all or none.
 
         Returns conflicting phones: those whose latest changes do not include the one to be written, and those in
-        `known_open` for which another writer has begun since. Either means that this process lost its lock.
+        `begun` for which another writer has begun since. Either means that this process lost its lock. `begun` has
+        the event whose write had begun when a phone's records were read, or "".
 
         The phone is pending from now on in any case: another updater may have completed it in the meantime, and what
         this write leaves in REDCap has to be checked again even if this process dies.
@@ -766,7 +772,7 @@ class Ledger:
         if not writes:
             return []
         now_ms = milliseconds(now)
-        each = [(phone, event_id, "1" if phone in known_open else "") for phone, event_id in writes.items()]
+        each = [(phone, event_id, begun.get(phone, "-")) for phone, event_id in writes.items()]
         outdated = self._scripts["begin_writes"](
             keys=[keys.intents(project), keys.status(project), keys.pending(project), keys.DUE],
             args=[project, now_ms, now_ms + FIRST_PAUSE_MS, *(part for parts in each for part in parts)],

@@ -894,6 +894,17 @@ class TestOutages:
         assert (asthma.state(stop), asthma.state(start)) == ("superseded", "already_current")
         assert asthma.mailer.sent == []
 
+    def test_an_earlier_opt_out_of_another_sender_takes_the_place_of_a_write_that_had_begun(self) -> None:
+        asthma = enrolled(2)
+        later = asthma.text(fictional_phone(1), when=NOON + timedelta(minutes=1))
+        asthma.redcap.faults.add("http_503", kind="import", times=3)
+        asthma.work()
+        assert (asthma.state(later), asthma.value("1")) == ("pending", "")
+        earlier = asthma.text(fictional_phone(1), when=NOON, scope="number:other")
+        asthma.sweep_later()
+        assert (asthma.state(earlier), asthma.value("1"), asthma.pending()) == ("updated", SHOWN, 0)
+        assert asthma.state(later) in {"updated", "already_current"}
+
     def test_an_overtaken_write_to_a_further_record_that_never_reached_redcap_is_not_mailed(self) -> None:
         """Record 1 shows the STOP, and its mail is out; record 77 has the number since then, and never shows it."""
         asthma = enrolled(3)

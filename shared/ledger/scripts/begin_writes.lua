@@ -1,7 +1,8 @@
 -- Records that writes to REDCap begin, all or none: none if what is to be written is no longer among the latest changes
 -- of its phone, or if the write of another change has begun in the meantime whose end nobody has checked yet.
 -- KEYS: 1 intents, 2 status, 3 pending, 4 due
--- ARGV: 1 project, 2 now ms, 3 due ms, then per phone: its hash, event id, '1' if the begun writes of it are known
+-- ARGV: 1 project, 2 now ms, 3 due ms, then per phone: its hash, event id, and the event whose write had begun
+--       when its records were read ('' none; '-' its records were not read for its sake)
 -- Returns the conflicting phones; none: it is recorded.
 local function is_latest(phone, id)
   for line in string.gmatch(redis.call('HGET', KEYS[2], phone) or '', '[^\n]+') do
@@ -15,7 +16,8 @@ local outdated = {}
 for i = 4, #ARGV, 3 do
   local phone, id = ARGV[i], ARGV[i + 1]
   local begun = redis.call('HGET', KEYS[1], phone)
-  if not is_latest(phone, id) or (ARGV[i + 2] == '1' and begun and begun ~= id) then
+  local known = ARGV[i + 2]
+  if not is_latest(phone, id) or (known ~= '-' and begun and begun ~= id and begun ~= known) then
     outdated[#outdated + 1] = phone
   end
 end

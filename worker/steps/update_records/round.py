@@ -25,6 +25,9 @@ class Snapshot:
     """What a round has read: all that its plan needs."""
 
     texts: Mapping[str, str]  # the encoded statuses of the phones to be written
+    begun: Mapping[
+        str, str
+    ]  # the events whose writes to them had begun before the records were read; "" for none
     holders: Mapping[str, Sequence[RecordState]]  # the records that hold each of them
     known: Mapping[str, Sequence[Status]]  # the statuses of all phones of these records
     written: Mapping[str, WrittenValue]
@@ -98,7 +101,8 @@ class Round:
         if self._gateway.may_miss_phones and not all(holders[phone] for phone in texts):
             self._raise_if_schema_changed()
         self._resolve_overtaken(begun, texts, holders)
-        snapshot = self._snapshot(texts, {phone: holders[phone] for phone in texts})
+        known_begun = {phone: begun.get(phone, "") for phone in texts}
+        snapshot = self._snapshot(texts, known_begun, {phone: holders[phone] for phone in texts})
         while conflicting := self._write(snapshot):
             # They stay pending, and are read again in the next round.
             snapshot = snapshot.without(conflicting)
@@ -125,7 +129,12 @@ class Round:
         entries = {phone: self._ledger.load(self._project, event_id) for phone, event_id in begun.items()}
         return {phone: entry.records for phone, entry in entries.items() if entry is not None}
 
-    def _snapshot(self, texts: Mapping[str, str], holders: Mapping[str, Sequence[RecordState]]) -> Snapshot:
+    def _snapshot(
+        self,
+        texts: Mapping[str, str],
+        begun: Mapping[str, str],
+        holders: Mapping[str, Sequence[RecordState]],
+    ) -> Snapshot:
         states = {state.record_id: state for group in holders.values() for state in group}
         others = {key for state in states.values() for key in state.keys} - set(texts)
         stored = {**texts, **self._ledger.statuses(self._project, sorted(others))}
@@ -139,6 +148,7 @@ class Round:
         entries = self._ledger.entries_of(self._project, starts)
         return Snapshot(
             texts=texts,
+            begun=begun,
             holders=holders,
             known=known,
             written=self._written_values.of(list(states)),
@@ -215,7 +225,7 @@ class Round:
             if status.event_id in {each.event_id for each in plans[record][1].behalf}
         }
         return self._ledger.begin_writes(
-            self._project, writes, known_open=snapshot.texts, now=self._services.now()
+            self._project, writes, begun=snapshot.begun, now=self._services.now()
         )
 
     def _import(
