@@ -15,11 +15,8 @@ demo: $(VENV)/ready  ## The whole story with simulators of REDCap, Twilio and ma
 	@$(BIN)/python -m tests.demo
 
 .PHONY: run
-run: $(VENV)/ready  ## All processes with your own config.toml, and an embedded Valkey that keeps its data in .state/
-	@mkdir -p .state
-	@[ -s .state/console_login ] || (umask 077; printf 'operator:%s\n' "$$(head -c 48 /dev/urandom | base64 | tr -d '/+=\n' | head -c 24)" >.state/console_login)
-	@echo "Console: http://127.0.0.1:5050 (login: .state/console_login)"
-	@$(BIN)/honcho start
+run: .venv-run/ready  ## All processes with your own config.toml and an embedded Valkey (WEB_PORT, STATE, … see docs)
+	@deploy/run
 
 ##@ Test it
 .PHONY: test
@@ -128,7 +125,16 @@ lock:  ## Compile the hashed locks in requirements/ from pyproject.toml (needs u
 
 .PHONY: clean
 clean:  ## Remove .venv and caches; .state (the embedded Valkey's data) stays
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info
+	@rm -rf $(VENV) .venv-run .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info
+
+# What the processes need, without what the tests need.
+.venv-run/ready: requirements/run.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@echo "Installing the program into .venv-run (once)"
+	@$(PYTHON) -m venv .venv-run
+	@.venv-run/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.txt
+	@.venv-run/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 $(VENV)/ready: requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

@@ -1,4 +1,4 @@
-"""Log format: one line per step, JSON except on a terminal, with phone numbers removed."""
+"""Log format: one line per step, JSON except on a terminal or with OPTOUT_LOG_FORMAT, with phone numbers removed."""
 
 import logging
 import os
@@ -39,8 +39,9 @@ def configure_logging(level: str | None = None) -> None:
 
 def formatter() -> logging.Formatter:
     """Renders the records of the program and of libraries. deploy/granian-log.json names this function."""
+    form = os.environ.get("OPTOUT_LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer() if form == "text" else structlog.processors.JSONRenderer()
     )
     return structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
