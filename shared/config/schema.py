@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -220,7 +220,17 @@ class Project(Table):
     opt_out_checkbox: FieldName | None = Field(
         None, description="A checkbox field whose code 1 is ticked while the participant is opted out."
     )
+    title: Annotated[str, StringConstraints(pattern=r"^[^\r\n\x00-\x1f]{1,80}$")] | None = Field(
+        None,
+        description='The study\'s name in e-mails, such as "Asthma study"; the name of the table if absent.',
+    )
     notify: list[MailAddress] = Field([], description="Recipients of e-mails about this project's changes.")
+    reply_to: MailAddress | None = Field(
+        None, description="Where replies to this project's e-mails go; the sender if absent."
+    )
+    summary: Literal["monthly"] | None = Field(
+        None, description='"monthly": a summary to notify on the first of each month (`optout summary`).'
+    )
     notify_digest: Duration | None = Field(
         None,
         description='Collect changes for this long, such as "10m" or "1h", into one e-mail; '

@@ -19,6 +19,7 @@ from worker.cli.replay import replay
 from worker.cli.review import review
 from worker.cli.setup import setup
 from worker.cli.status import status
+from worker.cli.summary import summary
 from worker.cli.test_message import test_message
 from worker.cli.top import top
 
@@ -59,6 +60,7 @@ for command in (
     events,
     status,
     export,
+    summary,
     record,
     review,
     replay,

@@ -20,6 +20,7 @@ from worker.steps.background import run_job
 from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.daily_check import daily_check, request_due_checks
 from worker.steps.lookup_records import lookup_records
+from worker.steps.monthly_summary import send_due_summaries
 from worker.steps.notify_operator import notify_operator, ping
 from worker.steps.reconcile import reconcile
 from worker.steps.refresh_index import refresh_index
@@ -80,6 +81,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     def _sweep() -> dict[str, int]:
         published = sweep(services())
         request_due_checks(services())
+        send_due_summaries(services())
         notify_operator(services())
         ping(services())
         return published
