@@ -67,7 +67,10 @@ EXAMPLES: dict[type[Table], dict[str, Any]] = {
         "opt_out_field": "sms_opt_out_at",
         "opt_out_event": "enrolment_arm_1",
         "opt_out_checkbox": "sms_opt_out",
+        "title": "Asthma study",
         "notify": ["coordinator@example.edu"],
+        "reply_to": "asthma@example.edu",
+        "summary": "monthly",
         "notify_digest": "10m",
         "templates": "/etc/optout-templates/asthma",
         "notify_unmatched": True,
@@ -131,6 +134,12 @@ ENVIRONMENT = [
         "command line",
     ),
     ("OPTOUT_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; see [logs](logs.md#levels).", "all"),
+    (
+        "OPTOUT_LOG_FORMAT",
+        "text on a terminal, else json",
+        "`text`: lines for people, as `make run` shows them; `json`: an object per line.",
+        "all",
+    ),
     (
         "OPTOUT_CA_FILE",
         "",
@@ -228,8 +237,9 @@ COMMAND_LINE_INTRODUCTION = """\
 
 <!-- Written by `python -m docs.generate` from worker/cli/: edit there. -->
 
-With Docker Compose, run `./optout …`, which uses a worker's container. Without Docker, run `.venv/bin/optout …`. The
-command reads the same [configuration](configuration.md) and [environment variables](environment.md) as the worker.
+Run `./optout …` in the clone. With Docker Compose it uses a worker's container, else what `make run` has installed.
+The command reads the same [configuration](configuration.md) and [environment variables](environment.md) as the
+worker.
 
 Every command also has `--help`. All commands exit with code 2 if they cannot start: wrong arguments, an unusable
 configuration, or no Redis.

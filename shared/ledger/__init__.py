@@ -733,7 +733,7 @@ class Ledger:
                 pipe.zrem(keys.DUE, *due[start : start + CHUNK])
                 pipe.hdel(keys.ATTEMPTS, *due[start : start + CHUNK])
             pipe.unlink(*keys.of_project(project))
-            for key in (keys.PROBLEMS, keys.VERIFIED, keys.CHECKS, keys.PROJECTS):
+            for key in (keys.PROBLEMS, keys.VERIFIED, keys.CHECKS, keys.SUMMARIES, keys.PROJECTS):
                 pipe.hdel(key, project)
             pipe.zrem(keys.CHECKS_DUE, project)
             pipe.execute()

@@ -27,6 +27,7 @@ PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from b
 PROJECTS = f"{PREFIX}:projects"
 INVALID_MESSAGES = f"{PREFIX}:invalid-messages"  # list: queue entries that are not task messages; expires
 MAIL_REJECTION = f"{PREFIX}:mail-rejection"  # string: why the mail server rejected the last e-mail; expires
+SUMMARIES = f"{PREFIX}:summaries"  # hash: project -> the last month whose summary was mailed
 VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap, digest of its table
 
 
@@ -110,6 +111,11 @@ def structure(project: str) -> str:
     return f"{PREFIX}:structure:{project}"
 
 
+def last_structure(project: str) -> str:
+    """String: JSON of what REDCap said last about the project's fields; for links in e-mails."""
+    return f"{PREFIX}:last-structure:{project}"
+
+
 def reconciled(project: str) -> str:
     """Hash: watermark and report of the nightly run."""
     return f"{PREFIX}:reconciled:{project}"
@@ -189,7 +195,8 @@ def of_project(project: str) -> list[str]:
     """All keys of a project, but for those of its single events."""
     kinds = [
         events, unfinished, arrived, mailing, gathered, outbox, status, pending, intents,
-        index_phones, index_records, index_since, index_state, structure, reconciled, report_mails,
+        index_phones, index_records, index_since, index_state, structure, last_structure, reconciled,
+        report_mails,
         written, seen_starts, reviews, staff_actions, nights, change_counts, latencies, failures,
         blocks, blocks_waiting, blocks_failed,
     ]  # fmt: skip

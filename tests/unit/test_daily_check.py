@@ -22,10 +22,10 @@ from worker.steps import daily_check as module
 from worker.steps.daily_check import DAY_MS, daily_check, next_check_ms, request_due_checks
 from worker.steps.notify_operator import notify_operator
 
-FAILED = "events-failed"
+UNREADABLE = "phones-unreadable"
 
 
-def finding(id_: str = FAILED, count: int = 0, *, subject: str = "asthma", observed: str = "") -> Finding:
+def finding(id_: str = UNREADABLE, count: int = 0, *, subject: str = "asthma", observed: str = "") -> Finding:
     return Finding(id=id_, subject=subject, observed=observed or f"{count} of them", count=count)
 
 
@@ -133,10 +133,10 @@ class TestResults:
         platform.check(finding("nobody-notified"), finding(count=2), Passed("asthma", "REDCap answers"))
         kept = check_result(platform.asthma.redis, "asthma")
         assert kept is not None
-        assert [each.id for each in kept.findings] == [FAILED, "nobody-notified"]
+        assert [each.id for each in kept.findings] == [UNREADABLE, "nobody-notified"]
         assert kept.findings[0].fix
         assert kept.findings[0].title
-        assert kept.findings[0].docs == f"docs/reference/checks.md#{FAILED}"
+        assert kept.findings[0].docs == f"docs/reference/checks.md#{UNREADABLE}"
         assert kept.passed == (("asthma", "REDCap answers"),)
         assert abs((kept.checked_at - platform.asthma.clock()).total_seconds()) < 5
 
@@ -188,11 +188,11 @@ class TestMails:
         return [*platform.after(), *platform.after(minutes=6)]
 
     def test_a_finding_is_mailed_once_with_its_fix(self, platform: Platform) -> None:
-        [mail] = self.lasting(platform, finding(count=2, observed="2 events ended as failed"))
+        [mail] = self.lasting(platform, finding(count=2, observed="2 records"))
         assert mail["Subject"] == "[Opt-Out Bridge] Problems: 1 new, 1 open"
         text = " ".join(mail.get_content().split())
-        assert "[events-failed]: 2 events ended as failed. Fix: " in text
-        assert self.lasting(platform, finding(count=2, observed="2 events ended as failed")) == []
+        assert "[phones-unreadable]: 2 records. Fix: " in text
+        assert self.lasting(platform, finding(count=2, observed="2 records")) == []
 
     def test_other_words_about_the_same_finding_are_no_change(self, platform: Platform) -> None:
         self.lasting(platform, finding(count=2, observed="the oldest for 3 hours"))

@@ -30,6 +30,9 @@ def gathering(records: int = 5, **changes: Any) -> Study:
     return study(project, notify_digest="10m", **changes)
 
 
+DAY_NAMES = {"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"}
+
+
 def stops(asthma: Study, *numbers: int) -> list[OptOutEvent]:
     """Participants text STOP, and it is written."""
     events = [asthma.text(fictional_phone(number)) for number in numbers]
@@ -317,3 +320,16 @@ class TestManyMails:
         asthma.redis.delete(keys.outbox("asthma"))
         asthma.sweep_later()
         assert len(asthma.mailer.sent) == 30
+
+
+def test_changes_are_grouped_by_day() -> None:
+    asthma = gathering()
+    stops(asthma, 1)
+    asthma.clock.ahead += timedelta(days=1)
+    stops(asthma, 2, 3)
+    send_email("asthma", "", asthma.services)
+    lines = texts(asthma)[0].splitlines()
+    days = [line for line in lines if line and line.split(",")[0] in DAY_NAMES]
+    assert len(days) == 2
+    assert lines.index(days[0]) < lines.index(next(line for line in lines if "record 1," in line))
+    assert lines.index(days[1]) < lines.index(next(line for line in lines if "record 2," in line))

@@ -129,6 +129,20 @@ class TestProblems:
         [mail] = platform.after(minutes=5)
         assert "asthma: no reconciliation since" in mail.get_content()
 
+    def test_changes_that_were_rejected_are_named_with_the_reason_that_the_study_team_does_not_get(
+        self, platform: Platform
+    ) -> None:
+        platform.asthma.project.lock_record("1")
+        platform.asthma.text(fictional_phone(1))
+        platform.asthma.work()
+        [unsaved] = platform.asthma.mailer.sent
+        assert "locked" not in unsaved.as_string()
+        platform.after()
+        [mail] = platform.after(minutes=5)
+        text = " ".join(mail.get_content().split())
+        assert "asthma: 1 change is not in REDCap: " in text
+        assert "locked" in text
+
     def test_changes_that_wait_for_an_hour_are_named_without_a_number(self, platform: Platform) -> None:
         platform.asthma.text(fictional_phone(1))
         assert platform.after(minutes=59) == []

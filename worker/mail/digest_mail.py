@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from email.message import EmailMessage
+from itertools import groupby
+from operator import itemgetter
 from zoneinfo import ZoneInfo
 
 from shared.config import Project
@@ -32,7 +34,9 @@ def compose_digest(
     decided = [change for change in changes if change["notice"] != Notice.REVIEW]
     facts = {
         "project": ordered[0].project,
+        "title": project.title or ordered[0].project,
         "changes": changes,
+        "days": [(day, list(group)) for day, group in groupby(changes, itemgetter("day"))],
         "opt_outs": sum(change["change"] == "STOP" for change in decided),
         "opt_ins": sum(change["change"] == "START" for change in decided),
         "reviews": len(changes) - len(decided),

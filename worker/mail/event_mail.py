@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime
 from functools import lru_cache
@@ -20,6 +21,7 @@ from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, PrefixLoader, 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.config import Project
+from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change, Notice, Source
 from shared.ledger import StoredEvent
 from shared.ledger.blocks import BlockState
@@ -51,10 +53,18 @@ def compose(  # noqa: PLR0913  all that a mail may say
     sender: str,
     schema: ProjectSchema | None = None,
     account_sid: str = "",
+    operator_notified: bool = False,
 ) -> EmailMessage:
-    """The message, with a plain and an HTML part. `schema` and `account_sid` are for links to REDCap and Twilio."""
+    """The message, with a plain and an HTML part. `schema` and `account_sid` are for links to REDCap and Twilio.
+
+    With `operator_notified`, those who run the platform have the technical reason of an unsaved change.
+    """
     facts = mail_facts(entry, notice, project, zone, schema, account_sid)
+    if operator_notified and notice is Notice.UNSAVED:
+        facts |= {"reason": "", "operator_notified": True}
     texts = [_render_with_fallback(part, facts, project.templates) for part in PARTS]
+    if facts["is_test"]:
+        texts[0] = f"TEST: {texts[0]}"  # whatever a study's own template says
     since = entry.finished_at or entry.received_at
     message = mail(texts, project, sender, since, f"{entry.project}.{entry.event_id}.{notice}")
     if entry.records:
@@ -73,8 +83,10 @@ def mail(texts: Sequence[str], project: Project, sender: str, since: datetime, n
     subject, text, html = texts
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
-    message["From"] = sender
+    message["From"] = Address(project.title, addr_spec=sender) if project.title else sender
     message["To"] = ", ".join(project.notify)
+    if project.reply_to:
+        message["Reply-To"] = project.reply_to
     message["Date"] = format_datetime(since)
     message["Message-ID"] = f"<{name}@{_domain(sender)}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents out-of-office replies
@@ -102,30 +114,45 @@ def mail_facts(
     account_sid: str = "",
 ) -> dict[str, Any]:
     """The variables of templates; docs/how-to/customise-mails.md lists them."""
+    moment, region = entry.occurred_at.astimezone(zone), project.default_region
     return {
         "project": entry.project,
+        "title": project.title or entry.project,
+        "is_test": entry.event_id.startswith(TEST_SID_PREFIX),
         "opted_out": entry.change is Change.STOP,
         "notice": str(notice),
         "records": [RecordLink(record, _link(record, project, schema)) for record in entry.records],
-        "when": _local(entry.occurred_at, zone),
+        "when": _local(moment, zone, region),
+        "day": _day(moment, region),
+        "time": moment.strftime("%H:%M:%S %Z"),
         "reason": entry.reason,
+        "operator_notified": False,
+        "value": moment.strftime(_typed_format(schema)),
+        "value_format": _for_people(_typed_format(schema)),
         "event_id": entry.event_id,
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
         "source": str(entry.source),
         "change": str(entry.change),
         "blocked": entry.blocked or entry.block.state is BlockState.BLOCKED,
-        "blocked_since": _local(entry.block.at, zone) if entry.block.state is BlockState.BLOCKED else "",
+        "blocked_since": _local(entry.block.at, zone, region)
+        if entry.block.state is BlockState.BLOCKED
+        else "",
         "not_blocked": _why_not_blocked(entry),
-        "unblocked_since": _local(entry.block.at, zone) if entry.block.state is BlockState.UNBLOCKED else "",
+        "unblocked_since": _local(entry.block.at, zone, region)
+        if entry.block.state is BlockState.UNBLOCKED
+        else "",
         "by_staff": entry.source is Source.STAFF,
         "decided_by": entry.decided_by,
         "message_link": _message_link(account_sid, entry),
     }
 
 
-def _local(moment: datetime | None, zone: ZoneInfo) -> str:
-    return moment.astimezone(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z") if moment else ""
+def _local(moment: datetime | None, zone: ZoneInfo, region: str) -> str:
+    if moment is None:
+        return ""
+    local = moment.astimezone(zone)
+    return f"{_day(local, region)}, {local:%H:%M:%S %Z}"
 
 
 def _why_not_blocked(entry: StoredEvent) -> str:
@@ -133,6 +160,25 @@ def _why_not_blocked(entry: StoredEvent) -> str:
     if entry.block.state is BlockState.WAITING:
         return f"{entry.block.reason or 'Twilio was not asked yet'}; it is tried again"
     return entry.block.reason if entry.block.state is BlockState.FAILED else ""
+
+
+def _day(moment: datetime, region: str) -> str:
+    """The date in words, in the order of the region."""
+    if region == "US":
+        return f"{moment:%A, %B} {moment.day}, {moment.year}"
+    return moment.strftime("%A, %d %B %Y")
+
+
+def _typed_format(schema: ProjectSchema | None) -> str:
+    """How a person types the time into the opt-out field; ISO 8601's order if that is unknown."""
+    return (schema and (schema.typed_format or schema.time_format)) or "%Y-%m-%d %H:%M:%S"
+
+
+def _for_people(form: str) -> str:
+    """A format as REDCap's pages show it."""
+    for code, letters in {"%Y": "YYYY", "%m": "MM", "%d": "DD", "%H": "HH", "%M": "MM", "%S": "SS"}.items():
+        form = form.replace(code, letters)
+    return form
 
 
 def _message_link(account_sid: str, entry: StoredEvent) -> str:

@@ -62,11 +62,18 @@ def _kinds() -> Iterator[dict[str, Any]]:
             for records in ([], links[:1], links) if notice is not Notice.UNMATCHED else ([],):
                 yield {
                     "project": "example",
+                    "title": "Example study",
+                    "is_test": False,
                     "opted_out": opted_out,
                     "notice": str(notice),
                     "records": records,
                     "when": _WHEN,
+                    "day": "Monday, May 4, 2026",
+                    "time": "10:20:30 PDT",
                     "reason": "record 17: a reason",
+                    "operator_notified": False,
+                    "value": "2026-05-04 10:20:30",
+                    "value_format": "YYYY-MM-DD HH:MM:SS",
                     "event_id": "SM" + "0" * 32,
                     "field": "sms_opt_out_at",
                     "checkbox": "sms_opt_out",

@@ -44,6 +44,19 @@ def cached_schema(redis: RedisClient, project: str, config: Project) -> ProjectS
     return ProjectSchema(**stored["schema"]) if stored.get("configuration") == config.digest else None
 
 
+def last_schema(redis: RedisClient, project: str) -> ProjectSchema | None:
+    """Return a project's schema as REDCap showed it last, however long ago: for links, and for people who type."""
+    stored = redis.get(keys.last_structure(project))
+    return ProjectSchema(**json.loads(stored)) if stored else None
+
+
+def _remember_schema(redis: RedisClient, project: str, schema: ProjectSchema) -> None:
+    """Keep a schema for `last_schema`, with the last version that REDCap named."""
+    if not schema.version and (last := last_schema(redis, project)):
+        schema = replace(schema, version=last.version)
+    redis.set(keys.last_structure(project), json.dumps(asdict(replace(schema, read_ms=0))))
+
+
 @dataclass(repr=False, eq=False)
 class RedcapProject:
     """A configured project. Methods may raise RedcapUnavailable, RedcapRejected or ProjectProblem."""
@@ -99,6 +112,7 @@ class RedcapProject:
         schema = replace(info.schema(self.config, self._version()), read_ms=milliseconds(info.began))
         stored = {"configuration": self.config.digest, "schema": asdict(schema)}
         self.redis.set(keys.structure(self.name), json.dumps(stored), ex=SCHEMA_VALID_FOR)
+        _remember_schema(self.redis, self.name, schema)
         return schema
 
     def _version(self) -> str:

@@ -51,6 +51,7 @@ class ProjectSchema:
     checkbox_column: str = ""
     project_id: str = ""
     version: str = field(default="", compare=False)
+    typed_format: str = field(default="", compare=False)  # of a time that a person types, for strftime
     read_ms: int = field(default=0, compare=False)
     # Codes that mean "no value" in a field.
     missing_codes: Sequence[str] = ()
@@ -143,6 +144,7 @@ class ProjectInfo:
             checkbox_column=checkbox_column(self.fields, config.opt_out_checkbox),
             project_id=self.project_id,
             version=version,
+            typed_format=typed_format(self.fields[config.opt_out_field]),
             missing_codes=missing_data_codes(self.project),
             id_is_identifier=is_identifier(self.metadata[0]),
             arms=self.arms,
@@ -297,6 +299,15 @@ def time_format(field: Row) -> str:
     if validation == "" or validation.startswith("datetime_seconds_"):
         return SECONDS
     return MINUTES if validation.startswith("datetime_") else ""  # REDCap rejects seconds there
+
+
+def typed_format(field: Row) -> str:
+    """Return how a person types a time into a field: REDCap's pages, unlike its API, use the order of its validation.
+
+    Source: REDCap's help text "Text validation", datetime (D-M-Y …), datetime (M-D-Y …).
+    """
+    order = {"mdy": "%m-%d-%Y", "dmy": "%d-%m-%Y"}.get(_validation(field).rpartition("_")[2], "%Y-%m-%d")
+    return time_format(field).replace("%Y-%m-%d", order)
 
 
 def computing_tag(field: Row) -> str:

@@ -17,6 +17,7 @@ from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.check_results import CheckResult, StoredFinding, check_results
+from shared.ledger.failures import failed_ids
 from shared.ledger.figures import ProjectFigures, project_figures
 from shared.ledger.loaded_configurations import loaded_configurations
 from shared.ledger.locks import try_lock
@@ -35,8 +36,9 @@ PING_EVERY_SECONDS = 50
 PING_TIMEOUT_SECONDS = 5
 WEEKLY_HOUR = 8
 EXPECTED = ("beat", "web")
+MOST_REASONS = 3
 # Findings that have a condition of their own here, which notices them within minutes.
-_WATCHED_CLOSELY = {"events-wait", "reconcile-late", "web-not-ready", "configuration-stale"}
+_WATCHED_CLOSELY = {"events-wait", "events-failed", "reconcile-late", "web-not-ready", "configuration-stale"}
 
 log = structlog.get_logger(__name__)
 
@@ -70,10 +72,13 @@ def _conditions(services: Services) -> Iterator[Condition]:
     now_ms = milliseconds(services.now())
     figures = project_figures(services.redis, services.config.projects)
     problems = services.redis.hgetall(keys.PROBLEMS)
+    failing = _failing(services)
     for project in services.config.projects:
         yield from _problem(project, problems.get(project))
         yield from _reconciliation(project, figures[project], services, now_ms)
         yield from _waiting(project, figures[project], services, now_ms)
+        if project in failing:
+            yield from _not_saved(project, services)
     running = {each.process.split()[0] for each in loaded_configurations(services.redis, now_ms=now_ms)}
     for kind in EXPECTED:
         if kind not in running:
@@ -125,6 +130,29 @@ def _waiting(project: str, figures: ProjectFigures, services: Services, now_ms: 
         many = f"{number} changes wait" if number != 1 else "1 change waits"
         text = f"{project}: {many}, the oldest since {_local(oldest_ms, services)}"
         yield Condition(f"waiting:{project}", text)
+
+
+def _failing(services: Services) -> set[str]:
+    """The projects of which a change ended as failed, in one round trip."""
+    projects = list(services.config.projects)
+    with services.redis.pipeline(transaction=False) as pipe:
+        for project in projects:
+            pipe.hlen(keys.failures(project))
+        numbers = pipe.execute()
+    return {project for project, number in zip(projects, numbers, strict=True) if number}
+
+
+def _not_saved(project: str, services: Services) -> Iterator[Condition]:
+    """Changes that REDCap rejected: the e-mail to the study team leaves the reasons to the operator."""
+    failed = failed_ids(project, services.redis)
+    if failed:
+        reasons = dict.fromkeys(
+            entry.reason for entry in services.ledger.entries_of(project, failed) if entry.reason
+        )
+        many = f"{len(failed)} changes are" if len(failed) > 1 else "1 change is"
+        listed = "; ".join(list(reasons)[:MOST_REASONS]) or "see optout events"
+        text = f"{project}: {many} not in REDCap: {listed}. After the fix: optout replay --failed"
+        yield Condition(f"not-saved:{project}", text, count=len(failed))
 
 
 def _local(moment_ms: float, services: Services) -> str:

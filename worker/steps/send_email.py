@@ -17,7 +17,7 @@ from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, Mailer, partly_rejected
 from worker.mail.verdicts import Recipients
-from worker.redcap.gateway import cached_schema
+from worker.redcap.gateway import last_schema
 from worker.redcap.schema import ProjectSchema
 from worker.services import GIVE_UP_MAILS_AFTER, MAILS_PER_MESSAGE, Services
 from worker.steps.reconcile.report_mail import send_waiting_report
@@ -63,19 +63,13 @@ class _Mail:
         return self.entries[0].project
 
 
-def _schema(project: str, services: Services) -> ProjectSchema | None:
-    """For links to records; None where the project is not configured, or REDCap was not asked yet."""
-    config = services.project_config(project)
-    return cached_schema(services.redis, project, config) if config else None
-
-
 def _send_due(project: str, event_id: str, services: Services) -> None:
     """Send the mail about one event, unless another worker is sending it.
 
     The event is read last: a worker that was paused for longer than its lock lasts sees here that another one has
     sent the mail.
     """
-    schema = _schema(project, services)
+    schema = last_schema(services.redis, project)
     with try_lock(services.redis, f"email:{project}:{event_id}") as acquired:
         entry = services.ledger.load(project, event_id) if acquired else None
         if entry is None or entry.notice is None:
@@ -91,8 +85,9 @@ def _mail_about(
         zone = services.config.zone(config)
         account_sid = services.config.twilio[config.twilio].account_sid
         return compose(
-            entry, notice, config, zone=zone, sender=sender, schema=schema, account_sid=account_sid
-        )
+            entry, notice, config, zone=zone, sender=sender, schema=schema, account_sid=account_sid,
+            operator_notified=bool(services.config.operator.notify),
+        )  # fmt: skip
 
     about = {"event_id": entry.event_id, "notice": notice}
     return _Mail(
@@ -119,7 +114,7 @@ def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str
 
     Events of which the same recipients are done go into one mail.
     """
-    schema = _schema(project, services)
+    schema = last_schema(services.redis, project)
     by_delivery: dict[Delivery, list[StoredEvent]] = {}
     for entry in services.ledger.entries_of(project, ids):
         # A change that has become unsaved is mailed by itself, immediately.
