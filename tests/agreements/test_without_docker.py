@@ -128,7 +128,12 @@ class TestRun:
 class TestUnits:
     def installed(self, tmp_path: Path) -> list[Path]:
         """The units with executables in a folder of this test instead of their own."""
-        for path in (".venv-run/bin/granian", ".venv-run/bin/celery", "deploy/run-redis", "deploy/run-console-login"):
+        for path in (
+            ".venv-run/bin/granian",
+            ".venv-run/bin/celery",
+            "deploy/run-redis",
+            "deploy/run-console-login",
+        ):
             program = tmp_path / path
             program.parent.mkdir(parents=True, exist_ok=True)
             program.write_text("#!/bin/sh\n")
