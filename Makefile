@@ -127,21 +127,24 @@ lock:  ## Compile the hashed locks in requirements/ from pyproject.toml (needs u
 clean:  ## Remove .venv and caches; .state (the embedded Valkey's data) stays
 	@rm -rf $(VENV) .venv-run .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info
 
+# install FOLDER,LOCK: the packages of a lock and the program, once; a dot for each package, so that it is seen to go on.
+define install
+set -euo pipefail; printf 'Installing %s packages into %s (once) ' "$$(grep -c '^[A-Za-z0-9].*==' $(2))" $(1); \
+	$(PYTHON) -m venv $(1); \
+	$(1)/bin/pip install --disable-pip-version-check --require-hashes -r $(2) | \
+		awk '/^Collecting/ { printf "."; fflush() } /^Installing/ { printf " unpacking"; fflush() } END { print "" }'; \
+	$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+endef
+
 # What the processes need, without what the tests need.
 .venv-run/ready: requirements/run.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	@echo "Installing the program into .venv-run (once)"
-	@$(PYTHON) -m venv .venv-run
-	@.venv-run/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.txt
-	@.venv-run/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(call install,.venv-run,requirements/run.txt)
 	@touch $@
 
 $(VENV)/ready: requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	@echo "preparing $(VENV) (once)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(call install,$(VENV),requirements/dev.txt)
 	@touch $@
 
 .PHONY: help

@@ -20,11 +20,10 @@ from typing import Protocol
 import requests
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tests.processes import CONSOLE_LOGIN, Platform, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, longitudinal_study
-from tests.simulators.smtp import SmtpSimulator
+from tests.simulators.smtp import Phone, SmtpSimulator, serve_inbox
 from tests.simulators.twilio import (
     ACCOUNT_SID,
     SENDER,
@@ -103,6 +102,7 @@ class World:
     smtp: SmtpSimulator
     asthma: Project
     sleep: Project
+    inbox_url: str = ""
 
     def expect(self, what: str, condition: Callable[[], object]) -> None:
         """Wait for something to be true. Raises StoryError after 20 s."""
@@ -131,19 +131,20 @@ class Step:
     """One scene: what happens, and what must be true afterwards."""
 
     title: str
-    play: Callable[[World], None]
+    play: Callable[[World], str]  # returns the evidence, in one line
 
 
-def stop(world: World) -> None:
+def stop(world: World) -> str:
     """A STOP, told to REDCap and to the team."""
     texted = world.twilio.text(from_="+16505550101", service=SERVICE_SID, body="STOP", advanced_opt_out=True)
     _answered(texted.status, 200)
     world.expect("record 1 shows the opt-out", lambda: world.opted_out(world.asthma, "1"))
     world.expect("one mail", lambda: len(world.smtp.inbox) == 1)
     world.expect("the event is updated", lambda: world.state(texted.message.sid) == ["updated"])
+    return "the webhook was answered 200; record 1 shows the time of the text, and one e-mail was sent"
 
 
-def duplicate(world: World) -> None:
+def duplicate(world: World) -> str:
     """The same webhook twice: as Twilio sends it again after a lost answer."""
     first = next(message for message in world.twilio.messages() if message.body == "STOP")
     hook = world.twilio.hook_for(first)
@@ -152,31 +153,35 @@ def duplicate(world: World) -> None:
     _answered(again.status, 200)
     if len(world.smtp.inbox) != 1 or len(world.events()) != 1:
         raise StoryError("the duplicate was taken for a new event")
+    return "answered 200; ledger, REDCap and mailbox unchanged"
 
 
-def shared_number(world: World) -> None:
+def shared_number(world: World) -> str:
     """One number in two records, spelt differently; one mail about both."""
     world.twilio.text(from_="+16505550102", service=SERVICE_SID, body="Stop", advanced_opt_out=True)
     world.expect("records 2 and 3 show the opt-out", lambda: world.opted_out(world.asthma, "2", "3"))
     world.expect("one mail about both", lambda: "records 2, 3" in world.smtp.inbox[-1].subject)
+    return "records 2 and 3 are written, and one e-mail names both"
 
 
-def start(world: World) -> None:
+def start(world: World) -> str:
     """START clears what STOP had set."""
     world.twilio.text(from_="+16505550101", service=SERVICE_SID, body="START", advanced_opt_out=True)
     world.expect("record 1 is cleared", lambda: not world.opted_out(world.asthma, "1"))
     world.expect("a mail about it", lambda: "START" in world.smtp.inbox[-1].subject)
+    return "record 1 is empty again"
 
 
-def other_study(world: World) -> None:
+def other_study(world: World) -> str:
     """A longitudinal study on a plain number, with a word of its own, through Event Streams."""
     world.twilio.add_sink()
     world.twilio.text(from_="+16505550111", to=SLEEP_SENDER, body="alto", via="events")
     world.expect("record S-1 shows the opt-out", lambda: world.opted_out(world.sleep, "S-1"))
     world.expect("a mail to its team", lambda: "[sleep]" in world.smtp.inbox[-1].subject)
+    return "record S-1 shows the opt-out, in the time zone of its study"
 
 
-def missed(world: World) -> None:
+def missed(world: World) -> str:
     """A webhook that never came: the reconciliation with Twilio's log finds it."""
     at = utc_now() - timedelta(minutes=5)
     world.twilio.text(from_="+16505550104", service=SERVICE_SID, body="UNSUBSCRIBE", deliver=False, at=at)
@@ -187,9 +192,10 @@ def missed(world: World) -> None:
     world.expect(
         "mails about change and run", lambda: "record 4" in "".join(m.subject for m in world.smtp.inbox)
     )
+    return "1 change recovered; record 4 shows Twilio's own time"
 
 
-def phrase(world: World) -> None:
+def phrase(world: World) -> str:
     """A wish in other words: nothing is written before a person has read it, in Twilio's console."""
     texted = world.twilio.text(
         from_="+16505550101", service=SERVICE_SID, body="please take me off your list", advanced_opt_out=True
@@ -202,17 +208,19 @@ def phrase(world: World) -> None:
         raise StoryError("an unclear text was written")
     world.platform.run("review", sid, "stop", "--reason", "read in the console", "--by", "coordinator")
     world.expect("record 1 shows the opt-out", lambda: world.opted_out(world.asthma, "1"))
+    return "record 1 was empty until somebody decided"
 
 
-def staff(world: World) -> None:
+def staff(world: World) -> str:
     """An opt-out by phone: recorded by staff, with who and why."""
     decision = ("record", "asthma", "5", "stop", "--reason", "phoned the study nurse", "--by", "coordinator")
     world.platform.run(*decision)
     world.expect("record 5 shows the opt-out", lambda: world.opted_out(world.asthma, "5"))
     world.expect("a mail about it", lambda: "record 5" in world.smtp.inbox[-1].subject)
+    return "record 5 shows the opt-out; the ledger says who decided, and why"
 
 
-def forged(world: World) -> None:
+def forged(world: World) -> str:
     """A request that Twilio did not sign."""
     before = len(world.events())
     form = {
@@ -224,6 +232,7 @@ def forged(world: World) -> None:
     _answered(answer.status_code, 403)
     if len(world.events()) != before:
         raise StoryError("a forged request was stored")
+    return "403; ledger unchanged"
 
 
 STORY = [
@@ -244,22 +253,43 @@ def _answered(status: int, expected: int) -> None:
         raise StoryError(f"answered {status} instead of {expected}")
 
 
-def show(world: World, console: Console) -> None:
-    """What REDCap, the mailbox and the ledger hold."""
-    redcap = Table(
-        "Project", "Record", "Mobile (in REDCap only)", "sms_opt_out_at", title="REDCap", title_justify="left"
-    )
-    for name, project, event in (("asthma", world.asthma, None), ("sleep", world.sleep, EVENT)):
-        for record in project.ordered_ids():
-            values = (project.value(record, field, event=event) for field in ("mobile", "sms_opt_out_at"))
-            redcap.add_row(name, record, *values)
-    ledger = Table("Message", "Project", "Change", "State", "Source", title="Ledger", title_justify="left")
-    for entry in world.events():
-        sid = f"{entry['event_id'][:6]}…{entry['event_id'][-4:]}"
-        ledger.add_row(sid, entry["project"], entry["change"], entry["state"], entry["source"])
-    console.print(
-        redcap, ledger, "Mailbox:", *[escape(f"  ✉ {mail.subject}") for mail in world.smtp.inbox], sep="\n"
-    )
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What REDCap, the ledger and the mailbox hold at one moment."""
+
+    opt_outs: dict[tuple[str, str], str]  # project and record
+    events: dict[str, dict[str, str]]
+    mails: int
+
+    @classmethod
+    def of(cls, world: World) -> Snapshot:
+        """Take one."""
+        shown = {
+            (name, record): project.value(record, "sms_opt_out_at", event=event)
+            for name, project, event in (("asthma", world.asthma, None), ("sleep", world.sleep, EVENT))
+            for record in project.ordered_ids()
+        }
+        events = {f"{entry['event_id']} {entry['project']}": entry for entry in world.events()}
+        return cls(shown, events, len(world.smtp.inbox))
+
+
+def changes(before: Snapshot, after: Snapshot, world: World) -> Iterator[tuple[str, str]]:
+    """What a scene has changed: where, and what."""
+    for (project, record), value in after.opt_outs.items():
+        if value != before.opt_outs.get((project, record)):
+            yield "REDCap", f"{project}, record {record}: sms_opt_out_at = {value or '(empty)'}"
+    for key, entry in after.events.items():
+        if entry["state"] != before.events.get(key, {}).get("state"):
+            sid = f"{entry['event_id'][:6]}…{entry['event_id'][-4:]}"
+            yield "Ledger", f"{sid} {entry['change'] or 'unclear'}: {entry['state']} ({entry['source']})"
+    for mail in world.smtp.inbox[before.mails : after.mails]:
+        yield "E-mail", mail.subject
+
+
+def show(before: Snapshot, after: Snapshot, world: World, console: Console) -> None:
+    """What a scene has changed, a line each."""
+    for where, what in changes(before, after, world):
+        console.print(f"  [bold]{where:<7}[/] {escape(what)}", highlight=False)
 
 
 def the_studies() -> tuple[Project, Project]:
@@ -280,12 +310,40 @@ def the_account() -> TwilioSimulator:
     return twilio
 
 
+def the_phone(twilio: TwilioSimulator) -> Phone:
+    """The participants' phones, for people who want to text something themselves."""
+    names = {
+        "+16505550101": "asthma, record 1",
+        "+16505550102": "asthma, records 2 and 3",
+        "+16505550104": "asthma, record 4",
+        "+16505550105": "asthma, record 5",
+        "+16505550111": "sleep, record S-1",
+        "+16505550199": "a number of no record",
+    }
+
+    def send(number: str, words: str) -> str:
+        if number not in names:
+            return "Choose one of the participants."
+        if number == "+16505550111":
+            texted = twilio.text(from_=number, to=SLEEP_SENDER, body=words, via="events")
+        else:
+            texted = twilio.text(from_=number, service=SERVICE_SID, body=words, advanced_opt_out=True)
+        return f"Sent “{words}”; the platform answered {texted.status}. REDCap and inbox show it in a second."
+
+    return Phone(names, send)
+
+
 @contextlib.contextmanager
 def the_world(folder: Path) -> Iterator[World]:
     """Simulators and processes, running."""
     (asthma, sleep), twilio = the_studies(), the_account()
     redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
-    with redcap.serve(), SmtpSimulator().serve() as smtp, twilio.serve() as api:
+    with (
+        redcap.serve(),
+        SmtpSimulator().serve() as smtp,
+        twilio.serve() as api,
+        serve_inbox(smtp, phone=the_phone(twilio)) as inbox_url,
+    ):
         config = CONFIG.format(
             public_url=PUBLIC_URL, account_sid=ACCOUNT_SID, service_sid=SERVICE_SID,
             redcap_url=redcap.url, sleep_sender=SLEEP_SENDER,
@@ -302,21 +360,22 @@ def the_world(folder: Path) -> Iterator[World]:
         with Platform(folder, config, secrets) as platform:
             twilio.deliver_to(platform.web_url)
             platform.start()
-            yield World(platform, twilio, smtp, asthma, sleep)
+            yield World(platform, twilio, smtp, asthma, sleep, inbox_url)
 
 
 def play(world: World, console: Console) -> bool:
-    """Play the story, and show the state after each step. Returns whether all steps succeeded."""
+    """Play the story, and show what each step changes. Returns whether all steps succeeded."""
     for number, step in enumerate(STORY, 1):
         console.rule(f"{number}. {step.title}", align="left")
+        before = Snapshot.of(world)
         try:
-            step.play(world)
+            evidence = step.play(world)
         except StoryError as error:
             console.print(f"✗ {error}", style="bold red")
             console.print(world.platform.logs()[-4000:], markup=False)
             return False
-        show(world, console)
-        console.print("✓ as expected", style="green")
+        show(before, Snapshot.of(world), world, console)
+        console.print(f"✓ {evidence}", style="green", highlight=False)
     console.rule("The whole story went as expected", align="left")
     return True
 
@@ -341,6 +400,8 @@ def stay_up(world: World, console: Console) -> None:
         return
     user, password = CONSOLE_LOGIN
     console.print(f"Console (user {user}, password {password}):  {world.platform.console_url}")
+    console.print(f"The mailbox (also as HTML):   {world.inbox_url}/")
+    console.print(f"Text something yourself:      {world.inbox_url}/phone")
     console.print(f"Flower (what the tasks did):  {world.platform.flower_url}/tasks")
     console.print(f"Figures for Prometheus:       {world.platform.web_url}/metrics")
     console.print("Press Ctrl+C to end.")

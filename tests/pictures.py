@@ -13,7 +13,7 @@ from rich.console import Console
 from selenium import webdriver
 
 from tests.browser import chromium, wait_for_text
-from tests.demo import STORY, World, show, the_world
+from tests.demo import STORY, Snapshot, World, show, the_world
 from tests.processes import CONSOLE_LOGIN, ROOT
 from tests.simulators.redcap import enrol, fictional_phone
 from tests.simulators.twilio import SERVICE_SID
@@ -37,12 +37,12 @@ def terminal(world: World) -> None:
     """The demo's first scenes as a terminal shows them."""
     console = Console(record=True, width=100, file=io.StringIO())
     for number, step in enumerate(STORY, 1):
-        step.play(world)
+        before = Snapshot.of(world)
+        evidence = step.play(world)
         if number <= 3:
             console.rule(f"{number}. {step.title}", align="left")
-            if number == 3:
-                show(world, console)
-            console.print("✓ as expected", style="green")
+            show(before, Snapshot.of(world), world, console)
+            console.print(f"✓ {evidence}", style="green")
     console.save_svg(str(PICTURES / "demo.svg"), title="make demo")
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_studies
+from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_phone, the_studies
 from tests.simulators.redcap import Project, RedcapSimulator
 from tests.simulators.redcap.__main__ import ASTHMA_TOKEN as OWN_ASTHMA_TOKEN
 from tests.simulators.smtp import SmtpSimulator, serve_inbox
@@ -37,7 +37,7 @@ def serving() -> Iterator[tuple[Project, Project, TwilioSimulator, SmtpSimulator
         redcap.serve(REDCAP_PORT, ANYWHERE),
         twilio.serve(TWILIO_PORT, ANYWHERE),
         smtp.serve(SMTP_PORT, ANYWHERE),
-        serve_inbox(smtp, MAIL_PORT, ANYWHERE),
+        serve_inbox(smtp, MAIL_PORT, ANYWHERE, the_phone(twilio)),
     ):
         yield asthma, sleep, twilio, smtp
 

@@ -56,12 +56,12 @@ def forget_last_time() -> None:
 
 def look_around(console: Console) -> None:
     """Say what can be seen, and done."""
+    mailbox = f"http://127.0.0.1:{os.environ.get('DEMO_MAIL_PORT', MAIL_PORT)}"
     console.print(
         f"Console (the studies, and what needs somebody), user and password demo:  {Containers.console_url}",
         f"Flower (what the tasks did), user and password demo:  {Containers.flower_url}/tasks",
-        f"The mailbox:  http://127.0.0.1:{os.environ.get('DEMO_MAIL_PORT', MAIL_PORT)}/",
-        "Text something yourself:",
-        f"  docker compose -p {PROJECT} exec simulators python -m tests.compose.text STOP +16505550105",
+        f"The mailbox (also as HTML):  {mailbox}/",
+        f"Text something yourself:  {mailbox}/phone",
         f"End with Ctrl+C. Remove the demo's containers:  docker compose -p {PROJECT} down",
         sep="\n",
     )

@@ -23,14 +23,14 @@ import re
 import signal
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
@@ -363,14 +363,25 @@ def _running_loop() -> Iterator[tuple[asyncio.AbstractEventLoop, Callable[[Any],
 # ------------------------------------------------------------------ the inbox over HTTP
 
 
+@dataclass(frozen=True, slots=True)
+class Phone:
+    """Fictional participants' phones, for people who want to text something: names by number, and the sending."""
+
+    names: Mapping[str, str]
+    send: Callable[[str, str], str]  # number and words -> what happened
+
+
 class _InboxServer(ThreadingHTTPServer):
-    """GET /inbox and DELETE /inbox (JSON), POST /faults, and a page to read at /."""
+    """GET /inbox and DELETE /inbox (JSON), POST /faults, and pages to read: /, /mails/N (as HTML) and /phone."""
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], simulator: SmtpSimulator) -> None:
+    def __init__(
+        self, address: tuple[str, int], simulator: SmtpSimulator, phone: Phone | None = None
+    ) -> None:
         super().__init__(address, _InboxRequest)
         self.simulator = simulator
+        self.phone = phone
 
 
 class _InboxRequest(BaseHTTPRequestHandler):
@@ -383,9 +394,26 @@ class _InboxRequest(BaseHTTPRequestHandler):
             mails = [mail.summary() for mail in list(self.simulator.inbox)]
             self._answer(200, json.dumps(mails, ensure_ascii=False), "application/json")
         elif self.path == "/":
-            self._answer(200, inbox_page(list(self.simulator.inbox)), "text/html")
+            has_phone = self.phone is not None
+            self._answer(200, inbox_page(list(self.simulator.inbox), has_phone=has_phone), "text/html")
+        elif self.path == "/phone" and self.phone:
+            self._answer(200, phone_page(self.phone), "text/html")
+        elif (mail := self._mail()) is not None:
+            self._answer(200, mail.html or f"<pre>{html.escape(mail.text)}</pre>", "text/html")
         else:
             self._answer(404, "not found", "text/plain")
+
+    @property
+    def phone(self) -> Phone | None:
+        return cast(_InboxServer, self.server).phone
+
+    def _mail(self) -> Mail | None:
+        """The mail that /mails/N asks for; they are counted from 1."""
+        folder, _, number = self.path[1:].partition("/")
+        inbox = list(self.simulator.inbox)
+        if folder != "mails" or not number.isdecimal() or not 1 <= int(number) <= len(inbox):
+            return None
+        return inbox[int(number) - 1]
 
     def do_DELETE(self) -> None:
         known = self.path == "/inbox"
@@ -394,8 +422,14 @@ class _InboxRequest(BaseHTTPRequestHandler):
         self._answer(204 if known else 404, "", "text/plain")
 
     def do_POST(self) -> None:
-        """{"kind": "451", "recipient": …, "times": …}; {"kind": null} mends."""
-        given = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+        """/faults: {"kind": "451", "recipient": …, "times": …}, or {"kind": null}. /phone: a form, from and body."""
+        content = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if self.path == "/phone" and self.phone:
+            form = dict(parse_qsl(content.decode()))
+            said = self.phone.send(form.get("from", ""), form.get("body", ""))
+            self._answer(200, phone_page(self.phone, said), "text/html")
+            return
+        given = json.loads(content)
         kind = given.pop("kind")
         if kind is None:
             self.simulator.mend()
@@ -411,6 +445,10 @@ class _InboxRequest(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
+        # A mail is shown as mail programs show it: nothing is loaded or run.
+        self.send_header(
+            "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
+        )
         self.end_headers()
         self.wfile.write(content)
 
@@ -420,24 +458,49 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv=
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}}
 article{{border:1px solid #ccc;border-radius:.5rem;padding:0 1rem;margin:1rem 0}}
 h2{{font-size:1.1rem}}pre{{white-space:pre-wrap;font:inherit}}small{{color:#595959}}</style>
-<h1>Inbox ({count})</h1>{mails}</html>"""
+<h1>Inbox ({count})</h1>{phone}{mails}</html>"""
+PHONE_LINK = '<p><a href="/phone">Text something yourself</a></p>'
+PHONE_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Text something</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}}
+label{{display:block;margin:1rem 0}}input,select,button{{font:inherit;padding:.3rem;max-width:100%}}</style>
+<h1>Text something yourself</h1><form method="post" action="/phone">
+<label>From <select name="from">{options}</select></label>
+<label>Words <input name="body" value="STOP" required maxlength="160"></label>
+<button>Send</button></form><p role="status">{said}</p><p><a href="/">Inbox</a></p></html>"""
 
 
-def inbox_page(mails: Sequence[Mail]) -> str:
-    """The inbox for people: newest first, plain texts only."""
+def inbox_page(mails: Sequence[Mail], *, has_phone: bool = False) -> str:
+    """The inbox for people: newest first, as plain texts, each with a link to how mail programs show it."""
     articles = [
         f"<article><h2>{html.escape(mail.subject)}</h2><small>{html.escape(mail.sender)} to "
-        f"{html.escape(', '.join(mail.recipients))}, {mail.received_at:%H:%M:%S} UTC</small>"
+        f"{html.escape(', '.join(mail.recipients))}, {mail.received_at:%H:%M:%S} UTC, "
+        f'<a href="/mails/{number}">as a mail program shows it</a></small>'
         f"<pre>{html.escape(mail.text)}</pre></article>"
-        for mail in reversed(mails)
+        for number, mail in reversed(list(enumerate(mails, 1)))
     ]
-    return PAGE.format(count=len(mails), mails="".join(articles) or "<p>No mail yet.</p>")
+    return PAGE.format(
+        count=len(mails),
+        mails="".join(articles) or "<p>No mail yet.</p>",
+        phone=PHONE_LINK if has_phone else "",
+    )
+
+
+def phone_page(phone: Phone, said: str = "") -> str:
+    """A form: who texts, and what."""
+    options = "".join(
+        f'<option value="{html.escape(number)}">{html.escape(name)}</option>'
+        for number, name in phone.names.items()
+    )
+    return PHONE_PAGE.format(options=options, said=html.escape(said))
 
 
 @contextlib.contextmanager
-def serve_inbox(simulator: SmtpSimulator, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+def serve_inbox(
+    simulator: SmtpSimulator, port: int = 0, host: str = "127.0.0.1", phone: Phone | None = None
+) -> Iterator[str]:
     """Serve the inbox over HTTP until the block ends; yields its URL."""
-    with _InboxServer((host, port), simulator) as server:
+    with _InboxServer((host, port), simulator, phone) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
