@@ -241,8 +241,18 @@ Run `./optout …` in the clone. With Docker Compose it uses a worker's containe
 The command reads the same [configuration](configuration.md) and [environment variables](environment.md) as the
 worker.
 
-Every command also has `--help`. All commands exit with code 2 if they cannot start: wrong arguments, an unusable
-configuration, or no Redis.
+Every command also has `--help`. In pipes, lists have a line per row with tabs between the fields; with
+`optout --headings events` they begin with a line of headings. `--json` is for programs.
+
+| Exit code | Cause |
+|---|---|
+| 0 | The command did what it says. |
+| 1 | It found something, or could not do all of it: see the command. |
+| 2 | It could not start: wrong arguments, an unusable configuration, or no Redis. |
+| 3 | `optout check --config-only` only: all processes would start; a study or the mail server lacks a secret. |
+| 4 | REDCap does not answer, or rejects the request. |
+| 5 | Twilio does not answer, or rejects the request. |
+| 6 | The mail server does not answer, or rejects the e-mail. |
 """
 
 HTTP_API_INTRODUCTION = """\

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.simulators.smtp import SmtpSimulator, serve_inbox
+from tests.simulators.smtp import Phone, SmtpSimulator, serve_inbox
 
 SENDER = "optout-bridge@example.edu"
 ANN, BEN = "ann@example.edu", "ben@example.edu"
@@ -196,3 +196,38 @@ def test_it_runs_on_its_own() -> None:
         process.terminate()
 
     assert ([item["envelope_to"] for item in received], process.returncode) == ([[ANN]], 0)
+
+
+def test_a_mail_is_shown_as_mail_programs_show_it(smtp: SmtpSimulator) -> None:
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = "bridge@example.edu", ANN, "look"
+    message.set_content("plain")
+    message.add_alternative("<h1>rich</h1>", subtype="html")
+    with smtplib.SMTP("127.0.0.1", smtp.port) as client:
+        client.send_message(message)
+    with serve_inbox(smtp) as url:
+        assert '<a href="/mails/1">' in requests.get(url, timeout=5).text
+        shown = requests.get(f"{url}/mails/1", timeout=5)
+        assert "<h1>rich</h1>" in shown.text
+        assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
+        for other in ("0", "2", "x"):
+            assert requests.get(f"{url}/mails/{other}", timeout=5).status_code == 404
+
+
+def test_a_person_texts_from_the_page_of_the_phones(smtp: SmtpSimulator) -> None:
+    sent: list[tuple[str, str]] = []
+
+    def send(number: str, words: str) -> str:
+        sent.append((number, words))
+        return "<done>"
+
+    phone = Phone({"+16505550101": "record 1"}, send)
+    with serve_inbox(smtp, phone=phone) as url:
+        assert '<a href="/phone">' in requests.get(url, timeout=5).text
+        assert "record 1" in requests.get(f"{url}/phone", timeout=5).text
+        form = {"from": "+16505550101", "body": "stop & go"}
+        answer = requests.post(f"{url}/phone", data=form, timeout=5)
+        assert "&lt;done&gt;" in answer.text
+    assert sent == [("+16505550101", "stop & go")]
+    with serve_inbox(smtp) as url:
+        assert requests.get(f"{url}/phone", timeout=5).status_code == 404

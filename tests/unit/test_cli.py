@@ -13,7 +13,15 @@ from click.testing import CliRunner, Result
 from redis.exceptions import ConnectionError as RedisDown
 
 from shared.domain.events import OptOutEvent, Source
-from shared.errors import MailDeferred, MailRejected
+from shared.errors import (
+    ConfigError,
+    MailDeferred,
+    MailRejected,
+    OptOutError,
+    ProjectProblem,
+    RedcapUnavailable,
+    TwilioRejected,
+)
 from shared.ledger import keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import config, hashed, project_table, sid
@@ -331,6 +339,32 @@ class TestErrors:
         result = run("events")
         assert result.exit_code == 2
         assert "Redis does not answer (ConnectionError); is OPTOUT_REDIS_URL right?" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [
+            (RedcapUnavailable("redcap_timeout"), 4), (ProjectProblem("token_refused"), 4),
+            (TwilioRejected("twilio_rejected"), 5), (MailDeferred("smtp_deferred"), 6),
+            (ConfigError("config.toml", ["x: y"]), 2),
+        ],
+    )  # fmt: skip
+    def test_the_exit_code_says_which_system_is_in_the_way(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, error: OptOutError, code: int
+    ) -> None:
+        def broken() -> None:
+            raise error
+
+        monkeypatch.setattr(import_module("worker.cli.events"), "make_services", broken)
+        result = run("events")
+        assert result.exit_code == code
+        assert result.stderr.startswith("error: ")
+
+    def test_headings_are_printed_in_pipes_if_asked_for(self, asthma: Study, run: Run) -> None:
+        asthma.text(fictional_phone(1))
+        heading, line = run("--headings", "events").stdout.splitlines()
+        assert heading.split("\t")[0] == "When (UTC)"
+        assert len(heading.split("\t")) == len(line.split("\t"))
+        assert run("events").stdout.splitlines() == [line]
 
     def test_help_names_every_subcommand(self) -> None:
         result = CliRunner().invoke(main, ["-h"])

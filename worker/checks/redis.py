@@ -7,9 +7,10 @@ from typing import Any
 from kombu import Connection
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from shared.causes import cause_in_words, host_and_port
 from shared.config import broker_url, redis_url
 from shared.config.urls import verifies_certificate
-from shared.redis_client import RedisClient, connect
+from shared.redis_client import SOCKET_TIMEOUT_SECONDS, RedisClient, connect
 from shared.redis_rights import missing_by_address
 from worker.checks.clock import clock_finding
 from worker.checks.findings import Finding, Passed
@@ -25,7 +26,10 @@ def check_redis(redis: RedisClient, now: Callable[[], datetime]) -> Iterator[Fin
     except NoPermissionError:
         return  # check_rights names it
     except RedisError as error:
-        yield Finding(id="redis-unreachable", subject=SUBJECT, observed=type(error).__name__)
+        cause = cause_in_words(error, timeout_seconds=SOCKET_TIMEOUT_SECONDS)
+        yield Finding(
+            id="redis-unreachable", subject=SUBJECT, observed=f"{host_and_port(redis_url())}: {cause}"
+        )
         return
     if not info:
         yield Finding(id="redis-info-hidden", subject=SUBJECT, observed="the Redis user lacks +info")
@@ -119,6 +123,7 @@ def check_broker(url: str) -> Iterator[Finding | Passed]:
         with Connection(url, connect_timeout=5) as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
     except Exception as error:  # noqa: BLE001  each transport raises its own
-        yield Finding(id="broker-unreachable", subject="broker", observed=type(error).__name__)
+        cause = cause_in_words(error, timeout_seconds=5)
+        yield Finding(id="broker-unreachable", subject="broker", observed=f"{host_and_port(url)}: {cause}")
     else:
         yield Passed("broker", "answers")

@@ -8,6 +8,7 @@ from typing import Any
 import requests
 from celery import Celery
 
+from shared.causes import cause_in_words
 from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
 from shared.redis_client import RedisClient
@@ -28,11 +29,12 @@ def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passe
     try:
         answer = get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
         ready = get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
-    except requests.exceptions.SSLError:
-        yield Finding(id="web-certificate", subject=SUBJECT, observed=f"{url}: no trusted certificate")
+    except requests.exceptions.SSLError as error:
+        yield Finding(id="web-certificate", subject=SUBJECT, observed=f"{url}: {cause_in_words(error)}")
         return
     except requests.RequestException as error:
-        yield Finding(id="web-unreachable", subject=SUBJECT, observed=f"{url}: {type(error).__name__}")
+        cause = cause_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+        yield Finding(id="web-unreachable", subject=SUBJECT, observed=f"{url}: {cause}")
         return
     if _json(answer) != {"status": "ok"}:
         seen = f"{url}/healthz answers status {answer.status_code}, but not as this program does"

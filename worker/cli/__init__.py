@@ -6,7 +6,17 @@ import sys
 import click
 from redis.exceptions import NoPermissionError, RedisError
 
-from shared.errors import OptOutError
+from shared.causes import cause_in_words
+from shared.errors import (
+    MailDeferred,
+    MailRejected,
+    OptOutError,
+    ProjectProblem,
+    RedcapRejected,
+    RedcapUnavailable,
+    TwilioRejected,
+    TwilioUnavailable,
+)
 from shared.logs.setup import configure_logging
 from shared.redis_rights import refused_command
 from worker.cli.check import check
@@ -23,32 +33,45 @@ from worker.cli.summary import summary
 from worker.cli.test_message import test_message
 from worker.cli.top import top
 
+CANNOT_START = 2
+# The exit code says what kind of system is in the way; 1 is each command's own.
+EXIT_CODES: dict[type[OptOutError], int] = {
+    RedcapUnavailable: 4, RedcapRejected: 4, ProjectProblem: 4,
+    TwilioUnavailable: 5, TwilioRejected: 5,
+    MailDeferred: 6, MailRejected: 6,
+}  # fmt: skip
+
 
 class _Commands(click.Group):
-    """Turns the program's own errors into one clear line and exit code 2, without a stack trace."""
+    """Turns the program's own errors into one clear line and an exit code, without a stack trace."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OptOutError as error:
             click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_CODES.get(type(error), CANNOT_START))
         except NoPermissionError as error:
             right = refused_command(error)
             click.echo(f"error: the Redis user lacks a right ({right}); optout check names all", err=True)
         except RedisError as error:
             click.echo(
-                f"error: Redis does not answer ({type(error).__name__}); is OPTOUT_REDIS_URL right?", err=True
+                f"error: Redis does not answer ({cause_in_words(error)}); is OPTOUT_REDIS_URL right?",
+                err=True,
             )
-        sys.exit(2)
+        sys.exit(CANNOT_START)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="opt-out-bridge")
-def main() -> None:
+@click.option("--headings", is_flag=True, help="Also in pipes, begin lists with a line of headings.")
+@click.pass_context
+def main(context: click.Context, headings: bool) -> None:
     """Opt-Out Bridge: Twilio opt-outs, recorded in REDCap.
 
     Reads the file that OPTOUT_CONFIG names (default config.toml) and the Redis at OPTOUT_REDIS_URL.
     """
+    context.obj = {"headings": headings}
     configure_logging(os.environ.get("OPTOUT_LOG_LEVEL") or "WARNING")
 
 

@@ -65,11 +65,14 @@ def print_json_array(values: Iterable[Any]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere a line per row, fields separated by tabs, without headings.
+    """A table on a terminal; elsewhere a line per row, fields separated by tabs, with headings if asked for.
 
     Where the terminal is too narrow for a table without cutting a word, such as a message SID, each row is a card.
     """
     if not sys.stdout.isatty():
+        context = click.get_current_context(silent=True)
+        if context and (context.obj or {}).get("headings"):
+            click.echo("\t".join(headings))
         for row in rows:
             click.echo("\t".join(row))
         return

@@ -19,6 +19,7 @@ import requests
 import tenacity
 from urllib3.exceptions import HTTPError as StreamError
 
+from shared.causes import cause_in_words
 from shared.errors import RedcapRejected, RedcapUnavailable
 from worker.http_session import trusting
 from worker.redcap.circuit_breaker import CircuitBreaker
@@ -155,7 +156,7 @@ class RedcapClient:
             raise kind("redcap_timeout", "no answer in time") from None
         except requests.RequestException as error:
             # Without its text: urllib3 repeats addresses, and a proxy's may hold a password.
-            raise RedcapUnavailable("redcap_unreachable", type(error).__name__) from None
+            raise RedcapUnavailable("redcap_unreachable", cause_in_words(error)) from None
         return response
 
     def _send(self, request: dict[str, str], stream: bool) -> requests.Response:

@@ -1,0 +1,65 @@
+"""Causes in words, without what exceptions repeat of addresses."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+import requests
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared.causes import cause_in_words, host_and_port
+from tests.processes import free_port
+
+LOGIN = "user:geheim"
+
+
+def failure(url: str, timeout: float = 2) -> requests.RequestException:
+    with pytest.raises(requests.RequestException) as caught:
+        requests.get(url, timeout=timeout)
+    return caught.value
+
+
+def test_what_requests_wraps_is_said() -> None:
+    refused = failure(f"http://{LOGIN}@127.0.0.1:{free_port()}/")
+    assert cause_in_words(refused) == "refused: nothing listens there"
+    unknown = failure(f"http://{LOGIN}@no-such-host.invalid/")
+    assert cause_in_words(unknown) == "name not found"
+
+
+def test_a_timeout_says_how_long() -> None:
+    error = requests.ReadTimeout("geheim")
+    assert cause_in_words(error, timeout_seconds=5) == "timed out after 5 s"
+    assert cause_in_words(TimeoutError()) == "timed out"
+
+
+def test_a_certificate_says_why() -> None:
+    error = ssl.SSLCertVerificationError(1, "geheim")
+    error.verify_message = "self-signed certificate"
+    wrapped = requests.exceptions.SSLError(error)
+    assert cause_in_words(wrapped) == "certificate not trusted: self-signed certificate"
+
+
+def test_redis_too() -> None:
+    with pytest.raises(RedisError) as caught:
+        Redis(port=free_port()).ping()
+    assert cause_in_words(caught.value) == "refused: nothing listens there"
+
+
+def test_what_is_not_known_is_its_type() -> None:
+    assert cause_in_words(ValueError("geheim")) == "ValueError"
+
+
+def test_an_endless_chain_ends() -> None:
+    one, other = ValueError(), ValueError()
+    one.__cause__, other.__cause__ = other, one
+    assert cause_in_words(one) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [(f"redis://{LOGIN}@h:6379/0", "h:6379"), (f"amqp://{LOGIN}@mq.example.edu//", "mq.example.edu")],
+)
+def test_addresses_are_shown_without_their_login(url: str, shown: str) -> None:
+    assert host_and_port(url) == shown
