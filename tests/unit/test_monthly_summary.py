@@ -19,6 +19,7 @@ from shared.domain.months import Month
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.nights import Night, NightOutcome, Nights
+from shared.messaging.celery_config import TaskName
 from tests.builders import at
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
@@ -87,7 +88,8 @@ class TestCounts:
     def test_a_replay_does_not_move_an_event_to_another_month(self, asthma: Study) -> None:
         entries = list(asthma.ledger.entries("asthma"))
         asthma.ledger.reopen("asthma", entries[-1].event_id, now=asthma.clock())
-        asthma.sweep_later()
+        asthma.published(TaskName.LOOKUP, "asthma", entries[-1].event_id)
+        asthma.work()
         found = summarise("asthma", OCTOBER, asthma.services)
         assert found.opt_outs + found.not_saved == 3  # the replayed one was written already
         assert summarise("asthma", OCTOBER.following, asthma.services).opt_outs == 1
