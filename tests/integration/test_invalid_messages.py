@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -72,6 +73,13 @@ ENTRIES: dict[str, bytes | str] = {
     "pickle": changed(content_type="application/x-python-serialize", body=body(MARKER)),
     "unknown_encoding": changed(content_encoding=MARKER),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_nothing_binary(world: World) -> Iterator[None]:
+    """Other tests of this platform read all keys as text."""
+    yield
+    world.platform.redis.delete(keys.INVALID_MESSAGES)
 
 
 def counted(world: World) -> float:
