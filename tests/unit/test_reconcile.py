@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
+from shared.config.schema import Operator
 from shared.errors import MailDeferred
 from shared.ledger import keys
 from shared.ledger import nights as ledger_nights
@@ -978,6 +979,24 @@ class TestReport:
         report = Report(project="asthma", refused=[f"record {number}: locked" for number in range(30)])
         text = compose_report(report, [NOTIFIED], sender="optout-bridge@example.edu").as_string()
         assert "  and 10 more\n" in text
+
+    def test_what_only_the_operator_can_fix_is_left_to_the_operator(self, night: Night) -> None:
+        operator = Operator(notify=["research-it@example.edu"])
+        config_ = night.study.services.config
+        night.study.services.config = config_.model_copy(update={"operator": operator})
+        night.twilio.fail("503", times=None)
+        assert night.run().outcome == "failure"
+        assert night.study.mailer.sent == []
+        report = Report(
+            project="asthma", outcome="failure", refused=["record 7: locked"], errors=["twilio_unavailable: 503"],
+            redacted_numbers=2,
+        )  # fmt: skip
+        mail = compose_report(report, [NOTIFIED], sender="bridge@example.edu", operator_notified=True)
+        text = " ".join(str(mail.get_body(("plain",)).get_content()).split())  # type: ignore[union-attr]
+        assert "record 7: locked" in text
+        assert "does not prove that no opt-out was missed" in text
+        for technical in ("twilio_unavailable", "redacted"):
+            assert technical not in text
 
     def test_a_run_that_breaks_off_is_noted_as_a_failure_without_its_text(
         self, night: Night, monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,11 @@ class Report:
         """Whether somebody should know."""
         return self.has_news or not self.is_well
 
+    @property
+    def concerns_study_team(self) -> bool:
+        """Whether it is about participants, and not only about the platform."""
+        return self.has_news or bool(self.refused)
+
 
 def as_night(report: Report, now: datetime) -> Night:
     """What the calendar of reconciliations keeps of a report."""

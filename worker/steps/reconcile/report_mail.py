@@ -44,6 +44,8 @@ def send_report(report: Report, services: Services) -> None:
         return
     if not report.is_worth_a_mail or not _is_news(report, services):
         return
+    if services.config.operator.notify and not report.concerns_study_team:
+        return
     made_ms = milliseconds(services.now())
     mail = ReportMail(
         name=str(made_ms) if report.has_news else FAILURE,
@@ -93,7 +95,10 @@ def _sent(mail: ReportMail, report: Report, config: Project, services: Services)
     to = [each for each in dict.fromkeys(config.notify) if services.address_hash(each) not in done]
     if mailer is None or not to:
         return SENT
-    message = compose_report(report, config.notify, sender=mailer.sender, field=config.opt_out_field)
+    message = compose_report(
+        report, config.notify, sender=mailer.sender, field=config.opt_out_field,
+        operator_notified=bool(services.config.operator.notify),
+    )  # fmt: skip
     message["Date"] = format_datetime(mail.made_at)
     message["Message-ID"] = mail.message_id
     missed = mailer.send(message, to=to)
@@ -122,9 +127,18 @@ def _note_failure_mailed(report: Report, services: Services) -> None:
 
 
 def compose_report(
-    report: Report, recipients: Sequence[str], *, sender: str, field: str = "the opt-out field"
+    report: Report,
+    recipients: Sequence[str],
+    *,
+    sender: str,
+    field: str = "the opt-out field",
+    operator_notified: bool = False,
 ) -> EmailMessage:
-    """The message, with a plain and an HTML part: counts, reasons, and record ids. Pure."""
+    """The message, with a plain and an HTML part: counts, reasons, and record ids. Pure.
+
+    With `operator_notified`, what only those who run the platform can fix is left to them.
+    """
+    technical = [*_hidden(report), *_errors(report)]
     facts = {
         "project": report.project,
         "report": report,
@@ -133,8 +147,8 @@ def compose_report(
             *_changed(report),
             *_entered_by_people(report),
             *_texts(report, field),
-            *_hidden(report),
-            *_failed(report),
+            *_refused(report),
+            *([_LEFT_TO_OPERATOR] if technical and operator_notified else technical),
         ],
     }
     subject, text, html = (render(part, facts, None) for part in PARTS)
@@ -222,12 +236,21 @@ def _hidden(report: Report) -> Iterator[Section]:
         )
 
 
-def _failed(report: Report) -> Iterator[Section]:
+_LEFT_TO_OPERATOR = Section(
+    "Something could not be seen, or failed: for that, this report does not prove that no opt-out was missed. Those "
+    "who run the platform are notified."
+)
+
+
+def _refused(report: Report) -> Iterator[Section]:
     if report.refused:
         refused = _shortened(report.refused, MOST_REASONS_NAMED)
         yield Section(
             "REDCap refused to change these records; they need a person:", refused, needs_somebody=True
         )
+
+
+def _errors(report: Report) -> Iterator[Section]:
     if report.errors:
         errors = _shortened(report.errors, MOST_REASONS_NAMED)
         yield Section("What went wrong (the run is tried again automatically):", errors, needs_somebody=True)
