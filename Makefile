@@ -74,7 +74,7 @@ up:  ## Build and start the containers, and wait until all are healthy
 	@deploy/up
 
 .PHONY: apply
-apply:  ## Validate the configuration, then let all processes read it, secrets and .env anew
+apply:  ## Validate the configuration, then wait until all processes have taken it; restart only what needs it
 	@deploy/apply
 
 .PHONY: down

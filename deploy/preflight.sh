@@ -65,7 +65,8 @@ allows() {
 mounted() {
     printf '%s\0' "$folder" "$folder/config.toml"
     find "$folder" -mindepth 1 \( -path "$folder/tls/*" -o -path "$folder/secrets/redis_*.conf" \) -prune \
-        -o \( -path "$folder/secrets/*" -o -path "$folder/templates*" -o -name '*.toml' -o -name ca.pem \) -print0
+        -o \( -path "$folder/secrets/*" -o -path "$folder/templates*" -o -path "$folder/studies" \
+            -o -name '*.toml' -o -name ca.pem \) -print0
     case $COMPOSE_FILE in *docker-compose.tls.yml*) find "$folder/tls" -mindepth 1 -print0 ;; esac
 }
 
@@ -113,6 +114,15 @@ validate() {
     exit 1
 }
 
+# What processes read only when they start, or what compose reads. Everything else counts without a restart.
+restart_digest() {
+    {
+        grep -vE '^OPTOUT_(CONFIGURATION|STARTED|WEBS|WORKERS)=' .env || true
+        tr ':' '\n' <<<"$COMPOSE_FILE" | xargs cat "$folder/services.env" 2>/dev/null || true
+        find "$folder/secrets" "$folder/ca.pem" -maxdepth 1 -type f -exec stat -c '%n %Y %s' {} + | sort
+    } | sha256sum | cut -c 1-12
+}
+
 # From now on compose replaces the containers that started with other files. Of secrets only time and size count.
 note_configuration() {
     local digest
@@ -123,4 +133,5 @@ note_configuration() {
         } | sha256sum
     )
     remember OPTOUT_CONFIGURATION "${digest:0:12}"
+    remember OPTOUT_STARTED "$(restart_digest)"
 }

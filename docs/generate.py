@@ -200,16 +200,22 @@ CONFIGURATION_INTRODUCTION = """\
 
 <!-- Written by `python -m docs.generate` from shared/config/schema.py: edit there. -->
 
-Opt-Out Bridge reads one TOML file. Each process validates the whole file when it starts. If a key is wrong, the
-process exits, names the key and says how to fix it.
+Opt-Out Bridge reads a TOML file, and the files that it includes. Each process validates all of them when it starts.
+If a key is wrong, it names file, key and fix.
+
+Running processes take a **valid change within a minute**, without a restart; web answers every webhook in between. A
+task that runs keeps the configuration with which it began. **Invalid files change nothing**: every process keeps the
+last valid configuration, also one that starts in the meantime. `/readyz`, the log, `optout_configuration_problem` and
+`optout check` name file and key. Files with secrets are read again, too. Only the addresses of Redis and broker and
+the hash key need a restart: `optout check` says so (`configuration-needs-restart`).
 
 With `include`, each study can have a file of its own. Such a file holds `[projects.NAME]` tables only; everything
 else stays in the main file. A study may be described once. A pattern that names no file yet is valid as long as its
 folder exists.
 
 Start from `config.example.toml`. [`optout check`](checks.md) compares the file with the live REDCap and Twilio.
-After a change, run `make apply`, which validates the file first. Without Docker, run `optout check --config-only` and
-restart web, worker and beat.
+After a change, run `make apply`, which validates the files, restarts only what needs it, and waits until every
+process has taken the change. Without Docker, run `optout check --config-only`.
 
 The file never contains secrets, only *references* to them. `"env:NAME"` refers to the environment variable NAME,
 `"file:/path"` to the content of a file. Each process resolves only the secrets that it needs. web never reads a

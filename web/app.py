@@ -1,13 +1,14 @@
 """Builds the ingress: configuration and connections in, a Flask application out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Literal
 
 from flask import Flask
 
 from shared.config import Config
-from shared.config.schema import TwilioAccount
 from shared.config.secrets import Secret
 from shared.domain.phone import PhoneHasher
+from shared.errors import ConfigError
 from shared.ledger import Ledger
 from shared.ledger.learned_words import LearnedWords
 from shared.ledger.service_senders import ServiceSenders
@@ -22,21 +23,26 @@ from web.twilio.views import twilio_webhooks
 
 
 def build_services(
-    config: Config, redis: RedisClient, publish: Publisher, schedule: Scheduler = after_one_second
+    config: Config,
+    redis: RedisClient,
+    publish: Publisher,
+    schedule: Scheduler = after_one_second,
+    hasher: PhoneHasher | None = None,
 ) -> Services:
-    """Resolve the two kinds of secret that the ingress needs: auth tokens and the hash key.
+    """Resolve the two kinds of secret that the ingress needs: auth tokens and the hash key (unless `hasher` has it).
 
     Raises ConfigError if one is missing. `schedule` runs the deferred counting of rejected requests.
     """
     ledger = Ledger(redis, retention_days=config.retention_days)
-    hasher = PhoneHasher(config.hash_key.resolve())
+    hasher = hasher or PhoneHasher(config.hash_key.resolve())
     return Services(
         config=config,
+        hasher=hasher,
         ledger=ledger,
         publish=publish,
         verifier=SignatureVerifier(
-            _secrets(config, lambda account: account.auth_token),
-            _secrets(config, lambda account: account.shared_key),
+            _secrets(config, "auth_token"),
+            _secrets(config, "shared_key"),
         ),
         router=Router(config, hasher, ServiceSenders(redis, hasher, before_read=leave_event_loop)),
         request_counter=RequestCounter(ledger, schedule),
@@ -44,16 +50,20 @@ def build_services(
     )
 
 
-def _secrets(config: Config, references: Callable[[TwilioAccount], Iterable[Secret]]) -> dict[str, list[str]]:
-    """Secrets by account SID; two tables may name the same account."""
+def _secrets(config: Config, key: Literal["auth_token", "shared_key"]) -> dict[str, list[str]]:
+    """Secrets by account SID; two tables may name the same account. Raises ConfigError."""
     found: dict[str, list[str]] = {}
-    for account in config.twilio.values():
-        found.setdefault(account.account_sid, []).extend(secret.resolve() for secret in references(account))
+    for name, account in config.twilio.items():
+        secrets: list[Secret] = getattr(account, key)
+        try:
+            found.setdefault(account.account_sid, []).extend(secret.resolve() for secret in secrets)
+        except ConfigError as error:
+            raise type(error)(error.source, [f"twilio.{name}.{key}: {error.problems[0]}"]) from None
     return found
 
 
-def create_app(services: Services) -> Flask:
-    """The WSGI application."""
+def create_app(services: Services | Callable[[], Services]) -> Flask:
+    """The WSGI application, with fixed services or what provides those of each request."""
     app = Flask("web", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # browsers do not call these routes
     # Twilio does not follow the 308 that werkzeug returns for a doubled or missing slash.

@@ -1,12 +1,14 @@
 """The services of an application, and how a view reaches them."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from flask import Flask, current_app
+from flask import Flask, current_app, g
 
 from shared.config import Config
+from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
 from shared.ledger.learned_words import LearnedWords
 from shared.messaging.publisher import Publisher
@@ -21,9 +23,10 @@ IN_EVENT_LOOP = "optout.in_event_loop"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the views use; built once per process."""
+    """What the views use; built anew after a change of the configuration."""
 
     config: Config
+    hasher: PhoneHasher
     ledger: Ledger
     publish: Publisher
     verifier: SignatureVerifier
@@ -32,15 +35,18 @@ class Services:
     learned_words: LearnedWords
 
 
-def init_app(app: Flask, services: Services) -> None:
-    """Attach the services to an application."""
+def init_app(app: Flask, services: Services | Callable[[], Services]) -> None:
+    """Attach services to an application, or what provides those of each request."""
     app.extensions[_EXTENSION] = services
 
 
 def services() -> Services:
-    """The services of the application that handles the current request."""
-    attached: Services = current_app.extensions[_EXTENSION]
-    return attached
+    """The services of the current request: the same from its begin to its end, whatever is loaded in between."""
+    if "services" not in g:
+        attached = current_app.extensions[_EXTENSION]
+        g.services = attached() if callable(attached) else attached
+    found: Services = g.services
+    return found
 
 
 class NeedsThread(BaseException):

@@ -8,16 +8,18 @@ import gc
 import os
 import sys
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import structlog
 from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready, worker_shutting_down
 from redis.exceptions import RedisError
 
-from shared.config import broker_url, load_config, redis_url
+from shared.config import Config, broker_url, redis_url
+from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
-from shared.ledger.loaded_configurations import keep_publishing
+from shared.ledger.kept_configuration import last_valid
+from shared.ledger.loaded_configurations import follow
 from shared.ledger.migration import migrate
 from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
@@ -29,6 +31,7 @@ from shared.redis_rights import missing_by_address, report_missing_rights
 from worker.checks.configuration import require_own_secrets
 from worker.mail.server_guard import ServerGuard
 from worker.mail.template_check import report_templates
+from worker.projects.problems import recheck_changed
 from worker.runtime.celery_patches import apply_celery_patches
 from worker.runtime.tasks import register
 from worker.runtime.watchdog import Watchdog, touch_heartbeat
@@ -64,10 +67,27 @@ app.conf.update(
 
 
 @lru_cache(maxsize=1)
-def services() -> Services:
-    """This process's services. Raises ConfigError."""
+def live_services() -> LiveConfiguration[Services]:
+    """This process's services, which follow the configuration. Raises ConfigError."""
     redis = connect(redis_url())
-    return Services(config=load_config(), redis=redis, publish=make_publisher())
+    publish = make_publisher()
+
+    def build(config: Config, before: Services | None) -> Services:
+        return before.with_config(config) if before else Services(config=config, redis=redis, publish=publish)
+
+    return LiveConfiguration(build, last_valid=partial(last_valid, redis))
+
+
+def services(project: str | None = None) -> Services:
+    """The services of a task, which keeps them to its end. Raises ConfigError.
+
+    A project that they do not know may be one that has just been added, and that web knows already.
+    """
+    found = live_services().current()
+    if project and project not in found.config.projects:
+        live_services().refresh()
+        return live_services().value
+    return found
 
 
 register(app, services)
@@ -136,7 +156,7 @@ def _freeze_gc(**_: Any) -> None:
 @worker_ready.connect
 def _schedule_project_checks(**_: Any) -> None:
     """Check new and changed projects now, so that an unsuitable field is reported before the first STOP."""
-    keep_publishing(services().redis, "worker", lambda: services().config.digest)
+    follow(services().redis, "worker", live_services(), lambda before: recheck_changed(before, services()))
     publish_or_leave(services().publish, TaskName.SWEEP)
 
 

@@ -1,8 +1,10 @@
 """What the steps work with, put together once per process: the composition root of the worker."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from urllib.parse import urlsplit
@@ -53,6 +55,15 @@ class Services:
     now: Callable[[], datetime] = utc_now
     background: bool = False
 
+    def with_config(self, config: Config) -> Services:
+        """The services for another configuration, with the hash key of this one: two keys would be two ledgers.
+
+        Raises ConfigError.
+        """
+        changed = replace(self, config=config)
+        changed.hasher = self.hasher
+        return changed
+
     @cached_property
     def ledger(self) -> Ledger:
         """The record of what happened."""
@@ -98,7 +109,7 @@ class Services:
         config = self.project_config(name)
         return self.config.zone(config) if config else ZoneInfo(self.config.time_zone)
 
-    def in_background(self) -> "Services":
+    def in_background(self) -> Services:
         """The same, for work that nobody waits for: its requests to REDCap take part of the budget only."""
         other = copy.copy(self)
         other.background = True

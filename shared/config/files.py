@@ -1,6 +1,7 @@
 """The files of the configuration: the one that `OPTOUT_CONFIG` names, and those that its `include` names."""
 
 import glob
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,18 +22,26 @@ def included_files(path: Path, document: Mapping[str, Any]) -> list[Path]:
     which the names in a Kubernetes ConfigMap are links.
     """
     found = {
-        path.parent / name: None
+        (path.parent / name).absolute(): path.parent / name
         for pattern in _patterns(document)
         # Path.glob takes no absolute pattern, and its `*` matches hidden names.
         for name in sorted(glob.glob(pattern, root_dir=path.parent, recursive=True))  # noqa: PTH207
     }
-    return [each for each in found if each != path]
+    return [name for absolute, name in found.items() if absolute != path.absolute()]
 
 
 def _patterns(document: Mapping[str, Any]) -> list[str]:
     """The patterns, as far as they are valid; the schema reports others."""
     given = document.get(INCLUDE, [])
     return [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, str)]
+
+
+def include_patterns(path: Path) -> list[str]:
+    """The patterns of a configuration file; none if it cannot be read."""
+    try:
+        return _patterns(_read_toml(path, ""))
+    except ConfigError:
+        return []
 
 
 @dataclass(slots=True)
@@ -108,6 +117,8 @@ def _missing(path: Path, document: Mapping[str, Any]) -> Iterator[str]:
         fixed = takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
         if not (folder := path.parent.joinpath(*fixed)).exists():
             yield f'{INCLUDE}: {folder} does not exist; create it, or correct "{pattern}"'
+        elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+            yield f"{INCLUDE}: {folder} cannot be read; let this user read it"
 
 
 def _read_toml(path: Path, fix: str) -> Table:

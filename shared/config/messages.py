@@ -16,7 +16,9 @@ _HARMLESS = re.compile(r"(?!.*\d{5})[\w .,:/+*-]{0,24}")
 
 def describe_errors(error: ValidationError) -> Iterator[str]:
     """One line per problem: "key: what is wrong, and how to fix it", with the value unless it may be a secret."""
-    for problem in error.errors(include_url=False, include_context=False):
+    problems = error.errors(include_url=False, include_context=False)
+    # A misspelt key explains why another is missing.
+    for problem in sorted(problems, key=lambda each: each["type"] != "extra_forbidden"):
         # Pydantic appends "[key]" to the path if a dictionary's key, not its value, is wrong.
         path = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(part for part in path if part != "[key]")

@@ -37,6 +37,11 @@ class Secret:
         self.reference = reference
         self._scheme, self._name = scheme, name
 
+    @property
+    def path(self) -> Path | None:
+        """The file that holds the secret; None if the environment does."""
+        return Path(self._name) if self._scheme == "file" else None
+
     def resolve(self) -> str:
         """The secret without surrounding white space. Raises ConfigError if it is missing, empty or not UTF-8."""
         try:

@@ -14,9 +14,11 @@ CHECKS = (
 )
 CHECKS_DUE = f"{PREFIX}:checks-due"  # sorted set: the same fields by the ms at which they are checked next
 COUNTS = f"{PREFIX}:counts"  # hash: "project|source|state" of ended events
-CONFIGURATIONS = (
-    f"{PREFIX}:configurations"  # hash: "kind|host|process id" -> digest of its configuration and ms
+CONFIGURATION = (
+    f"{PREFIX}:configuration"  # string: the last valid configuration, signed; references, no secrets
 )
+# hash: "kind|host|process id" -> digest of its configuration, ms, and JSON of what keeps it from the files on disk
+CONFIGURATIONS = f"{PREFIX}:configurations"
 METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
 LAST_BACKUP = f"{PREFIX}:last-backup"  # string: ms of the last `make backup`
 LEDGER_VERSION = f"{PREFIX}:ledger-version"  # string: the newest version of the stored data

@@ -338,6 +338,64 @@ def test_make_up_applies_an_edit_and_other_starts_do_not(tmp_path: Path, name: s
     assert applied(clone, "make", "up") != first
 
 
+# A worker runs.
+RUNNING = (
+    DOCKER
+    + """
+case "$*" in *"ps --quiet worker"*) echo 4f5e ;; esac
+"""
+)
+LOADED = "docker-compose.yml | compose exec -T worker optout check --loaded"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.toml", "studies/sleep.toml", "secrets/redcap/asthma", "templates/x/y"]
+)
+def test_what_running_processes_take_is_applied_without_replacing_a_container(
+    tmp_path: Path, name: str
+) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(RUNNING)
+    assert clone.run("make", "up").returncode == 0
+    clone.calls.write_text("")
+    path = clone.deployment / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("edited\n")
+    assert clone.run("make", "apply").returncode == 0
+    assert clone.starts == []
+    assert clone.last_call == LOADED
+
+
+def test_a_change_that_a_process_does_not_take_ends_apply_with_an_error(tmp_path: Path) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(RUNNING)
+    clone.run("make", "up")
+    (clone.root / "bin" / "docker").write_text(RUNNING + 'case "$*" in *--loaded*) exit 1 ;; esac\n')
+    done = clone.run("make", "apply")
+    assert done.returncode != 0
+    assert "is applied" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["../.env", "services.env", "secrets/hash_key", "secrets/redis_auth.conf", "ca.pem"]
+)
+def test_what_counts_at_the_start_only_is_applied_by_replacing_the_containers(
+    tmp_path: Path, name: str
+) -> None:
+    clone = Clone(tmp_path, CONFIGURED)
+    (clone.root / "bin" / "docker").write_text(RUNNING)
+    assert clone.run("make", "up").returncode == 0
+    clone.calls.write_text("")
+    with (clone.deployment / name).open("a") as file:
+        file.write("SMTP_X=1\n")
+    assert clone.run("make", "apply").returncode == 0
+    assert clone.starts
+    assert LOADED not in clone.calls.read_text()
+    clone.calls.write_text("")
+    assert clone.run("make", "apply").returncode == 0
+    assert clone.starts == []
+
+
 def test_a_study_without_its_token_does_not_keep_the_others_from_starting(tmp_path: Path) -> None:
     clone = Clone(tmp_path, CONFIGURED)
     (clone.root / "bin" / "docker").write_text(INVALID.replace("exit 1", "exit 3"))

@@ -75,15 +75,35 @@ def test_a_mistake_is_not_applied_and_the_studies_go_on(stack: Stack, old: str, 
         edit(stack, new, old)
 
 
-def test_an_edit_shows_as_not_applied_until_it_is(stack: Stack) -> None:
+def test_an_edit_is_taken_without_replacing_a_container(stack: Stack) -> None:
     wait_until(lambda: stale(stack) == set(), seconds=90, what="all processes have loaded the file")
     before = ids(stack)
     edit(stack, 'opt_out_keywords = ["ALTO"]', 'opt_out_keywords = ["ALTO", "BASTA"]')
-    assert stale(stack) == {"web", "worker", "beat"}
     stack.run("make", "apply")
-    assert not ids(stack) & before
-    wait_until(lambda: stale(stack) == set(), seconds=90, what="all processes have loaded the file")
+    assert stale(stack) == set()
+    assert ids(stack) == before
     reaches_redcap(stack)
+
+
+def test_a_study_s_file_that_is_added_and_removed_is_taken_without_replacing_a_container(
+    stack: Stack,
+) -> None:
+    before, studies = ids(stack), stack.deployment / "studies"
+    owner = (stack.deployment / "config.toml").stat()
+    studies.mkdir(exist_ok=True)
+    os.chown(studies, owner.st_uid, owner.st_gid)
+    if "include" not in (stack.deployment / "config.toml").read_text():
+        edit(stack, "public_url", 'include = "studies/*.toml"\npublic_url')
+    table = (stack.deployment / "config.toml").read_text().split("[projects.sleep]")[1].split("\n[")[0]
+    path = studies / "another.toml"
+    path.write_text(f"[projects.another]{table}\n")
+    os.chown(path, owner.st_uid, owner.st_gid)
+    stack.run("make", "apply")
+    assert "another" in stack.run("./optout", "top", "--json").stdout
+    path.unlink()
+    stack.run("make", "apply")
+    assert stale(stack) == set()
+    assert ids(stack) == before
 
 
 def test_make_up_applies_an_edit_too_and_changes_nothing_without_one(stack: Stack) -> None:

@@ -28,7 +28,7 @@ from shared.domain.events import Source, State
 from shared.domain.phone import PhoneHasher
 from shared.errors import TwilioRejected
 from shared.ledger import EventOutcome, Ledger, keys
-from shared.ledger.loaded_configurations import publish
+from shared.ledger.loaded_configurations import Trouble, publish
 from shared.ledger.service_senders import ServiceSenders
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
@@ -274,6 +274,16 @@ def _broken_template(world: World) -> None:
     world.table["templates"] = str(world.folder)
 
 
+def _in_trouble(trouble: Trouble) -> Spoil:
+    """A process publishes what keeps it from the files on disk."""
+
+    def spoil(world: World) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        publish(world.redis, "web|host|7", "0123abcd", now_ms=now_ms, trouble=trouble)
+
+    return spoil
+
+
 def _old_configuration(world: World) -> None:
     publish(world.redis, "web|host|7", "0123abcd", now_ms=int(time.time() * 1000))
 
@@ -415,6 +425,12 @@ PRODUCED_BY: dict[str, tuple[str, Spoil]] = {
     ),
     "redcap-not-https": ("configuration", table(redcap_url="http://redcap.example.edu/api/")),
     "configuration-stale": ("configuration: processes", _old_configuration),
+    "configuration-invalid": (
+        "configuration: processes", _in_trouble(Trouble("studies/a.toml", "projects.a.twilio: missing.")),
+    ),
+    "configuration-needs-restart": (
+        "configuration: processes", _in_trouble(Trouble(needs_restart=("hash_key",))),
+    ),
     "redcap-rates-differ": ("configuration", _rate),
     "redcap-rate-near-ban": ("configuration", table(redcap_requests_per_minute=590)),
     "keyword-fallback-needless": ("configuration", table(keyword_fallback=True)),

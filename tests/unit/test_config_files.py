@@ -73,6 +73,17 @@ def test_patterns_may_be_absolute_several_or_recursive(folder: Path, pattern: st
     assert set(load_config(path).projects) == {"asthma", "sleep"}
 
 
+def test_a_file_that_several_patterns_name_is_read_once_and_the_main_file_is_none_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, asthma=study("asthma"))
+    patterns = f'["*.toml", "{folder}/*.toml", "./studies/*.toml", "{folder}/studies/*.toml"]'
+    (folder / "config.toml").write_text(MAIN.replace('"studies/*.toml"', patterns))
+    monkeypatch.chdir(folder)
+    for path in (Path("config.toml"), folder / "config.toml"):
+        assert set(load_config(path).projects) == {"asthma"}
+
+
 def test_names_are_relative_to_the_main_file_and_not_to_the_working_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

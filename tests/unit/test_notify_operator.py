@@ -14,7 +14,7 @@ from shared.config import parse_config
 from shared.domain.events import milliseconds
 from shared.errors import ConfigError, MailDeferred, ProjectProblem
 from shared.ledger import keys
-from shared.ledger.loaded_configurations import publish
+from shared.ledger.loaded_configurations import Trouble, publish
 from tests.builders import at, document
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
@@ -38,6 +38,7 @@ class Platform:
         table = {"notify": [OPERATOR], "ping_url": PING, **operator}
         self.asthma.services.config = parse_config(document(operator=table, time_zone="America/Los_Angeles"))
         self.running = {"web", "beat", "worker"}
+        self.trouble: Trouble | None = None
 
     @property
     def services(self) -> Services:
@@ -47,7 +48,8 @@ class Platform:
         """Let time pass, then sweep; answers the mails of this sweep."""
         self.asthma.clock.ahead += timedelta(**time)
         for kind in self.running:
-            publish(self.asthma.redis, f"{kind}|host|7", "abc", now_ms=milliseconds(self.asthma.clock()))
+            now_ms = milliseconds(self.asthma.clock())
+            publish(self.asthma.redis, f"{kind}|host|7", "abc", now_ms=now_ms, trouble=self.trouble)
         for name in ("operator-mail", "operator-week"):  # fakeredis does not see the clock of this test
             self.asthma.redis.delete(keys.queued(name))
         before = len(self.asthma.mailer.sent)
@@ -222,3 +224,14 @@ def test_an_operator_to_notify_needs_a_mail_server() -> None:
         parse_config(document({"asthma": {**document()["projects"]["asthma"], "notify": []}}, smtp=None,
                               operator={"notify": [OPERATOR]}))  # fmt: skip
     assert "operator has notify" in caught.value.problems[0]
+
+
+def test_an_invalid_file_is_mailed_once_with_file_and_key_and_its_end_too(platform: Platform) -> None:
+    trouble = Trouble("/etc/optout/studies/a.toml", "projects.a.phone_feild: unknown key")
+    platform.trouble = trouble
+    mails = [*platform.after(minutes=1), *platform.after(minutes=6), *platform.after(minutes=6)]
+    [mail] = mails
+    assert "studies/a.toml" in mail.get_body(("plain",)).get_content()
+    assert "phone_feild" in mail.get_body(("plain",)).get_content()
+    platform.trouble = None
+    [_resolved] = platform.after(minutes=6)

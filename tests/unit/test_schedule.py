@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -11,7 +13,8 @@ from celery import Celery
 
 from shared.messaging.celery_config import QUEUES, TaskName
 from tests.builders import at, config, project_table
-from worker.runtime.schedule import ZonedCrontab, beat_entries
+from tests.unit.test_config_files import MAIN, study
+from worker.runtime.schedule import ConfiguredScheduler, ZonedCrontab, beat_entries
 
 LOS_ANGELES = ZoneInfo("America/Los_Angeles")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -88,3 +91,27 @@ def test_the_nightly_run_is_at_the_configured_time_in_the_deployment_s_zone() ->
     entries = beat_entries(config(reconcile={"at": "23:05"}, time_zone="Europe/Berlin"))
     nightly = entries["reconcile-asthma"]["schedule"]
     assert (nightly.hour, nightly.minute, nightly.tz.key) == ({23}, {5}, "Europe/Berlin")
+
+
+def test_a_change_of_the_configuration_changes_the_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(MAIN.replace('include = "studies/*.toml"', "") + study("asthma"))
+    monkeypatch.setenv("OPTOUT_CONFIG", str(path))
+    monkeypatch.setattr("worker.runtime.schedule.follow", lambda *_: None)
+    app = Celery("test", set_as_current=False, broker="memory://")
+    scheduler = ConfiguredScheduler(app)
+    assert scheduler.live
+    assert set(scheduler.schedule) == {"sweep", "reconcile-asthma"}
+    path.write_text(f'{path.read_text()}{study("sleep")}[reconcile]\nat = "04:05"\n')
+    scheduler.live.refresh()
+    monkeypatch.setattr(scheduler, "apply_entry", lambda *_, **__: None)
+    assert scheduler.tick() <= 5
+    assert set(scheduler.schedule) == {"sweep", "reconcile-asthma", "reconcile-sleep"}
+    nightly: Any = scheduler.schedule["reconcile-asthma"].schedule
+    assert (nightly.hour, nightly.minute) == ({4}, {5})
+    path.write_text(MAIN.replace('include = "studies/*.toml"', "") + study("sleep"))
+    scheduler.live.refresh()
+    scheduler.tick()
+    assert set(scheduler.schedule) == {"sweep", "reconcile-sleep"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -18,6 +19,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
 from shared.ledger import keys
+from shared.ledger.loaded_configurations import Trouble, publish
 from shared.messaging.celery_config import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
@@ -487,6 +489,22 @@ class TestHealth:
     def test_readyz_passes_over_problems_of_projects_that_are_gone(self, ingress: Ingress) -> None:
         ingress.redis.hset(keys.PROBLEMS, "gone", json.dumps({"problem": "x", "detail": "y"}))
         assert ingress.client.get("/readyz").status_code == 200
+
+    def test_readyz_and_metrics_name_the_file_that_a_process_could_not_load(self, ingress: Ingress) -> None:
+        trouble = Trouble(
+            "/etc/optout/studies/a.toml", "projects.a.phone_feild: unknown key\nprojects.a: more"
+        )
+        for field in ("worker|one|7", "beat|one|9"):
+            publish(ingress.redis, field, "abc", now_ms=time.time_ns() // 1_000_000, trouble=trouble)
+        response = ingress.client.get("/readyz")
+        assert response.status_code == 503
+        assert response.json
+        [named] = response.json["configuration"]
+        assert (named["file"], named["key"]) == (trouble.file, "projects.a.phone_feild")
+        assert named["problem"] == trouble.problem
+        assert named["processes"] == ["beat on one", "worker on one"]
+        line = 'optout_configuration_problem{file="/etc/optout/studies/a.toml"} 1.0'
+        assert line in ingress.client.get("/metrics").text
 
     def test_readyz_and_metrics_say_so_when_redis_is_down(self, ingress: Ingress) -> None:
         ingress.lose_redis()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from shared.domain.events import milliseconds
+from shared.ledger.loaded_configurations import invalid_files, running_processes
 from shared.ledger.platform_status import PlatformStatus, RedisStatus
 from web.console.context import console, now
 from web.console.verdict import Level, Trouble
@@ -12,14 +13,27 @@ _ALMOST_FULL = 0.8
 
 
 def platform_troubles() -> list[Trouble]:
-    """Processes that do not run, e-mails that are rejected, and a Redis that does not store."""
+    """Files that processes cannot load, processes that do not run, rejected e-mails, a Redis that does not store."""
     status = PlatformStatus(console().ledger.redis)
     running = {each.kind for each in status.processes(milliseconds(now()))}
     return [
+        *_configuration(),
         *(_silent(kind) for kind in EXPECTED if kind not in running),
         *_mail(status.rejection()),
         *_redis(status.redis()),
     ]
+
+
+def _configuration() -> Iterator[Trouble]:
+    redis, now_ms = console().ledger.redis, milliseconds(now())
+    for invalid in invalid_files(redis, now_ms=now_ms):
+        first, *_ = invalid.problem.splitlines()
+        text = f"{', '.join(invalid.processes)}: the last valid configuration is kept, as {invalid.file} is invalid"
+        yield Trouble(f"{text}: {first}", "Correct the file; optout check --config-only names every mistake.")
+    for each in running_processes(redis, now_ms=now_ms):
+        if each.trouble.needs_restart:
+            text = f"{each.kind} on {each.host}: {', '.join(each.trouble.needs_restart)} changed"
+            yield Trouble(text, "Restart it; with Docker, run make apply.", Level.ATTENTION)
 
 
 def _silent(kind: str) -> Trouble:

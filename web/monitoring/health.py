@@ -1,12 +1,15 @@
 """Routes for monitoring: liveness, readiness and metrics."""
 
 import json
+import time
+from dataclasses import asdict
 
 from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from redis.exceptions import RedisError
 
 from shared.ledger import keys
+from shared.ledger.loaded_configurations import invalid_files
 from web.context import leave_event_loop, services
 from web.monitoring.metrics import LedgerCollector
 
@@ -21,17 +24,21 @@ def healthz() -> Response:
 
 @health.get("/readyz", strict_slashes=False)
 def readyz() -> tuple[Response, int]:
-    """Redis answers and no project has a known problem; otherwise 503 with each problem and its fix.
+    """Redis answers, and neither a project nor the configuration has a problem; otherwise 503 with each and its fix.
 
     The ingress accepts and stores events even while a project has a problem: alert on this, do not route by it.
     """
     leave_event_loop()
     try:
         problems = services().ledger.redis.hgetall(keys.PROBLEMS)
+        files = invalid_files(services().ledger.redis, now_ms=time.time_ns() // 1_000_000)
     except RedisError as error:
         return jsonify(status="not ready", redis=type(error).__name__), 503
     known = services().config.projects
     found = {name: json.loads(text) for name, text in problems.items() if name in known}
+    if files:
+        described = [{**asdict(each), "key": each.key} for each in files]
+        return jsonify(status="not ready", redis="ok", projects=found, configuration=described), 503
     if found:
         return jsonify(status="not ready", redis="ok", projects=found), 503
     return jsonify(status="ready", redis="ok", projects={}), 200

@@ -10,6 +10,7 @@ from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
 from shared.ledger.check_results import PLATFORM, check_results
 from shared.ledger.figures import ProjectFigures, project_figures
+from shared.ledger.loaded_configurations import invalid_files
 from shared.messaging.celery_config import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
@@ -85,6 +86,7 @@ class LedgerCollector(Collector):
         yield from (_gauge(*metric, configured) for metric in CONFIGURED)
         yield self._texts_after_opt_out(configured)
         yield self._problems()
+        yield self._configuration()
         yield self._checks()
         yield self._queues()
 
@@ -151,6 +153,17 @@ class LedgerCollector(Collector):
             for severity in ("error", "warning", "note"):
                 number = result.count(severity) if result else 0
                 family.add_metric([scope or "platform", severity], number)
+        return family
+
+    def _configuration(self) -> Metric:
+        family = GaugeMetricFamily(
+            "optout_configuration_problem",
+            "1 while a process keeps its last configuration, as this file is not valid; 0 without a file if all are",
+            labels=["file"],
+        )
+        files = {each.file for each in invalid_files(self._redis, now_ms=time.time_ns() // 1_000_000)}
+        for file in sorted(files) or [""]:
+            family.add_metric([file], float(bool(file)))
         return family
 
     def _queues(self) -> Metric:

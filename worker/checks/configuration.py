@@ -10,7 +10,7 @@ from shared.config import Config, Project
 from shared.config.schema import LOOPBACK
 from shared.config.secrets import Secret
 from shared.errors import ConfigError, PublishedSecret
-from shared.ledger.loaded_configurations import loaded_configurations
+from shared.ledger.loaded_configurations import LoadedConfiguration, loaded_configurations
 from shared.redis_client import RedisClient
 from worker.checks.findings import Finding, Passed
 
@@ -44,11 +44,22 @@ def check_loaded(
     """Whether the running processes have loaded what this command reads."""
     running = list(loaded_configurations(redis, now_ms=int(now().timestamp() * 1000)))
     for loaded in running:
-        if loaded.digest != config.digest:
-            observed = f"{loaded.process} has loaded {loaded.digest}, and the file is {config.digest} now"
-            yield Finding(id="configuration-stale", subject="configuration", observed=observed)
+        yield from _not_loaded(loaded, config)
     if running and all(loaded.digest == config.digest for loaded in running):
         yield Passed("configuration", f"{len(running)} processes have loaded this file ({config.digest})")
+
+
+def _not_loaded(loaded: LoadedConfiguration, config: Config) -> Iterator[Finding]:
+    trouble = loaded.trouble
+    if trouble.problem:
+        seen = f"{loaded.process} keeps {loaded.digest}: {trouble.file}: {trouble.problem.replace(chr(10), '; ')}"
+        yield Finding(id="configuration-invalid", subject="configuration", observed=seen)
+    elif loaded.digest != config.digest:
+        observed = f"{loaded.process} has loaded {loaded.digest}, and the file is {config.digest} now"
+        yield Finding(id="configuration-stale", subject="configuration", observed=observed)
+    if trouble.needs_restart:
+        seen = f"{loaded.process}: {', '.join(trouble.needs_restart)}"
+        yield Finding(id="configuration-needs-restart", subject="configuration", observed=seen)
 
 
 def in_the_clear(url: str) -> bool:

@@ -156,9 +156,21 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "configuration-stale": _warning(
         "A process runs with another configuration than the file's",
-        "Processes read the configuration when they start. This one started before the last edit, reads another "
+        "Processes take a valid change within a minute. This one has not taken the last edit yet, reads another "
         "file, or ended a few seconds ago.",
-        "run make apply; without Docker, restart the processes",
+        "wait a minute; if it remains, run make apply; without Docker, restart the process",
+    ),
+    "configuration-invalid": _error(
+        "A process keeps its last valid configuration",
+        "The process found the files invalid, or lacks a secret that it needs, and goes on with what it had. It "
+        "reads them again as soon as one changes.",
+        "correct what is named; optout check --config-only names every mistake",
+    ),
+    "configuration-needs-restart": _warning(
+        "A changed setting needs a restart",
+        "The addresses of Redis and of the broker, and the hash key, are read at the start only. The process goes on "
+        "with the old ones; everything else in the configuration has been taken.",
+        "restart the process (with Docker: make apply); for the hash key see docs/how-to/rotate-secrets.md first",
     ),
     "templates-broken": _error(
         "A project's own e-mail template cannot be used",

@@ -1,6 +1,7 @@
 """`optout check`: the configuration against the live REDCap, Twilio, Redis and mail server."""
 
 import sys
+import time
 from collections import Counter
 
 import click
@@ -11,7 +12,7 @@ from rich.text import Text
 from shared.config import broker_url, config_path, load_config
 from shared.errors import ConfigError
 from shared.messaging.celery_config import make_celery
-from worker.checks.configuration import check_secrets
+from worker.checks.configuration import check_loaded, check_secrets
 from worker.checks.findings import CATALOGUE, Finding, Passed, Severity
 from worker.checks.runner import Report, checks_for, run_checks
 from worker.cli.common import chosen_projects, make_services, print_json, select_projects
@@ -35,26 +36,37 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
     "--config-only", is_flag=True,
     help="Only whether processes can use the configuration file and its secrets; needs no Redis and no network.",
 )  # fmt: skip
+@click.option(
+    "--loaded", is_flag=True,
+    help="Only whether the running processes have loaded the configuration; waits for them until --timeout.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object with ok, findings and passed.")
 @click.option(
     "--explain", type=click.Choice(list(CATALOGUE)), metavar="ID", is_eager=True, expose_value=False,
     callback=lambda context, _option, id_: _explain(context, id_), help="Explain a finding, and end.",
 )  # fmt: skip
-def check(project: str | None, url: str | None, timeout: int, config_only: bool, as_json: bool) -> None:
+def check(
+    project: str | None, url: str | None, timeout: int, config_only: bool, loaded: bool, as_json: bool
+) -> None:
     """Check the configuration against the live REDCap and Twilio. Nothing is written to either of them.
 
     Exit code 1 where a finding is an error; warnings and notes alone leave it at 0. With --config-only, 1 where a
-    process would not start, and 3 where all would start and a study or the mail server lacks a secret. Every finding
-    is explained in docs/reference/checks.md.
+    process would not start, and 3 where all would start and a study or the mail server lacks a secret. With --loaded,
+    1 where a process has not loaded the configuration. Every finding is explained in docs/reference/checks.md.
     """
     try:
-        report = _config_report(project) if config_only else _report(project, url, timeout)
+        if loaded:
+            report = _loaded_report(timeout)
+        else:
+            report = _config_report(project) if config_only else _report(project, url, timeout)
     except ConfigError as error:
         report = _unusable(error)
     if as_json:
         print_json(report.as_json())
     else:
         _show(report)
+    if loaded and not report.passed:
+        sys.exit(1)
     if not report.is_well:
         sys.exit(WOULD_START if config_only and not _stops_a_process(report) else 1)
 
@@ -64,6 +76,17 @@ def _report(project: str | None, url: str | None, timeout: int) -> Report:
     projects = chosen_projects(services, project)
     checks = checks_for(services, projects, make_celery(broker_url()), url or services.config.public_url)
     return run_checks(checks, timeout_seconds=timeout)
+
+
+def _loaded_report(timeout: int) -> Report:
+    """What the running processes have loaded, as soon as it is what the files say; otherwise after the timeout."""
+    services = make_services()
+    deadline = time.monotonic() + timeout
+    while True:
+        report = Report.of(check_loaded(services.config, services.redis, services.now))
+        if report.passed or time.monotonic() >= deadline:
+            return report
+        time.sleep(1)
 
 
 def _explain(context: click.Context, id_: str | None) -> None:

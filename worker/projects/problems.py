@@ -4,6 +4,7 @@ import json
 
 import structlog
 
+from shared.config import Config
 from shared.domain.events import milliseconds
 from shared.errors import Permanent, ProjectProblem, RedcapRejected
 from shared.ledger import keys
@@ -57,3 +58,11 @@ def note_checked(project: str, services: Services) -> None:
     """Remember when a project was found to be without a problem, and with which configuration."""
     digest = services.config.projects[project].digest
     services.redis.hset(keys.VERIFIED, project, f"{milliseconds(services.now())} {digest}")
+
+
+def recheck_changed(before: Config, services: Services) -> None:
+    """Read schema and phones of changed projects again; `projects_to_check` has them checked."""
+    for project, config in services.config.projects.items():
+        if config != before.projects.get(project):
+            services.redis.delete(keys.structure(project))
+            services.index(project).invalidate()

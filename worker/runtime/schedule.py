@@ -1,14 +1,17 @@
 """Celery beat's schedule."""
 
 from datetime import tzinfo
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import crontab, schedule
 
-from shared.config import Config, load_config, redis_url
-from shared.ledger.loaded_configurations import keep_publishing
+from shared.config import Config, redis_url
+from shared.config.live import CHECK_EVERY_SECONDS, LiveConfiguration
+from shared.ledger.kept_configuration import last_valid
+from shared.ledger.loaded_configurations import follow
 from shared.messaging.celery_config import QUEUES, TaskName
 from shared.redis_client import connect
 from worker.runtime.watchdog import touch_heartbeat
@@ -64,16 +67,30 @@ class ConfiguredScheduler(Scheduler):
     """
 
     StoredEvent = ScheduleEntry
+    # Also how soon a change of the configuration counts.
+    max_interval = int(CHECK_EVERY_SECONDS)
+    live: LiveConfiguration[Config] | None = None
+    _config: Config | None = None
 
     def setup_schedule(self) -> None:
         """Read the configuration. Raises ConfigError, which ends beat with a clear message."""
-        config = load_config()
-        self.app.conf.beat_schedule = beat_entries(config)
-        keep_publishing(connect(redis_url()), "beat", lambda: config.digest)
+        redis = connect(redis_url())
+        # Beat has no hash key. It only takes names and times from the configuration.
+        kept = partial(last_valid, redis, signed=False)
+        self.live = live = LiveConfiguration[Config](
+            lambda config, _: config, last_valid=kept, settle_seconds=3.0
+        )
+        follow(redis, "beat", live)
+        self._config = live.config
+        self.app.conf.beat_schedule = beat_entries(self._config)
         super().setup_schedule()
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Start due entries; called at least once a minute, as sweep is due that often."""
+        """Start due entries; called every five seconds at least."""
         touch_heartbeat()
+        if self.live and self._config is not self.live.config:
+            self._config = self.live.config
+            self.merge_inplace(beat_entries(self._config))  # type: ignore[arg-type]  # its stubs say entries
+            self._heap = None  # has the next times computed again
         seconds: float = super().tick(*args, **kwargs)
         return seconds

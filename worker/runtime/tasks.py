@@ -34,25 +34,25 @@ class _Step(SafeTask):
     soft_time_limit, time_limit = STEP_SECONDS - 60, STEP_SECONDS
 
 
-def register(app: Celery, services: Callable[[], Services]) -> None:
-    """Register the tasks. Each worker process calls `services()` on first use."""
+def register(app: Celery, services: Callable[..., Services]) -> None:
+    """Register the tasks. `services()` returns those of a task, `services(project)` those of a project's task."""
     task_logging.connect()
 
     @app.task(base=_Step, name=TaskName.LOOKUP)
     def _lookup(project: str, event: str) -> None:
-        lookup_records(project, event, services())
+        lookup_records(project, event, services(project))
 
     @app.task(base=_Step, name=TaskName.UPDATE)
     def _update(project: str) -> None:
-        update_records(project, services())
+        update_records(project, services(project))
 
     @app.task(base=_Step, name=TaskName.EMAIL)
     def _email(project: str, event: str) -> None:
-        send_email(project, event, services())
+        send_email(project, event, services(project))
 
     @app.task(base=_Step, name=TaskName.BLOCK)
     def _block(project: str) -> None:
-        block_at_twilio(project, services())
+        block_at_twilio(project, services(project))
 
     @app.task(
         base=_Step,
@@ -62,31 +62,33 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     )
     def _reconcile(project: str, since: str | None = None, nightly: bool | str = False) -> dict[str, Any]:
         begin = datetime.fromisoformat(since) if since else None
-        work = partial(reconcile, project, services(), since=begin, nightly=bool(nightly))
+        own = services(project)
+        work = partial(reconcile, project, own, since=begin, nightly=bool(nightly))
         # What waits comes back with text for its arguments.
-        report = run_job(
-            services(), work, TaskName.RECONCILE, project, since or "", "nightly" if nightly else ""
-        )
+        report = run_job(own, work, TaskName.RECONCILE, project, since or "", "nightly" if nightly else "")
         return asdict(report) if report else {"project": project, "outcome": "waiting"}
 
     @app.task(base=_Step, name=TaskName.VERIFY)
     def _verify(project: str) -> None:
-        run_job(services(), partial(verify_project, project, services()), TaskName.VERIFY, project)
+        own = services(project)
+        run_job(own, partial(verify_project, project, own), TaskName.VERIFY, project)
 
     @app.task(base=_Step, name=TaskName.REFRESH)
     def _refresh(project: str) -> None:
-        run_job(services(), partial(refresh_index, project, services()), TaskName.REFRESH, project)
+        own = services(project)
+        run_job(own, partial(refresh_index, project, own), TaskName.REFRESH, project)
 
     @app.task(base=_Step, name=TaskName.SWEEP)
     def _sweep() -> dict[str, int]:
-        published = sweep(services())
-        request_due_checks(services())
-        send_due_summaries(services())
-        notify_operator(services())
-        ping(services())
+        current = services()
+        published = sweep(current)
+        request_due_checks(current)
+        send_due_summaries(current)
+        notify_operator(current)
+        ping(current)
         return published
 
     @app.task(base=_Step, name=TaskName.CHECK)
     def _check(project: str) -> None:
-        work = partial(daily_check, project, services().in_background())
-        run_job(services(), work, TaskName.CHECK, project)
+        own = services(project)
+        run_job(own, partial(daily_check, project, own.in_background()), TaskName.CHECK, project)

@@ -19,7 +19,7 @@ from shared.ledger import keys
 from shared.ledger.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.failures import failed_ids
 from shared.ledger.figures import ProjectFigures, project_figures
-from shared.ledger.loaded_configurations import loaded_configurations
+from shared.ledger.loaded_configurations import invalid_files, loaded_configurations
 from shared.ledger.locks import try_lock
 from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from worker.mail.operator_mail import Changes, Condition, StudyWeek, addressed, changes_mail, weekly_mail
@@ -38,7 +38,14 @@ WEEKLY_HOUR = 8
 EXPECTED = ("beat", "web")
 MOST_REASONS = 3
 # Findings that have a condition of their own here, which notices them within minutes.
-_WATCHED_CLOSELY = {"events-wait", "events-failed", "reconcile-late", "web-not-ready", "configuration-stale"}
+_WATCHED_CLOSELY = {
+    "events-wait",
+    "events-failed",
+    "reconcile-late",
+    "web-not-ready",
+    "configuration-stale",
+    "configuration-invalid",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +86,10 @@ def _conditions(services: Services) -> Iterator[Condition]:
         yield from _waiting(project, figures[project], services, now_ms)
         if project in failing:
             yield from _not_saved(project, services)
+    for invalid in invalid_files(services.redis, now_ms=now_ms):
+        kept = f"{', '.join(invalid.processes)}: the last valid configuration is kept"
+        text = f"{kept}, as {invalid.file} cannot be used: {invalid.problem}"
+        yield Condition(f"configuration:{invalid.file}", text)
     running = {each.process.split()[0] for each in loaded_configurations(services.redis, now_ms=now_ms)}
     for kind in EXPECTED:
         if kind not in running:

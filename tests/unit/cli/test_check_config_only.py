@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from shared.config import load_config
+from shared.ledger.loaded_configurations import Trouble, publish
+from tests.fakes import fake_redis
 from worker.cli import main
 
 VALID = """\
@@ -134,3 +138,46 @@ def test_a_missing_file_is_named_with_the_fix(
 def test_an_unknown_project_is_an_error_of_the_command_line(check: Check) -> None:
     assert check(VALID, "--project", "sleep").exit_code == 2
     assert check(VALID, "--project", "asthma").exit_code == 0
+
+
+class TestLoaded:
+    @pytest.fixture
+    def redis(self, check: Check, monkeypatch: pytest.MonkeyPatch) -> Any:
+        redis = fake_redis()
+        monkeypatch.setattr("worker.cli.common.connect", lambda _url: redis)
+        assert check(VALID).exit_code == 0
+        return redis
+
+    def run(self, *args: str) -> Result:
+        return CliRunner().invoke(main, ["check", "--loaded", "--timeout", "1", *args])
+
+    def test_it_passes_as_soon_as_every_process_has_loaded_the_files(self, redis: Any) -> None:
+        for kind in ("web", "worker", "beat"):
+            publish(redis, f"{kind}|host|7", load_config().digest, now_ms=time.time_ns() // 1_000_000)
+        result = self.run()
+        assert (result.exit_code, "3 processes have loaded this file" in result.stdout) == (0, True)
+
+    def test_a_process_with_another_configuration_is_named(self, redis: Any) -> None:
+        publish(redis, "web|host|7", "0123abcd", now_ms=time.time_ns() // 1_000_000)
+        result = self.run("--json")
+        [finding] = json.loads(result.stdout)["findings"]
+        assert (result.exit_code, finding["id"]) == (1, "configuration-stale")
+
+    def test_a_process_that_found_the_files_invalid_is_named_with_file_and_key(self, redis: Any) -> None:
+        trouble = Trouble("/etc/optout/studies/a.toml", "projects.a.phone_feild: unknown key")
+        publish(redis, "web|host|7", "0123abcd", now_ms=time.time_ns() // 1_000_000, trouble=trouble)
+        result = self.run("--json")
+        [finding] = json.loads(result.stdout)["findings"]
+        assert (result.exit_code, finding["id"]) == (1, "configuration-invalid")
+        assert "studies/a.toml: projects.a.phone_feild" in finding["observed"]
+
+    def test_a_setting_that_needs_a_restart_is_named_and_does_not_fail(self, redis: Any) -> None:
+        now_ms, trouble = time.time_ns() // 1_000_000, Trouble(needs_restart=("OPTOUT_REDIS_URL",))
+        publish(redis, "web|host|7", load_config().digest, now_ms=now_ms, trouble=trouble)
+        result = self.run("--json")
+        [finding] = json.loads(result.stdout)["findings"]
+        assert (result.exit_code, finding["id"]) == (0, "configuration-needs-restart")
+        assert "OPTOUT_REDIS_URL" in finding["observed"]
+
+    def test_where_no_process_runs_it_fails(self, redis: Any) -> None:
+        assert self.run().exit_code == 1
