@@ -235,6 +235,23 @@ can be given as NAME`_FILE` instead: the path of a file that holds the value.
 In a URL, percent-encode user and password: `/` is `%2F`, `#` is `%23`, `?` is `%3F`, `@` is `%40`, `%` is `%25`. A
 process does not start if it cannot parse the URL of Redis or the broker. The error message does not repeat the URL.
 
+URLs of Redis, for the ledger and for the broker:
+
+| URL | Meaning |
+|---|---|
+| `redis://USER:PASSWORD@HOST:6379/0` | One server. What follows the port is the number of a database. |
+| `rediss://…` | The same with TLS. |
+| `redis+sentinel://USER:PASSWORD@H1:26379,H2:26379/NAME/0` | The primary that the sentinels know by NAME. |
+| `rediss+sentinel://…` | The same with TLS to Redis and to the sentinels. |
+
+USER and PASSWORD belong to Redis. If the sentinels have a password of their own, append `?sentinel_password=`, and
+`&sentinel_username=` if they have users. Their default port is 26379; see [Sentinel](../how-to/scale-out.md#sentinel).
+
+With TLS, the certificate and its host name are verified. Sentinels must then name the servers by host name
+(`resolve-hostnames` and `announce-hostnames` in `sentinel.conf`), or the certificates must contain the IP addresses.
+Options:
+`ssl_cert_reqs`, `ssl_ca_certs`, `ssl_check_hostname`, `ssl_certfile`, `ssl_keyfile`.
+
 The variables of Docker Compose are listed in [install with Docker](../how-to/install-docker.md#variables-in-env).
 """
 

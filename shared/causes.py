@@ -5,6 +5,8 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from shared.config.sentinel import is_sentinel_url
+
 _MOST_DEEP = 12
 
 
@@ -30,6 +32,8 @@ def _words(error: BaseException, timeout_seconds: float | None) -> str:
             return "connection cut"
         case TimeoutError():
             return f"timed out after {timeout_seconds:g} s" if timeout_seconds else "timed out"
+    if type(error).__name__ == "MasterNotFoundError":
+        return "no sentinel names the primary"
     if type(error).__name__ in {
         "ReadTimeout",
         "ConnectTimeout",
@@ -57,4 +61,6 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 def host_and_port(url: str) -> str:
     """An address without its login, for people."""
     parts = urlsplit(url)
+    if is_sentinel_url(url):  # a list, for which `port` raises ValueError
+        return parts.netloc.rpartition("@")[2]
     return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)

@@ -1,13 +1,16 @@
 """How every process connects to Redis."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
 
 # redis-py types every reply as "bytes or str, or something awaitable"; here all of them are decoded text.
@@ -15,6 +18,8 @@ RedisClient = Any
 
 # A webhook must be answered well within Twilio's 15 s (5 s for Event Streams) even when Redis hangs.
 SOCKET_TIMEOUT_SECONDS = 2.0
+# Three sentinels that hang, one after the other, must not take longer than a webhook may.
+SENTINEL_TIMEOUT_SECONDS = 0.5
 
 
 class OneMoreTry(Retry):
@@ -40,21 +45,63 @@ class OneMoreTry(Retry):
             self._within = False
 
 
+class SharedSentinel(Sentinel):
+    """The sentinels, for several threads.
+
+    redis-py puts the sentinel that answered at the top of its list by a swap. Two threads that swap at once put one
+    sentinel in twice and lose another, so each call has a list of its own.
+    Source: redis-py 8.1, sentinel.py, discover_master.
+    """
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Host and port of the primary. Raises MasterNotFoundError, a ConnectionError."""
+        own = copy(self)
+        own.sentinels = list(self.sentinels)
+        address: tuple[str, int] = Sentinel.discover_master(own, service_name)  # type: ignore[no-untyped-call]
+        self.sentinels = own.sentinels
+        return address
+
+
+def sentinel_options(address: SentinelAddress) -> dict[str, Any]:
+    """How to connect to the sentinels themselves."""
+    return {
+        "socket_timeout": SENTINEL_TIMEOUT_SECONDS,
+        "socket_connect_timeout": SENTINEL_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        **address.sentinel_login,
+        **address.ssl,
+    }
+
+
+def _client(url: str, options: dict[str, Any]) -> RedisClient:
+    """A client of one server, or of the primary that the sentinels name.
+
+    With sentinels, each new connection asks them, and one that replies READONLY is dropped and made again
+    (redis-py, SentinelManagedConnection).
+    """
+    if not is_sentinel_url(url):
+        return Redis.from_url(url, **options)
+    address = sentinel_address(url)
+    sentinels: Any = SharedSentinel
+    manager = sentinels(list(address.sentinels), sentinel_kwargs=sentinel_options(address))
+    return manager.master_for(address.name, db=address.database, **options, **address.login, **address.ssl)
+
+
 def connect(url: str) -> RedisClient:
     """A client with timeouts, and one more attempt if a connection is lost; connects on first use.
 
     Raises ConfigError if the address has an option that redis-py does not know.
     """
+    options = {
+        "decode_responses": True,
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_keepalive": True,
+        "health_check_interval": 30,
+        "retry": OneMoreTry(),
+    }
     try:
-        client = Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_keepalive=True,
-            health_check_interval=30,
-            retry=OneMoreTry(),
-        )
+        client = _client(url, options)
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # does not connect
     except (TypeError, ValueError, RedisError):  # its text may repeat the address

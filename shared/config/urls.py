@@ -4,6 +4,7 @@ import re
 from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 from shared.config.certificates import ca_file
+from shared.config.sentinel import SCHEMES, TLS_SCHEME, sentinel_address
 from shared.errors import ConfigError
 
 # kombu accepts several brokers in one string and tries them in turn. Source: Celery docs, broker_url.
@@ -31,7 +32,8 @@ def _parts(url: str) -> SplitResult | None:
     """None if invalid, so that the caller raises without the ValueError as its context."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises ValueError if the port is invalid
+        if parts.scheme not in SCHEMES:
+            parts.port  # noqa: B018  raises ValueError if the port is invalid
     except ValueError:
         return None
     return parts
@@ -44,6 +46,8 @@ def checked_url(url: str, key: str) -> str:
     otherwise: kombu accepts any certificate by default. Source: kombu/utils/url.py and kombu/transport/redis.py.
     """
     addresses = _SEPARATOR.split(url)
+    if len(addresses) > 1 and any(each.startswith(SCHEMES) for each in addresses):
+        raise ConfigError(key, [f"{key}: list the sentinels in one address, separated by commas"])
     return ";".join(_verifying(each, address_parts(each, key), key) for each in addresses)
 
 
@@ -52,7 +56,9 @@ def _verifying(url: str, parts: SplitResult, key: str) -> str:
         _refuse_tls_options(parts, key)
     if parts.scheme in {"redis", "rediss"}:
         _require_database_number(parts, key)
-    if parts.scheme != "rediss":
+    if parts.scheme in SCHEMES:
+        sentinel_address(url, key)
+    if parts.scheme not in {"rediss", TLS_SCHEME}:
         return url
     options = {"ssl_cert_reqs": "required", "ssl_ca_certs": quote(ca_file())}
     given = parse_qs(parts.query)
@@ -70,7 +76,11 @@ def _require_database_number(parts: SplitResult, key: str) -> None:
 
 def verifies_certificate(url: str) -> bool:
     """Whether no server in an address escapes the verification of its certificate and host name."""
-    options = [parse_qs(urlsplit(each).query) for each in _SEPARATOR.split(url) if each.startswith("rediss:")]
+    options = [
+        parse_qs(urlsplit(each).query)
+        for each in _SEPARATOR.split(url)
+        if each.startswith(("rediss:", f"{TLS_SCHEME}:"))
+    ]
     return all(
         each.get("ssl_cert_reqs", ["required"])[-1].lower().removeprefix("cert_") == "required"
         and each.get("ssl_check_hostname", ["true"])[-1].lower() not in {"false", "0", "no", "n"}
@@ -90,7 +100,7 @@ def _refuse_tls_options(parts: SplitResult, key: str) -> None:
 
 def redis_address(url: str, key: str) -> str:
     """The address of the ledger. Raises ConfigError as `checked_url` does, or if it is not a Redis address."""
-    if address_parts(url, key).scheme not in {"redis", "rediss"}:
-        problem = f"{key}: must be redis://host:port/number, or rediss:// for TLS"
+    if address_parts(url, key).scheme not in {"redis", "rediss", *SCHEMES}:
+        problem = f"{key}: must be redis://host:port/number, rediss:// for TLS, or redis+sentinel://"
         raise ConfigError(key, [problem])
     return checked_url(url, key)

@@ -6,12 +6,15 @@ P5).
 
 from enum import StrEnum
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
+from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
+from shared.redis_client import sentinel_options
 
 # A message of a dead worker is delivered again after this long: longer than the longest task (reconcile) and than
 # every countdown, which would otherwise be delivered twice. The shortest timeout of all processes that share a broker
@@ -55,10 +58,51 @@ QUEUES = {
 }
 
 
+def broker_connection(url: str, **options: Any) -> Connection:
+    """A connection of kombu to the broker, which connects on first use."""
+    return Connection(
+        broker_address(url),
+        transport_options=_sentinel_transport(url),
+        ssl=_broker_tls(url) or False,
+        **options,
+    )
+
+
+def broker_address(url: str) -> str:
+    """The broker's address as kombu takes it: one per sentinel, with the login of Redis.
+
+    Source: kombu docs, "Redis Transport": `sentinel://one:26379;sentinel://two:26379`, option master_name.
+    """
+    if not is_sentinel_url(url):
+        return url
+    address = sentinel_address(url)
+    return ";".join(
+        f"sentinel://{_login(address)}{f'[{host}]' if ':' in host else host}:{port}/{address.database}"
+        for host, port in address.sentinels
+    )
+
+
+def _login(address: SentinelAddress) -> str:
+    user, password = (quote(address.login.get(name, ""), safe="") for name in ("username", "password"))
+    return f"{user}:{password}@" if address.login else ""
+
+
+def _sentinel_transport(url: str) -> dict[str, Any]:
+    if not is_sentinel_url(url):
+        return {}
+    address = sentinel_address(url)
+    return {"master_name": address.name, "sentinel_kwargs": sentinel_options(address)}
+
+
+def _broker_tls(url: str) -> dict[str, Any]:
+    """The options of TLS with sentinels; any other address holds its own."""
+    return sentinel_address(url).tls if is_sentinel_url(url) else {}
+
+
 def require_usable(url: str) -> None:
     """Raise ConfigError if Celery cannot use the broker's address; does not connect."""
     try:
-        with Connection(url) as connection:
+        with broker_connection(url) as connection:
             usable = "://" in url and connection.transport is not None
     except Exception:  # noqa: BLE001  each transport raises its own, whose text may repeat the address
         usable = False
@@ -72,7 +116,7 @@ def require_usable(url: str) -> None:
 def make_celery(url: str) -> Celery:
     """A Celery application with the broker's settings; it connects on first use. Raises ConfigError."""
     require_usable(url)
-    app = Celery("optout", broker=url, set_as_current=False)
+    app = Celery("optout", broker=broker_address(url), set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUES[TaskName.SWEEP],
         # One exchange each: queues that share exchange and routing key would all receive each message.
@@ -94,7 +138,8 @@ def make_celery(url: str) -> Celery:
         # Also if Redis returns an error (full, or read-only during a failover): by default such an error on an
         # acknowledgement ends the worker. Source: Celery docs, broker_channel_error_retry.
         broker_channel_error_retry=True,
-        broker_transport_options=_transport_options(url),
+        broker_transport_options=_transport_options(url) | _sentinel_transport(url),
+        broker_use_ssl=_broker_tls(url) or False,
         # The web process stores before it publishes, and sweep republishes: answering Twilio is more urgent.
         task_publish_retry=False,
         broker_connection_timeout=3,

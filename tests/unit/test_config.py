@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import SSLConnection
 
 from shared.config import broker_url, load_config, parse_config, redis_url
 from shared.config.secrets import Secret
+from shared.config.urls import verifies_certificate
 from shared.errors import ConfigError, PublishedSecret
 from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import make_publisher
@@ -341,6 +343,62 @@ class TestEnvironment:
         monkeypatch.setenv(name, url)
         with pytest.raises(ConfigError, match=f"{name}: what follows host and port must be the number"):
             broker_url()
+
+    @pytest.mark.parametrize(
+        ("url", "problem"),
+        [
+            ("redis+sentinel://h1:26379,h2:26379", "must be the name that they know the primary by"),
+            ("redis+sentinel://h1:26379/", "must be the name that they know the primary by"),
+            ("redis+sentinel://h1:26379/main/abc", "and the number of a database"),
+            ("redis+sentinel://h1:26379,h2:x/main/0", "must list the sentinels as host:port"),
+            ("redis+sentinel://h1:26379,/main/0", "must list the sentinels as host:port"),
+            ("redis+sentinel://h1:0/main/0", "must list the sentinels as host:port"),
+            ("redis+sentinel:///main/0", "must list the sentinels as host:port"),
+            ("redis+sentinel://h1/main/0?db=1", "has an unknown option; it takes sentinel_password"),
+            ("redis+sentinel://h1/main/0?ssl_cert_reqs=none", "has an unknown option"),
+            ("rediss+sentinel://h1/main/0?ssl_cert_reqs=maybe", "ssl_cert_reqs must be"),
+            ("redis+sentinel://h1/main/0;redis+sentinel://h2/main/0", "in one address, separated by commas"),
+            ("redis+sentinel://u:S3cr/S3cret@h1/main/0", "percent-encode user and password"),
+            ("redis+sentinel://u:12#S3cret@h1/main/0", "percent-encode user and password"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])
+    def test_an_invalid_address_of_sentinels_is_reported_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, url: str, problem: str
+    ) -> None:
+        monkeypatch.setenv(name, url)
+        with pytest.raises(ConfigError, match=f"{name}: .*{problem}") as caught:
+            broker_url()
+        assert len(caught.value.problems) == 1
+        assert "S3cr" not in f"{caught.value}{caught.value.__context__}"
+
+    def test_ledger_and_broker_take_logins_and_database_from_the_address_of_sentinels(self) -> None:
+        url = "redis+sentinel://us%40er:p%2Fw+@h1:26380,[::1]/main/3?sentinel_password=s%26+"
+        pool = connect(url).connection_pool
+        assert pool.service_name == "main"
+        login = {name: pool.connection_kwargs[name] for name in ("username", "password", "db")}
+        assert login == {"username": "us@er", "password": "p/w+", "db": 3}
+        asked = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
+        assert [(each["host"], each["port"], each["password"]) for each in asked] == [
+            ("h1", 26380, "s&+"), ("::1", 26379, "s&+"),
+        ]  # fmt: skip
+        app = make_celery(url)
+        broker = app.connection()
+        assert (broker.userid, broker.password, broker.virtual_host) == ("us@er", "p/w+", "3")
+        assert [each.rpartition("@")[2] for each in broker.alt] == ["h1:26380/3", "[::1]:26379/3"]
+        assert app.conf.broker_transport_options["master_name"] == "main"
+        assert app.conf.broker_transport_options["sentinel_kwargs"]["password"] == "s&+"
+
+    def test_tls_with_sentinels_verifies_all_certificates(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPTOUT_REDIS_URL", "rediss+sentinel://h1/main/0")
+        assert redis_url() == "rediss+sentinel://h1/main/0?ssl_cert_reqs=required"
+        pool = connect(redis_url()).connection_pool
+        [sentinel] = pool.sentinel_manager.sentinels
+        for each in (pool, sentinel.connection_pool):
+            assert issubclass(each.connection_class, SSLConnection)
+            assert each.connection_kwargs["ssl_cert_reqs"] == "required"
+        assert make_celery(redis_url()).conf.broker_use_ssl == {"ssl_cert_reqs": "required"}
+        assert not verifies_certificate("rediss+sentinel://h1/main/0?ssl_cert_reqs=none")
 
     @pytest.mark.parametrize(
         "url",

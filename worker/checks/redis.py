@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from kombu import Connection
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from shared.causes import cause_in_words, host_and_port
 from shared.config import broker_url, redis_url
 from shared.config.urls import verifies_certificate
+from shared.messaging.celery_config import broker_connection
 from shared.redis_client import SOCKET_TIMEOUT_SECONDS, RedisClient, connect
 from shared.redis_rights import missing_by_address
 from worker.checks.clock import clock_finding
@@ -120,7 +120,7 @@ def _settings(redis: RedisClient) -> dict[str, str] | None:
 def check_broker(url: str) -> Iterator[Finding | Passed]:
     """Connect to a broker that is not the ledger's Redis. Its address may hold a password, and is not shown."""
     try:
-        with Connection(url, connect_timeout=5) as connection:
+        with broker_connection(url, connect_timeout=5) as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
     except Exception as error:  # noqa: BLE001  each transport raises its own
         cause = cause_in_words(error, timeout_seconds=5)
