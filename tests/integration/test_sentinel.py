@@ -166,7 +166,6 @@ def test_the_primary_is_killed_in_a_burst(servers: Servers, tmp_path: Path) -> N
             time.sleep(0.2)
             servers.servers[first].kill()
             accepted = [(person, text) for person, text in texts if text.answer.status == 200]
-        killed = time.monotonic()
         wait_until(lambda: servers.primary() != first, what="another primary")
 
         def stored_again() -> bool:
@@ -178,12 +177,9 @@ def test_the_primary_is_killed_in_a_burst(servers: Servers, tmp_path: Path) -> N
             return True
 
         wait_until(stored_again, what="web stores in the new primary")
-        print(f"web stores again after {time.monotonic() - killed:.1f} s; {len(accepted)} accepted")
         wait_until(lambda: world.platform.redis.ping())
-        world.ended(accepted[-1][1], seconds=120)
+        world.ended(accepted[-1][1], seconds=120)  # at the latest the second sweep asks again
         assert world.value(accepted[-1][0])
-        missing = [person.record for person, _ in accepted if not world.value(person)]
-        print(f"{len(missing)} of {len(accepted)} missing at first")
         check = world.platform.run("check", check=False)
         assert "redis-unreachable" not in check.stdout + check.stderr
         assert requests.get(f"{world.platform.flower_url}/healthcheck", timeout=5).ok
