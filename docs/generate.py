@@ -245,7 +245,8 @@ URLs of Redis, for the ledger and for the broker:
 | `rediss+sentinel://…` | The same with TLS to Redis and to the sentinels. |
 
 USER and PASSWORD belong to Redis. If the sentinels have a password of their own, append `?sentinel_password=`, and
-`&sentinel_username=` if they have users. Their default port is 26379; see [Sentinel](../how-to/scale-out.md#sentinel).
+`&sentinel_username=` if they have users. Their default port is 26379.
+See [Sentinel](../how-to/scale-out.md#sentinel).
 
 With TLS, the certificate and its host name are verified. Sentinels must then name the servers by host name
 (`resolve-hostnames` and `announce-hostnames` in `sentinel.conf`), or the certificates must contain the IP addresses.

@@ -8,7 +8,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
@@ -20,6 +20,7 @@ RedisClient = Any
 SOCKET_TIMEOUT_SECONDS = 2.0
 # Three sentinels that hang, one after the other, must not take longer than a webhook may.
 SENTINEL_TIMEOUT_SECONDS = 0.5
+REPLICA_TIMEOUT_MS = 1_000
 
 
 class OneMoreTry(Retry):
@@ -108,3 +109,31 @@ def connect(url: str) -> RedisClient:
         problem = "OPTOUT_REDIS_URL: has an unknown option or database; correct what follows the host"
         raise ConfigError("OPTOUT_REDIS_URL", [problem]) from None
     return client
+
+
+class NotReplicated(RedisError):
+    """The primary has a change, but no replica confirmed it in time."""
+
+
+def execute_replicated(redis: RedisClient, pipe: Any) -> list[Any]:
+    """Execute a pipeline as a transaction; with sentinels, wait until a replica has it, too. Errors are results.
+
+    WAIT counts what its own connection has written, so it follows EXEC in the same request. Raises RedisError.
+    Source: Redis docs, WAIT.
+    """
+    if not isinstance(redis.connection_pool, SentinelConnectionPool):
+        results: list[Any] = pipe.execute(raise_on_error=False)
+        return results
+    with redis.pipeline(transaction=False) as request:
+        request.execute_command("MULTI")
+        for arguments, _ in pipe.command_stack:
+            request.execute_command(*arguments)
+        request.execute_command("EXEC")
+        request.execute_command("WAIT", 1, REPLICA_TIMEOUT_MS)
+        *_, results, replicas = request.execute(raise_on_error=False)
+    for reply in (results, replicas):
+        if isinstance(reply, Exception):
+            raise reply
+    if replicas < 1:
+        raise NotReplicated
+    return results

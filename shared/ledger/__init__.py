@@ -38,7 +38,7 @@ from shared.ledger.deliveries import Delivery
 from shared.ledger.failures import prune_failures
 from shared.ledger.staff_actions import forget_actions
 from shared.ledger.version import LISTS_BY_STATE, ledger_version
-from shared.redis_client import RedisClient
+from shared.redis_client import RedisClient, execute_replicated
 
 LUA = Path(__file__).parent / "scripts"
 
@@ -222,15 +222,16 @@ class Ledger:
     ) -> list[Accepted | Exception]:
         """Record events with their times of receipt, each with an outcome of its own; the caller publishes lookups.
 
-        All of them wait for the disk once, together with the metrics of `/metrics` that are `counted`. Raises
-        redis.RedisError if the store is unavailable.
+        All of them wait for the disk once, and for a replica if there are any, together with the metrics of
+        `/metrics` that are `counted`, which also make a repeated event wait. Raises redis.RedisError if the store is
+        unavailable.
         """
         with self.redis.pipeline(transaction=True) as pipe:
             for event, now in arrived:
                 self._accept_one(event, now, pipe, lookups=True, confirmed=False)
             for label, number in counted.items():
                 pipe.hincrby(keys.METRICS, label, number)
-            answers = pipe.execute(raise_on_error=False)[: len(arrived)]
+            answers = execute_replicated(self.redis, pipe)[: len(arrived)]
         return [answer if isinstance(answer, Exception) else Accepted(answer) for answer in answers]
 
     def _accept_one(

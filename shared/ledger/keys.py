@@ -29,6 +29,7 @@ PROBLEMS = f"{PREFIX}:problems"  # hash: project -> JSON of what keeps it from b
 PROJECTS = f"{PREFIX}:projects"
 INVALID_MESSAGES = f"{PREFIX}:invalid-messages"  # list: queue entries that are not task messages; expires
 MAIL_REJECTION = f"{PREFIX}:mail-rejection"  # string: why the mail server rejected the last e-mail; expires
+REDIS_SERVER = f"{PREFIX}:redis-server"  # hash: run_id of the server that a sweep found last, and seen_ms
 SUMMARIES = f"{PREFIX}:summaries"  # hash: project -> the last month whose summary was mailed
 VERIFIED = f"{PREFIX}:verified"  # hash: project -> ms of its last check against REDCap, digest of its table
 

@@ -16,7 +16,7 @@ import pytest
 import requests
 from redis import Redis
 
-from shared.redis_client import connect
+from shared.redis_client import NotReplicated, connect, execute_replicated
 from tests.integration.world import HASH_KEY, STUDIES, World, configuration, sender_of, service_sid
 from tests.processes import REDIS_CONF, Platform, Process, free_port, valkey_binary, wait_until
 from tests.simulators.redcap import RedcapSimulator
@@ -180,8 +180,26 @@ def test_the_primary_is_killed_in_a_burst(servers: Servers, tmp_path: Path) -> N
         wait_until(lambda: world.platform.redis.ping())
         world.ended(accepted[-1][1], seconds=120)  # at the latest the second sweep asks again
         assert world.value(accepted[-1][0])
+        wait_until(
+            lambda: "redis_changed" in world.platform["worker"].text(), seconds=90, what="a sweep notices"
+        )
         check = world.platform.run("check", check=False)
         assert "redis-unreachable" not in check.stdout + check.stderr
         assert requests.get(f"{world.platform.flower_url}/healthcheck", timeout=5).ok
         assert requests.get(f"{world.platform.console_url}/healthz", timeout=5).ok
         assert all(world.platform[name].running for name in ("web", "worker", "beat", "flower", "console"))
+
+
+def test_without_a_replica_nothing_is_confirmed(servers: Servers) -> None:
+    wait_until(lambda: connect(servers.url).ping(), what="a primary")
+    redis, primary = connect(servers.url), servers.primary()
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.incr("written")
+        assert execute_replicated(redis, pipe) == [1]
+    for port, server in servers.servers.items():
+        if port != primary:
+            server.kill()
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.incr("written")
+        with pytest.raises(NotReplicated):
+            execute_replicated(redis, pipe)

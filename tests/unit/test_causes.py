@@ -59,7 +59,11 @@ def test_an_endless_chain_ends() -> None:
 
 @pytest.mark.parametrize(
     ("url", "shown"),
-    [(f"redis://{LOGIN}@h:6379/0", "h:6379"), (f"amqp://{LOGIN}@mq.example.edu//", "mq.example.edu")],
+    [
+        (f"redis://{LOGIN}@h:6379/0", "h:6379"),
+        (f"amqp://{LOGIN}@mq.example.edu//", "mq.example.edu"),
+        (f"redis+sentinel://{LOGIN}@h1:26379,h2:26379/main/0", "h1:26379,h2:26379"),
+    ],
 )
 def test_addresses_are_shown_without_their_login(url: str, shown: str) -> None:
     assert host_and_port(url) == shown

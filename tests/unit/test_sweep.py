@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import json
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -170,3 +171,29 @@ class TestProblems:
         asthma.sweep()
         assert asthma.problem()["problem"] == problem
         assert asthma.imports() == 0
+
+
+class TestAnotherRedisServer:
+    def answers_as(self, asthma: Study, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(asthma.redis, "info", lambda _section: {"run_id": run_id})
+        asthma.published.messages.clear()
+        asthma.clock.ahead += timedelta(minutes=1)
+        sweep(asthma.services)
+
+    def reconciliations(self, asthma: Study) -> list[Any]:
+        jobs = [json.loads(each) for each in asthma.redis.zrange(keys.BACKGROUND, 0, -1)]
+        return [job for job in jobs if job[0] == TaskName.RECONCILE]
+
+    def test_every_study_is_reconciled_from_a_little_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asthma = enrolled()
+        self.answers_as(asthma, "a", monkeypatch)
+        self.answers_as(asthma, "a", monkeypatch)
+        assert not self.reconciliations(asthma)
+        noted = asthma.clock()
+        self.answers_as(asthma, "b", monkeypatch)
+        [[_, project, since, nightly]] = self.reconciliations(asthma)
+        assert (project, nightly) == ("asthma", "")
+        before = noted - datetime.fromisoformat(since)
+        assert timedelta(minutes=10) <= before <= timedelta(minutes=11)
+        self.answers_as(asthma, "b", monkeypatch)
+        assert len(self.reconciliations(asthma)) == 1

@@ -14,6 +14,7 @@ from worker.projects.problems import projects_to_check
 from worker.projects.removed import GRACE_PERIOD, retire, track_configured_projects
 from worker.services import Services
 from worker.steps.background import publish_jobs, request_job
+from worker.steps.failover import reconcile_after_failover
 
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000
@@ -39,6 +40,7 @@ def sweep(services: Services) -> dict[str, int]:
             services.ledger.count("swept", kind, by=number)
     if due:
         log.info("swept", **published)
+    reconcile_after_failover(services)
     for project in projects_to_check(services):
         request_job(services, TaskName.VERIFY, project)
     publish_jobs(services)
