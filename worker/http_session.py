@@ -1,11 +1,14 @@
 """HTTP sessions that trust an institution's own certificate authority besides the public ones."""
 
+import re
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 
 from shared.config.certificates import ca_file, client_context
+from shared.config.schema import LOOPBACK
 
 Session = TypeVar("Session", bound=requests.Session)
 
@@ -37,7 +40,14 @@ def post(url: str, **more: Any) -> requests.Response:
     return _once("post", url, **more)
 
 
+def _exceptions(url: str) -> dict[str, str]:
+    """No proxy leads to this machine, nor to a name without a dot, such as another container."""
+    host = urlsplit(url).hostname or ""
+    return {"no_proxy": host} if host in LOOPBACK or not re.search("[.:]", host) else {}
+
+
 def _once(method: str, url: str, **more: Any) -> requests.Response:
+    more.setdefault("proxies", _exceptions(url))
     if not ca_file():
         response: requests.Response = getattr(requests, method)(url, **more)
         return response

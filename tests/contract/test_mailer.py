@@ -262,6 +262,7 @@ def test_the_greeting_names_the_configured_host(smtp: SmtpSimulator) -> None:
     ("stage", "reply", "code"),
     [
         ("DATA", "530 Authentication required", "smtp_message_rejected"),
+        ("DATA", "550 5.1.90 You have reached your daily limit for message recipients", "smtp_message_rejected"),
         ("DATA", "503 Bad sequence of commands", "smtp_message_rejected"),
         ("RCPT", "504 5.5.2 <host>: Helo command rejected: need fully-qualified hostname", "smtp_relay_rejected"),
         ("RCPT", "530 5.1.1 Log in first", "smtp_relay_rejected"),

@@ -121,6 +121,19 @@ class TestThreads:
 
 
 class TestOwnTexts:
+    @pytest.mark.parametrize("name", ["notice.txt", "notice.html"])
+    def test_other_letters_are_sent_in_seven_bits(self, tmp_path: Path, name: str) -> None:
+        """A server without 8BITMIME rejects or damages anything else."""
+        (tmp_path / name).write_text("<p>Grüße aus Zürich</p>\n", encoding="utf-8")
+        message = mail("17", templates=str(tmp_path))
+        assert message.as_bytes().isascii()
+        assert "Grüße aus Zürich" in "".join(parts(message))
+        assert b"quoted-printable" in message.as_bytes()
+
+    def test_a_byte_order_mark_is_no_part_of_a_template(self, tmp_path: Path) -> None:
+        (tmp_path / "notice.subject").write_bytes(b"\xef\xbb\xbfSTOP in {{ project }}")
+        assert mail("17", templates=str(tmp_path))["Subject"] == "STOP in asthma"
+
     def test_any_of_the_three_may_be_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "notice.subject").write_text("{{ project }}:\n {{ records|join('+') }}")
         message = mail("17", "18", templates=str(tmp_path))

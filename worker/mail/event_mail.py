@@ -208,7 +208,7 @@ def _thread(entry: StoredEvent) -> str:
 def _environment(folder: str | None) -> ImmutableSandboxedEnvironment:
     """A study's folder takes precedence over the built-in templates, which `extends` reaches as "built-in/…"."""
     built_in = PackageLoader("worker.mail")
-    loaders = [built_in] if folder is None else [FileSystemLoader(folder), built_in]
+    loaders = [built_in] if folder is None else [FileSystemLoader(folder, encoding="utf-8-sig"), built_in]
     return ImmutableSandboxedEnvironment(
         loader=ChoiceLoader([*loaders, PrefixLoader({"built-in": built_in})]),
         autoescape=lambda name: name is not None and name.endswith(".html"),

@@ -40,8 +40,8 @@ class Reply:
 _FINAL = (
     (
         "RCPT|DATA",
-        r"5\d\d 5\.1\.(?![78]$)\d+",
-        "the recipient's address (5.1.7 and 5.1.8 are about the sender)",
+        r"5\d\d 5\.1\.(?!(?:[78]|90)$)\d+",
+        "the recipient's address (5.1.7, 5.1.8 and Exchange Online's daily limit 5.1.90 are about the sender)",
     ),
     ("MAIL|RCPT|DATA", r"5\d\d 5\.3\.4", "the message's size"),
     ("RCPT|DATA", r"5\d\d 5\.6\.\d+", "the content"),
