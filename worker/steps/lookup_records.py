@@ -209,7 +209,7 @@ def _raise_if_it_can_wait(entry: StoredEvent, services: Services) -> None:
     """Of projects that share a sender, those whose index lacks the number are asked in the background.
 
     Raises LookedUpLater. Where another one knows the number, the others look a minute later, so that one export
-    serves all texts of that minute. An index that has not been refreshed since the day before is not relied upon.
+    serves all texts of that minute. An index that has not been refreshed since the day before does not count.
     """
     now, others = services.now(), services.config.sharing(entry.project)
     if entry.event_id.startswith(TEST_SID_PREFIX):
