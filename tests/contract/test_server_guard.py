@@ -163,6 +163,15 @@ def test_half_of_the_processes_stay_free(redis: Any, monkeypatch: pytest.MonkeyP
     assert error_of(mailer).code == "smtp_unreachable"
 
 
+def test_without_a_place_for_temporary_files_mail_is_sent(
+    redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    with SmtpSimulator().serve() as server:
+        Mailer(server.url, SENDER, redis=redis).send(mail())
+        assert len(server.wait_for(1)) == 1
+
+
 def _hold(server: str) -> None:
     with process_slot(server, 1):
         time.sleep(60)

@@ -124,7 +124,10 @@ def process_slot(server: str, limit: int) -> Iterator[None]:
 
 def _lock_first(paths: list[Path]) -> int | None:
     for path in paths:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError:  # no place for temporary files: mails are more important than the limit
+            return os.open(os.devnull, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
