@@ -1,8 +1,9 @@
-"""What the ingress is measured against: other Flask applications, for a WSGI server."""
+"""What the ingress is measured against: other Flask applications, and HTTP alone."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from celery import Celery
 from flask import Flask, Response, request
@@ -65,6 +66,15 @@ def make_textbook() -> Flask:
         return _silence()
 
     return app
+
+
+async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Reads the body and answers: HTTP alone, without Flask."""
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-type", b"text/xml"), (b"content-length", str(len(EMPTY_RESPONSE)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": EMPTY_RESPONSE.encode()})
 
 
 bare = make_bare()

@@ -13,6 +13,7 @@ import requests
 from tests.benchmarks.load import Load, closed_loop, webhook
 from tests.benchmarks.report import Section, verdict
 from tests.benchmarks.world import (
+    WSGI,
     World,
     configuration,
     family,
@@ -180,7 +181,9 @@ def _alternative(folder: Path, application: str) -> EventOutcome:
         mail = stack.enter_context(mail_server(folder))
         made = stack.enter_context(platform(folder, configuration(served.url), "redis", smtp_url=mail.url))
         env = {**made.env, "BENCH_REDCAP_URL": served.url}
-        commands = {"web-alternative": web_command(made, f"tests.benchmarks.alternatives:{application}")}
+        commands = {
+            "web-alternative": web_command(made, f"tests.benchmarks.alternatives:{application}", WSGI)
+        }
         if application == "chain_per_event":
             celery = [
                 str(BIN / "celery"),

@@ -15,11 +15,10 @@ from typing import Any
 import requests
 
 from shared.ledger import keys
-from tests.processes import Platform, Process, free_port, wait_until
+from tests.processes import BIN, Platform, Process, free_port, wait_until
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SERVICE_SID
 
 PROJECT = "asthma"
-OURS = "web.asgi:app"
 REDCAP_TOKEN = "FAKEASTHMATOKEN00000000000000000"
 SECRETS = {
     "OPTOUT_HASH_KEY": "a-key-for-benchmarks-only",
@@ -55,16 +54,25 @@ def configuration(redcap_url: str, *, per_minute: int = 300, more: str = "") -> 
     )  # fmt: skip
 
 
-# What a WSGI server needs beside the options of the platform's own web server.
-THREADS = ["--interface", "wsgi", "--blocking-threads", "8"]
+EVENT_LOOP, WSGI, WAITRESS = "event loop", "WSGI", "waitress"
 
 
-def web_command(made: Platform, application: str) -> list[str]:
-    """A web process of another application: `OURS` in an event loop, all others on granian's WSGI interface."""
+def web_command(made: Platform, application: str, server: str) -> list[str]:
+    """A web process of any application: on granian as shipped, on its WSGI interface, or on waitress."""
     *command, _ = made["web"].command
-    if application != OURS:
+    if server == WAITRESS:
+        command = [
+            str(BIN / "waitress-serve"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(made.web_port),
+            "--threads",
+            "8",
+        ]
+    if server == WSGI:
         at = command.index("--interface")
-        command[at : at + 2] = THREADS
+        command[at : at + 2] = ["--interface", "wsgi", "--blocking-threads", "8"]
     return [*command, application]
 
 
