@@ -8,7 +8,7 @@ import structlog
 from flask import g, request
 
 from shared.messaging.record_events import Submission, publish_lookups, record
-from web.context import IN_EVENT_LOOP, Services, services
+from web.context import IN_EVENT_LOOP, Services
 
 # Event Streams waits for 5 s, a webhook for 15 s.
 STORE_SECONDS = 4.0
@@ -20,17 +20,17 @@ Submitted = tuple[Services, Submission]
 log = structlog.get_logger(__name__)
 
 
-def submit(submission: Submission) -> bool:
+def submit(own: Services, submission: Submission) -> bool:
     """Store what a request changes. Returns False if that failed.
 
     In an event loop, `web.request_buffering` answers the request after the submission is on disk. Other servers wait
     here.
     """
     if IN_EVENT_LOOP in request.environ:
-        g.submitted = services(), submission
+        g.submitted = own, submission
         return True
-    [stored], asked = record(services(), [submission])
-    publish_lookups(services().publish, asked)
+    [stored], asked = record(own, [submission])
+    publish_lookups(own.publish, asked)
     return stored
 
 
@@ -46,16 +46,16 @@ class Writer:
 
     async def stored(self, own: Services, submission: Submission) -> bool:
         """Whether a submission is on disk. False after a few seconds, whatever the store does."""
-        outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(self._seconds, _give_up, outcome)
         self._gathered.append((own, submission, outcome))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         try:
-            async with asyncio.timeout(self._seconds):
-                return await outcome
-        except TimeoutError:
-            log.error("not_stored", error="TimeoutError")
-            return False
+            return await outcome
+        finally:
+            timer.cancel()
 
     async def _write(self) -> None:
         run = asyncio.get_running_loop().run_in_executor
@@ -70,3 +70,9 @@ class Writer:
                     outcome.set_result(is_stored)
             if asked:
                 self._publishing.submit(publish_lookups, own.publish, asked)
+
+
+def _give_up(outcome: asyncio.Future[bool]) -> None:
+    if not outcome.done():
+        log.error("not_stored", error="TimeoutError")
+        outcome.set_result(False)

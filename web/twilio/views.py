@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import structlog
-from flask import Blueprint, Response, abort, request
+from flask import Blueprint, Request, Response, abort, request
+from flask.globals import request_ctx
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -14,7 +15,7 @@ from shared.domain.events import Change, OptOutEvent
 from shared.domain.keywords import learnable
 from shared.errors import Forged, Malformed, Rejected
 from shared.messaging.record_events import Submission
-from web.context import leave_event_loop, services
+from web.context import Services, leave_event_loop, services
 from web.recording import submit
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MAX_PARAMETERS, QUERY_LIMIT_BYTES
 from web.twilio.parsing import InboundMessage, message_of_form, messages_of_events
@@ -28,71 +29,73 @@ twilio_webhooks = Blueprint("twilio", __name__)
 @twilio_webhooks.post(INBOUND_PATH, strict_slashes=False)
 def inbound() -> Response:
     """A Messaging Service's or number's inbound-message webhook."""
-    message = _verified_message()
-    projects = _record("inbound", [message])
-    return Response(services().router.answer(projects), content_type=CONTENT_TYPE)
+    own = services()
+    message = _verified_message(own, request_ctx.request)
+    projects = _record(own, "inbound", [message])
+    return Response(own.router.answer(projects), content_type=CONTENT_TYPE)
 
 
-def _verified_message() -> InboundMessage:
+def _verified_message(own: Services, sent: Request) -> InboundMessage:
     """The message of a form that Twilio signed. Raises Forged or Malformed."""
-    request.max_content_length = INBOUND_LIMIT_BYTES
-    signature = request.headers.get("X-Twilio-Signature")
+    sent.max_content_length = INBOUND_LIMIT_BYTES
+    signature = sent.headers.get("X-Twilio-Signature")
     if not signature:  # checked first, so that no unsigned body is parsed
         raise Forged("no_signature")
-    if request.mimetype != "application/x-www-form-urlencoded":
+    if sent.mimetype != "application/x-www-form-urlencoded":
         raise Malformed("no_form")
-    if request.get_data().count(b"&") >= MAX_PARAMETERS:
+    if sent.get_data().count(b"&") >= MAX_PARAMETERS:
         raise Malformed("too_many_parameters")
-    form = request.form
-    settings = request.headers.get(SETTINGS_HEADER)
-    services().verifier.verify_form(_called_url(), form, signature, form.get("AccountSid"), settings)
+    form = sent.form
+    settings = sent.headers.get(SETTINGS_HEADER)
+    own.verifier.verify_form(_called_url(own, sent), form, signature, form.get("AccountSid"), settings)
     return message_of_form(form)
 
 
 @twilio_webhooks.post(EVENTS_PATH, strict_slashes=False)
 def events() -> Response:
     """An Event Streams webhook sink."""
-    request.max_content_length = EVENTS_LIMIT_BYTES
-    body = request.get_data(cache=False)
-    signature, settings = request.headers.get("X-Twilio-Signature"), request.headers.get(SETTINGS_HEADER)
-    signers = services().verifier.verify_json(_called_url(), body, signature, settings)
+    own, sent = services(), request_ctx.request
+    sent.max_content_length = EVENTS_LIMIT_BYTES
+    body = sent.get_data(cache=False)
+    signature, settings = sent.headers.get("X-Twilio-Signature"), sent.headers.get(SETTINGS_HEADER)
+    signers = own.verifier.verify_json(_called_url(own, sent), body, signature, settings)
     if len(body) > INBOUND_LIMIT_BYTES:
         leave_event_loop()  # thousands of events may be in it
     messages, rejected = messages_of_events(body)
     # The token of one account must not authenticate events of another account.
-    own = [message for message in messages if message.account_sid in signers]
-    rejected += [Forged("foreign_account")] * (len(messages) - len(own))
-    if rejected and not own:
+    signed = [message for message in messages if message.account_sid in signers]
+    rejected += [Forged("foreign_account")] * (len(messages) - len(signed))
+    if rejected and not signed:
         raise rejected[0]
-    _record("events", own)
+    _record(own, "events", signed)
     # One bad event does not reject the others: Event Streams does not send a rejected batch again.
     for error in rejected:
         _count_rejection(error.status, error.reason)
     return empty_response()
 
 
-def _called_url() -> str:
+def _called_url(own: Services, sent: Request) -> str:
     """The address that Twilio called: from the configuration, not from headers that any client can set.
 
     Raises Malformed.
     """
-    if len(request.query_string) > QUERY_LIMIT_BYTES:
+    if len(sent.query_string) > QUERY_LIMIT_BYTES:
         raise Malformed("query_too_long")
-    query = request.query_string.decode("latin-1")
-    return services().config.public_url.rstrip("/") + request.path + (f"?{query}" if query else "")
+    query = sent.query_string.decode("latin-1")
+    return own.config.public_url.rstrip("/") + sent.path + (f"?{query}" if query else "")
 
 
-def _record(endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
+def _record(own: Services, endpoint: str, messages: Sequence[InboundMessage]) -> list[str]:
     """Record what the messages change. Returns the projects of the last message, or answers with 503."""
     now = datetime.now(UTC)
     projects: list[str] = []
     changes: list[OptOutEvent] = []
     for message in messages:
-        projects = _projects(message)
-        changes += services().router.events(message, projects, now)
+        projects = _projects(own, message)
+        changes += own.router.events(message, projects, now)
     if not changes:
-        services().request_counter.add(endpoint, "ignored" if projects else "no_project")
-    elif not submit(Submission(endpoint, changes, now, list(_words(messages, changes)))):
+        own.request_counter.add(endpoint, "ignored" if projects else "no_project")
+    elif not submit(own, Submission(endpoint, changes, now, list(_words(messages, changes)))):
         abort(503)
     return projects
 
@@ -107,9 +110,9 @@ def _words(
             yield scopes, word, Change(message.opt_out_type)
 
 
-def _projects(message: InboundMessage) -> list[str]:
+def _projects(own: Services, message: InboundMessage) -> list[str]:
     """The projects that a message was sent to."""
-    projects = services().router.projects(message)
+    projects = own.router.projects(message)
     if not projects:
         log.warning("message_of_no_project", message_sid=message.message_sid)
     return projects
