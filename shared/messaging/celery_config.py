@@ -149,8 +149,8 @@ def make_celery(url: str) -> Celery:
 
 def _transport_options(url: str) -> dict[str, Any]:
     if not url.startswith(("redis", "sentinel")):
-        # RabbitMQ unavailable: give up within a fraction of a second, because a webhook waits (kombu's default takes
-        # six). Sweep republishes. For the same reason there are no publisher confirms.
+        # RabbitMQ unavailable: give up within a fraction of a second (kombu's default takes six), because a webhook
+        # waits on servers without an event loop. Sweep republishes. Hence no publisher confirms either.
         return {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
     return {
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,

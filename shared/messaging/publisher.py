@@ -6,6 +6,7 @@ from celery import Celery
 
 from shared.config import broker_url
 from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.redis_client import SOCKET_TIMEOUT_SECONDS
 
 
 class Publisher(Protocol):
@@ -14,9 +15,18 @@ class Publisher(Protocol):
     def __call__(self, task: TaskName, *args: str, delay_seconds: float = 0) -> None: ...
 
 
+# A connection may be lost or half-open: try once more on a new one. (kombu's defaults take six seconds to give up.)
+ONE_MORE_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
+
+
 def make_publisher() -> Publisher:
     """A publisher for the configured broker; it connects on first use. Raises ConfigError."""
-    return CeleryPublisher(make_celery(broker_url()))
+    app = make_celery(broker_url())
+    options = app.conf.broker_transport_options | ONE_MORE_TRY
+    if "socket_timeout" in options:  # it never waits for messages, as a consumer does
+        options["socket_timeout"] = SOCKET_TIMEOUT_SECONDS
+    app.conf.broker_transport_options = options
+    return CeleryPublisher(app)
 
 
 class CeleryPublisher:
@@ -27,5 +37,6 @@ class CeleryPublisher:
 
     def __call__(self, task: TaskName, *args: str, delay_seconds: float = 0) -> None:
         self._app.send_task(
-            task, args=args, queue=QUEUES[task], countdown=delay_seconds or None, ignore_result=True
-        )
+            task, args=args, queue=QUEUES[task], countdown=delay_seconds or None, ignore_result=True,
+            retry=True, retry_policy=ONE_MORE_TRY,
+        )  # fmt: skip

@@ -21,7 +21,10 @@ PAGE = ROOT / "docs/explanation/benchmarks.md"
 CHARTS = ROOT / "docs/explanation/benchmarks"
 NOTES = Path(__file__).parent / "notes.md"
 
-PACKAGES = ("celery", "kombu", "redis", "hiredis", "flask", "granian", "flower", "twilio", "phonenumbers")
+PACKAGES = (
+    "celery", "kombu", "redis", "hiredis", "flask", "granian", "uvloop", "waitress", "flower", "twilio",
+    "phonenumbers",
+)  # fmt: skip
 
 
 @dataclass(slots=True)

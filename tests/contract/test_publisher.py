@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -17,6 +19,7 @@ from shared.messaging.celery_config import QUEUES, TaskName, make_celery
 from shared.messaging.publisher import CeleryPublisher, make_publisher
 from shared.messaging.record_events import publish_many_or_leave
 from shared.redis_client import connect
+from tests.blackhole import Blackhole
 from tests.builders import opt_out_event
 from tests.fakes import accept
 from tests.processes import free_port
@@ -75,6 +78,40 @@ def test_a_server_that_is_away_is_an_operational_error(monkeypatch: pytest.Monke
     monkeypatch.setenv("OPTOUT_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(OperationalError):
         make_publisher()(TaskName.SWEEP)
+
+
+def test_half_open_connections_delay_a_message_by_seconds(
+    redis: Any, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Blackhole(urlsplit(valkey_url).port or 0)
+    with proxy.serve():
+        monkeypatch.setenv("OPTOUT_REDIS_URL", f"redis://127.0.0.1:{proxy.port}/0")
+        publish = make_publisher()
+        publish(TaskName.SWEEP)
+        assert proxy.swallow_connections() > 0
+        began = time.monotonic()
+        publish(TaskName.SWEEP)
+        assert time.monotonic() - began < 6
+    assert redis.llen(QUEUES[TaskName.SWEEP]) == 2
+
+
+def test_a_server_that_hangs_is_given_up_within_seconds(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Blackhole(urlsplit(valkey_url).port or 0)
+    with proxy.serve():
+        monkeypatch.setenv("OPTOUT_REDIS_URL", f"redis://127.0.0.1:{proxy.port}/0")
+        publish = make_publisher()
+        publish(TaskName.SWEEP)
+        proxy.swallow_new = True
+        proxy.swallow_connections()
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            publish(TaskName.SWEEP)
+        assert time.monotonic() - began < 15
+        proxy.swallow_new = False
+        proxy.swallow_connections()
+        publish(TaskName.SWEEP)
 
 
 def test_a_new_event_publishes_once_and_a_repeated_and_an_overtaken_one_do_not(
