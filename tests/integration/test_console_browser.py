@@ -22,14 +22,15 @@ from shared.ledger import EventOutcome, Ledger, keys
 from shared.ledger.check_results import CheckResult, StoredFinding, store_result
 from shared.ledger.loaded_configurations import publish
 from shared.ledger.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
-from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium, page_text
+from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium, page_text, wait_for_text
 from tests.builders import opt_out_event
 from tests.integration.privacy import Needles
 from tests.integration.world import configuration
-from tests.processes import CONSOLE_LOGIN, CONSOLE_PASSWORD, Platform
+from tests.processes import CONSOLE_LOGIN, CONSOLE_PASSWORD, Platform, wait_until
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=WHY_SKIPPED),
 ]
 
@@ -197,15 +198,16 @@ def test_a_study_lead_can_answer_from_the_console_alone(platform: Platform, brow
     assert "1 change not saved" in first
     assert "put a new token into the study's secret" in first
     browser.find_element(By.LINK_TEXT, "asthma").click()
-    study = page_text(browser)
-    assert "Was anything missed?" in study
+    study = wait_for_text(browser, "Was anything missed?")
     assert "Messages are missing." in study
     browser.find_element(By.CSS_SELECTOR, f"a[href$='{failed.event_id}']").click()
-    event = page_text(browser)
-    assert "The change is not in REDCap." in event
+    event = wait_for_text(browser, "The change is not in REDCap.")
     assert f"optout replay {failed.event_id}" in event
     browser.find_element(By.LINK_TEXT, "Events").click()
+    wait_for_text(browser, "Newest first")
     browser.find_element(By.ID, "record").send_keys("50", Keys.ENTER)
+    wait_until(lambda: "record=50" in browser.current_url, what="the filter's answer")
+    wait_for_text(browser, "Newest first")
     assert [row.text for row in browser.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(4)")] == ["50"]
 
 

@@ -8,7 +8,8 @@ from itertools import islice
 
 from flask import Blueprint, Response, abort, render_template, request
 
-from shared.domain.events import Change, State
+from shared.domain.endpoints import MESSAGE_PAGE
+from shared.domain.events import Change, Source, State
 from shared.ledger import StoredEvent
 from shared.ledger.audit_trail import AUDIT_COLUMNS, audit_rows, harmless
 from shared.ledger.event_pages import EventFilter, EventPages
@@ -81,6 +82,16 @@ def _csv(trail: Iterable[dict[str, str]]) -> Iterator[str]:
     yield piece.getvalue()
 
 
+def _message_page(entry: StoredEvent) -> str:
+    """Where staff can read a text that waits for a decision; "" for everything else."""
+    config = console().config
+    study = config.projects.get(entry.project)
+    if study is None or entry.state is not State.NEEDS_REVIEW or entry.source is Source.STAFF:
+        return ""
+    account_sid = config.twilio[study.twilio].account_sid
+    return MESSAGE_PAGE.format(account_sid=account_sid, message_sid=entry.event_id)
+
+
 def _actions(entry: StoredEvent) -> list[StaffAction]:
     """What staff had done again with an event."""
     later = islice(actions_since(console().ledger.redis, entry.project, entry.arrived_at), MOST_ACTIONS_READ)
@@ -95,6 +106,7 @@ def event(project: str, event_id: str) -> str:
     if entry is None:
         abort(404)
     return render_template(
-        "event.html", project=project, entry=entry, steps=timeline(entry, _actions(entry)), commands=commands(entry),
+        "event.html", project=project, entry=entry, message_page=_message_page(entry),
+        steps=timeline(entry, _actions(entry)), commands=commands(entry),
         zone=console().zone(project),
     )  # fmt: skip

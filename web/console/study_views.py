@@ -99,7 +99,8 @@ def study(project: str) -> str:
     ledger, [verdict] = console().ledger, judge([project])
     opted_out = Overview(ledger.redis).opted_out([project])[project]
     counts, nights = ChangeCounts(ledger.redis), Nights(ledger.redis).of(project)
-    latencies = counts.latencies(project)
+    today = _today(project)
+    days_counted, latencies = counts.of_days(project, today), counts.latencies(project)
     days = charts.calendar(nights, now().astimezone(console().zone("")).date())
     return render_template(
         "study.html",
@@ -109,7 +110,9 @@ def study(project: str) -> str:
         study=verdict.study,
         troubles=verdict.troubles,
         zone=console().zone(project),
-        weeks=charts.week_chart(counts.of_days(project, _today(project))),
+        weeks=charts.week_chart(days_counted),
+        month_begins=today.replace(day=1),
+        this_month=sum(day.opt_outs for day in days_counted if day.day >= today.replace(day=1)),
         latencies=charts.latency_rows(latencies),
         half_within=charts.half_within(latencies),
         days=days,

@@ -50,6 +50,8 @@ def _steps(entry: StoredEvent) -> Iterator[Step]:
         yield Step(entry.written_at, "Written to REDCap", _records(entry))
     if entry.finished_at:
         yield Step(entry.finished_at, f"Ended: {words.STATES[entry.state].lower()}", entry.reason)
+    if entry.block.at:
+        yield Step(entry.block.at, words.BLOCKS[entry.block.state], "by Twilio, at the program's request")
     if entry.notice and entry.mail_since:
         yield Step(entry.mail_since, "E-mail due", entry.mail)
     if entry.notified_at:

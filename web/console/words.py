@@ -1,6 +1,7 @@
 """The words of the console: what states, sources, outcomes and problems are called."""
 
 from shared.domain.events import Change, Source, State
+from shared.ledger.blocks import BlockState
 
 CHANGES = {Change.STOP: "Opt-out", Change.START: "Opt-in", Change.UNCLEAR: "Unclear"}
 STATES = {
@@ -48,6 +49,15 @@ EXPLANATIONS = {
     "not_yet": "Before the first reconciliation, or not yet run today.",
 }
 MAILS = {"": "none", "sent": "sent", "due": "due"}
+
+BLOCKS = {
+    BlockState.NONE: "not asked for",
+    BlockState.WAITING: "Twilio has yet to block the number",
+    BlockState.BLOCKED: "Number blocked",
+    BlockState.UNBLOCKED: "Number unblocked",
+    BlockState.FAILED: "Twilio did not block the number",
+    BlockState.NOT_NEEDED: "no longer needed",
+}
 
 # By the code of what keeps a study from being written; the detail beside it says more.
 PROBLEMS = {

@@ -21,7 +21,7 @@ from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, PrefixLoader, 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.config import Project
-from shared.domain.endpoints import TEST_SID_PREFIX
+from shared.domain.endpoints import MESSAGE_PAGE, TEST_SID_PREFIX
 from shared.domain.events import Change, Notice, Source
 from shared.ledger import StoredEvent
 from shared.ledger.blocks import BlockState
@@ -185,7 +185,7 @@ def _message_link(account_sid: str, entry: StoredEvent) -> str:
     """Address of a message in Twilio's console, where authorised staff can read it; "" for what is not a message."""
     if not account_sid or entry.source is Source.STAFF:
         return ""
-    return f"https://www.twilio.com/console/sms/logs/{account_sid}/{entry.event_id}"
+    return MESSAGE_PAGE.format(account_sid=account_sid, message_sid=entry.event_id)
 
 
 def _link(record: str, project: Project, schema: ProjectSchema | None) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisDown
 
-from shared.domain.events import Change, Source, State
+from shared.domain.events import Change, Source, State, milliseconds
 from shared.ledger import keys
 from shared.ledger.audit_trail import AUDIT_COLUMNS
 from shared.ledger.check_results import CheckResult, StoredFinding, store_result
 from shared.ledger.nights import Night, NightOutcome, Nights
 from shared.ledger.staff_actions import StaffAction, note_actions
+from tests.simulators.twilio import ACCOUNT_SID
 from tests.unit.console.world import Console, review
 from web.console.study_views import STUDIES_PER_PAGE
 
@@ -185,6 +186,12 @@ class TestStudy:
         assert page.count(failed.event_id) >= 1
         assert "1 opt-out, 0 opt-ins" in page
 
+    def test_who_opted_out_this_month_is_one_link_away(self, console: Console) -> None:
+        event = console.event(ago=timedelta(0))
+        console.event(State.ALREADY_CURRENT, ago=timedelta(0), phone="+16505550111")
+        [link] = re.findall(r'<dd><a href="([^"]+)">1<', console.text("/studies/asthma"))
+        assert re.findall(r"/events/(SM\w+)\"", console.text(link.replace("&amp;", "&"))) == [event.event_id]
+
     def test_findings_of_the_daily_check_are_shown(self, console: Console) -> None:
         store_result(console.redis, result("asthma", "error"))
         assert "A title." in console.text("/studies/asthma")
@@ -307,6 +314,19 @@ class TestEvent:
         page = self.page(console, event.event_id)
         for decision in ("stop", "dismiss"):
             assert f"optout review {event.event_id} {decision}" in page
+
+    def test_a_text_that_waits_can_be_read_at_twilio_and_another_is_not_linked(
+        self, console: Console
+    ) -> None:
+        assert f"/{ACCOUNT_SID}/" in self.page(console, review(console).event_id)
+        assert "twilio.com" not in self.page(console, console.event().event_id)
+
+    def test_a_block_at_twilio_is_part_of_the_timeline(self, console: Console) -> None:
+        event = console.event(blocked=False)
+        stored = {"block": "blocked", "block_ms": milliseconds(console.now)}
+        console.redis.hset(keys.event("asthma", event.event_id), mapping=stored)
+        page = self.page(console, event.event_id)
+        assert page.count("Number blocked") == 2
 
     def test_a_start_that_waits_names_the_command_for_a_new_consent(self, console: Console) -> None:
         event = console.event(State.NEEDS_REVIEW, change=Change.START, source=Source.EVENT_STREAM)
