@@ -86,6 +86,9 @@ class Story:
         """A study with a history, and nothing to do."""
         for kind in ("web", "worker", "beat"):
             publish(self.redis, f"{kind}|host|1", "0", now_ms=milliseconds(self.now))
+            publish(
+                self.redis, f"{kind}|gone|1", "0", now_ms=0
+            )  # killed: others forget it, the console may not
         for number in range(40):
             last = self.event(number, State.UPDATED, timedelta(days=4 * number, hours=2))
         self.event(0, State.UPDATED, timedelta(hours=1), change=Change.START, source=Source.EVENT_STREAM)

@@ -17,6 +17,8 @@ from shared.domain.events import Change, Source, State, milliseconds
 from shared.ledger import keys
 from shared.ledger.audit_trail import AUDIT_COLUMNS
 from shared.ledger.check_results import CheckResult, StoredFinding, store_result
+from shared.ledger.loaded_configurations import Trouble as ConfigurationTrouble
+from shared.ledger.loaded_configurations import publish
 from shared.ledger.nights import Night, NightOutcome, Nights
 from shared.ledger.staff_actions import StaffAction, note_actions
 from tests.simulators.twilio import ACCOUNT_SID
@@ -400,6 +402,19 @@ class TestPlatform:
     def test_a_process_with_another_configuration_is_marked(self, console: Console) -> None:
         console.processes_run(digest="0ther")
         assert "another one: 0ther" in console.text("/platform")
+
+    def test_a_file_that_a_process_could_not_load_is_said_with_its_fix(self, console: Console) -> None:
+        trouble = ConfigurationTrouble("studies/sleep.toml", "twilio: no such table\nmore", ("hash_key",))
+        now_ms = milliseconds(console.now)
+        publish(console.redis, "worker|host|1", console.config.digest, now_ms=now_ms, trouble=trouble)
+        page = console.text("/platform")
+        assert "as studies/sleep.toml is invalid: twilio: no such table" in page
+        assert "worker on host: hash_key changed" in page.lower()
+
+    def test_a_process_that_has_ended_is_not_shown_and_not_removed(self, console: Console) -> None:
+        publish(console.redis, "web|gone|1", "0", now_ms=0)
+        assert "gone" not in console.text("/platform")
+        assert console.redis.hexists(keys.CONFIGURATIONS, "web|gone|1")
 
     def test_a_mail_server_that_rejects_is_said(self, console: Console) -> None:
         console.redis.set(keys.MAIL_REJECTION, "535 authentication failed")
