@@ -30,6 +30,7 @@ class ProjectFigures:
     log_covered: float  # the share of messages that Twilio's log still had
     refused: int  # texts after an opt-out, in the last reconciliation
     delivered: int
+    block_faults: int  # texts that Twilio delivered although it was asked to block
 
 
 _NAMES = [field.name for field in fields(ProjectFigures)]

@@ -39,6 +39,7 @@ STUDIES: dict[str, tuple[str, str, Callable[[], Project], str]] = {
     "family": ("C" * 32, "3", repeating_phone_study, ""),
     "north": ("D" * 32, "4", lambda: classic_study("North", project_id=104), ""),
     "south": ("E" * 32, "4", lambda: classic_study("South", project_id=105), ""),
+    "phoned": ("1" * 32, "6", lambda: classic_study("Phoned", project_id=107), "block_at_twilio = true"),
     "dateonly": ("F" * 32, "5", lambda: classic_study("Dates", opt_out_validation="date_ymd", project_id=106), ""),
 }  # fmt: skip
 

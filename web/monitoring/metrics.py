@@ -60,6 +60,11 @@ CONFIGURED: list[tuple[str, str, Value]] = [
         lambda each: each.blocks_waiting,
     ),
     ("optout_blocks_failed", "Opt-outs that could not be blocked at Twilio", lambda each: each.blocks_failed),
+    (
+        "optout_block_faults",
+        "Texts that Twilio delivered although it was asked to block, in the last reconciliation",
+        lambda each: each.block_faults,
+    ),
     ("optout_indexed_phones", "Phones in the index", lambda each: each.indexed_phones),
 ]
 

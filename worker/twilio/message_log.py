@@ -33,6 +33,7 @@ class SentText:
     """A text of the study to somebody, as Twilio's log shows it."""
 
     phone_hash: str
+    scope: str  # of the sender
     sent_ms: int
     rejected: bool  # because the recipient had opted out
     delivered: bool
@@ -162,6 +163,7 @@ class MessageLog:
             return None
         return SentText(
             phone_hash=self.hasher(number),
+            scope=self.scope(message.from_ or ""),
             sent_ms=milliseconds(message_time(message) or message.date_created),
             rejected=_is_blocked(message),
             delivered=str(message.status) in _DELIVERED,

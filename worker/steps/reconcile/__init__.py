@@ -25,6 +25,7 @@ from shared.ledger.locks import try_lock
 from shared.ledger.nights import Nights
 from worker.projects.problems import note_checked, note_problem
 from worker.services import Services
+from worker.steps.reconcile.blocks import NightlyBlocks
 from worker.steps.reconcile.compare import Comparison
 from worker.steps.reconcile.read_log import LogReading
 from worker.steps.reconcile.recover import DryRunLedger, LedgerView
@@ -37,6 +38,11 @@ OVERLAP = timedelta(days=2)
 TWILIO_KEEPS = timedelta(days=400)
 # Two beats by mistake publish two runs: the second finds that one has just ended.
 JUST_RAN = timedelta(minutes=10)
+# Lists that may be long.
+_NOT_LOGGED = {
+    "corrected", "kept_entries", "would_set", "would_clear", "texts_after_opt_out", "block_faults", "not_blocked",
+    "newly_not_blocked",
+}  # fmt: skip
 Progress = Callable[[str, int], None]
 
 log = structlog.get_logger(__name__)
@@ -58,8 +64,9 @@ def reconcile(
             report.outcome = "skipped"
             return report
         _run_and_conclude(report, services, since, progress)
-    hidden = {"corrected", "kept_entries", "would_set", "would_clear", "texts_after_opt_out"}
-    log.info("reconciled", **{name: value for name, value in asdict(report).items() if name not in hidden})
+    log.info(
+        "reconciled", **{name: value for name, value in asdict(report).items() if name not in _NOT_LOGGED}
+    )
     return report
 
 
@@ -84,9 +91,12 @@ def _run(report: Report, services: Services, since: datetime, progress: Progress
     """All stages; if Twilio is unavailable, REDCap is still compared."""
     project = report.project
     view = DryRunLedger(project, services) if report.dry_run else LedgerView(project, services)
-    reading = LogReading(report, services, view, progress)
-    comparison = Comparison(report, services, view, progress)
-    stages: list[Callable[[], None]] = [partial(reading.run, since), comparison.run, reading.report_sends]
+    blocks = NightlyBlocks(report, services, view)
+    reading = LogReading(report, services, view, progress, blocks)
+    comparison = Comparison(report, services, view, progress, blocks)
+    stages: list[Callable[[], None]] = [
+        partial(reading.run, since), comparison.run, blocks.ask, reading.report_sends,
+    ]  # fmt: skip
     for stage in stages:
         try:
             stage()
@@ -114,8 +124,9 @@ def _conclude(report: Report, watermark: datetime | None, services: Services) ->
     if report.dry_run:
         return
     key = keys.reconciled(report.project)
-    before = json.loads(services.redis.hget(key, "report") or "{}").get("kept_entries", [])
-    report.newly_kept = sorted(set(report.kept_entries) - set(before))
+    before = json.loads(services.redis.hget(key, "report") or "{}")
+    report.newly_not_blocked = sorted(set(report.not_blocked) - set(before.get("not_blocked", [])))
+    report.newly_kept = sorted(set(report.kept_entries) - set(before.get("kept_entries", [])))
     noted: dict[str, float | str] = {
         f"{report.outcome}_ms": milliseconds(services.now()),
         "report": json.dumps(asdict(report)),

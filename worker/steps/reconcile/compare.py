@@ -13,6 +13,7 @@ from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
 from worker.services import Services
 from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import look_up
+from worker.steps.reconcile.blocks import NightlyBlocks
 from worker.steps.reconcile.recover import DryRunLedger, LedgerView
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report
 from worker.steps.update_records import update_records
@@ -30,11 +31,19 @@ Statuses = Mapping[str, Sequence[Status]]
 class Comparison:
     """The stages of one run that need REDCap."""
 
-    def __init__(self, report: Report, services: Services, view: LedgerView, progress: Progress) -> None:
+    def __init__(
+        self,
+        report: Report,
+        services: Services,
+        view: LedgerView,
+        progress: Progress,
+        blocks: NightlyBlocks | None = None,
+    ) -> None:
         self._report = report
         self._services = services
         self._view = view
         self._progress = progress
+        self._blocks = blocks or NightlyBlocks(report, services, view)
         self._project = report.project
         self._ledger = services.ledger
         self._index = services.index(report.project)
@@ -84,6 +93,8 @@ class Comparison:
         }
         self._note_by_hand([state for state in batch if state.record_id not in plans], gateway)
         self._note_plans(concerned, plans, statuses)
+        for state in concerned:
+            self._blocks.note(state, plans[state.record_id][0], statuses)
         if self._report.dry_run:
             self._held |= {key for state in concerned for key in state.phones & statuses.keys()}
 

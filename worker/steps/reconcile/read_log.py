@@ -6,10 +6,12 @@ from datetime import datetime, timedelta
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
+from shared.domain.scopes import staff_key
 from shared.ledger import StoredEvent, keys
 from shared.ledger.learned_words import LearnedWords
 from shared.ledger.service_senders import ServiceSenders
 from worker.services import Services
+from worker.steps.reconcile.blocks import NightlyBlocks
 from worker.steps.reconcile.recover import (
     LedgerView,
     recover,
@@ -32,7 +34,14 @@ Progress = Callable[[str, int], None]
 class LogReading:
     """The stages of one run that need Twilio."""
 
-    def __init__(self, report: Report, services: Services, view: LedgerView, progress: Progress) -> None:
+    def __init__(
+        self,
+        report: Report,
+        services: Services,
+        view: LedgerView,
+        progress: Progress,
+        blocks: NightlyBlocks,
+    ) -> None:
         self._report = report
         self._services = services
         self._view = view
@@ -40,6 +49,7 @@ class LogReading:
         self._project = report.project
         self._config = services.config.projects[report.project]
         self._sends: list[SentText] = []
+        self._blocks = blocks
 
     def run(self, since: datetime) -> None:
         """Record every change that the ledger lacks."""
@@ -86,17 +96,27 @@ class LogReading:
         """What was rejected is judged after all STARTs are known."""
         for blocked, sent in message_log.sent_pages(sender, since):
             if self._config.blocked_messages:
+                blocked = [each for each in blocked if not self._blocks.explains(each.phone_hash, each.scope)]
                 self._report.changes_recovered += recover_blocked(blocked, self._view)
             if self._config.watch_sends:
                 self._sends += self._to_opted_out(sent)
             self._count_messages(message_log)
 
     def _to_opted_out(self, sent: list[SentText]) -> list[SentText]:
-        """Those to numbers with any known change, or of records with one: few, so that the log is not kept."""
+        """Those to numbers with any known change, or of records with one, or of unknown records.
+
+        Few, so that the log is not kept. An unknown record may be new: the index is rebuilt later in the run.
+        """
         phones = sorted({text.phone_hash for text in sent})
         records = self._services.index(self._project).records(phones)
-        known = self._view.statuses(phones).keys() | records.keys()
-        return [text for text in sent if text.phone_hash in known]
+        names = {phone: [phone, *map(staff_key, records.get(phone, ()))] for phone in phones}
+        known = self._view.statuses(sorted({name for group in names.values() for name in group})).keys()
+        kept = {phone for phone in phones if phone not in records or not known.isdisjoint(names[phone])}
+        return [
+            text
+            for text in sent
+            if text.phone_hash in kept or self._blocks.explains(text.phone_hash, text.scope)
+        ]
 
     def report_sends(self) -> None:
         """Compare the study's texts with the opt-outs that were in force; the index is up to date by now."""
@@ -104,6 +124,7 @@ class LogReading:
         # A run reads the last days again: their texts were reported before.
         new = [text for text in self._sends if text.sent_ms >= int(watermark or 0)]
         index = self._services.index(self._project)
+        self._blocks.prove(new)
         self._report.texts_after_opt_out = sends_after_opt_out(new, self._view, index)
 
     def _count_messages(self, message_log: MessageLog) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from shared.ledger.nights import Night, NightOutcome
-from worker.steps.reconcile.sends import TextsAfterOptOut
+from worker.steps.reconcile.sends import BlockFault, TextsAfterOptOut
 
 # The e-mail names so many records; the report counts them all.
 MOST_RECORDS_NAMED = 50
@@ -40,6 +40,10 @@ class Report:
     messages_expected: int = 0  # that webhooks or Event Streams showed, and the log should have
     missing_from_log: list[dict[str, str | int]] = field(default_factory=list)  # by sender, with the time
     texts_after_opt_out: list[TextsAfterOptOut] = field(default_factory=list)
+    blocks_confirmed: int = 0  # texts that Twilio refused after it was asked to block the number
+    block_faults: list[BlockFault] = field(default_factory=list)  # delivered nevertheless, by record
+    not_blocked: list[str] = field(default_factory=list)  # records with the reason why Twilio does not block
+    newly_not_blocked: list[str] = field(default_factory=list)  # those that the last report did not have
     statuses: int = 0
     statuses_without_record: int = 0
     still_pending: int = 0
@@ -79,7 +83,10 @@ class Report:
         missing = sum(int(each["messages"]) for each in self.missing_from_log)
         covered = 1 - missing / self.messages_expected if self.messages_expected else 1.0
         refused = sum(each["refused"] for each in self.texts_after_opt_out)
-        return {"log_covered": covered, "refused": refused, "delivered": self.texts_delivered}
+        faults = sum(each["delivered"] for each in self.block_faults)
+        return {
+            "log_covered": covered, "refused": refused, "delivered": self.texts_delivered, "block_faults": faults,
+        }  # fmt: skip
 
     @property
     def texts_delivered(self) -> int:
@@ -89,7 +96,8 @@ class Report:
     @property
     def has_news(self) -> bool:
         """Whether something changed, or was found for the first time."""
-        return bool(self.has_corrections or self.newly_kept or self.texts_after_opt_out)
+        blocks = self.block_faults or self.newly_not_blocked
+        return bool(self.has_corrections or self.newly_kept or self.texts_after_opt_out or blocks)
 
     @property
     def is_worth_a_mail(self) -> bool:

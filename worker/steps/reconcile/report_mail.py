@@ -147,6 +147,7 @@ def compose_report(
             *_changed(report),
             *_entered_by_people(report),
             *_texts(report, field),
+            *_blocks(report),
             *_refused(report),
             *([_LEFT_TO_OPERATOR] if technical and operator_notified else technical),
         ],
@@ -170,6 +171,8 @@ def _counts(report: Report) -> Iterator[tuple[str, str]]:
     yield "Numbers of no record", str(report.statuses_without_record)
     yield "Opt-outs entered by people", str(report.entered_by_hand)
     yield "Changes not yet in REDCap", str(report.still_pending)
+    if report.blocks_confirmed:
+        yield "Texts that Twilio refused after a block", str(report.blocks_confirmed)
 
 
 def _changed(report: Report) -> Iterator[Section]:
@@ -207,6 +210,22 @@ def _texts(report: Report, field: str) -> Iterator[Section]:
 def _text_counts(texts: TextsAfterOptOut) -> str:
     record = f"record {texts['record']}" if texts["record"] else "a number of no record"
     return f"{record}: {texts['delivered']} delivered, {texts['refused']} refused by Twilio"
+
+
+def _blocks(report: Report) -> Iterator[Section]:
+    if report.block_faults:
+        yield Section(
+            "Twilio delivered texts although it was asked to block the number (a fault of the block). Tell Twilio's "
+            "support, and stop the study's texts to these participants:",
+            [f"record {each['record']}: {each['delivered']} delivered" for each in report.block_faults],
+            needs_somebody=True,
+        )
+    if report.newly_not_blocked:
+        yield Section(
+            "Twilio does not block these participants' numbers, and may go on delivering texts:",
+            _shortened(report.newly_not_blocked, MOST_RECORDS_NAMED),
+            needs_somebody=True,
+        )
 
 
 def _hidden(report: Report) -> Iterator[Section]:

@@ -23,6 +23,13 @@ class TextsAfterOptOut(TypedDict):
     delivered: int
 
 
+class BlockFault(TypedDict):
+    """How many texts reached a record's participant although Twilio was asked to block the number."""
+
+    record: str
+    delivered: int
+
+
 def sends_after_opt_out(
     sent: Sequence[SentText], view: LedgerView, index: PhoneIndex
 ) -> list[TextsAfterOptOut]:
@@ -36,7 +43,7 @@ def sends_after_opt_out(
     for text in sent:
         for record in records.get(text.phone_hash, [""]):
             known = [*statuses.get(text.phone_hash, ()), *statuses.get(staff_key(record), ())]
-            refused[record] += text.rejected and _was_opted_out(known, text.sent_ms)
+            refused[record] += text.rejected and was_opted_out(known, text.sent_ms)
             delivered[record] += text.delivered and _is_unwanted(known, text.sent_ms)
     return [
         TextsAfterOptOut(record=record, refused=refused[record], delivered=delivered[record])
@@ -44,7 +51,8 @@ def sends_after_opt_out(
     ]
 
 
-def _was_opted_out(statuses: Iterable[Status], moment_ms: int) -> bool:
+def was_opted_out(statuses: Iterable[Status], moment_ms: int) -> bool:
+    """Return whether any of the opt-outs was in force at a moment."""
     return any(_begin(status) <= moment_ms and not _had_ended(status, moment_ms) for status in statuses)
 
 
@@ -55,7 +63,7 @@ def _is_unwanted(statuses: Sequence[Status], moment_ms: int) -> bool:
         for status in statuses
         for stop in (status.since_ms, status.stop_ms)
     )
-    return _was_opted_out(statuses, moment_ms) and not confirms
+    return was_opted_out(statuses, moment_ms) and not confirms
 
 
 def _begin(status: Status) -> float:
