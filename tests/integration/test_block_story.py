@@ -70,7 +70,7 @@ def test_a_phrase_is_blocked_by_the_worker(world: World) -> None:
 def test_an_outage_of_twilios_delays_the_block_and_loses_nothing(world: World) -> None:
     who = world.enrol("phoned")
     world.twilio.fail("429", resource="Consents", times=2)
-    texted = world.text(who.phone, "stop all messages please", "phoned", advanced_opt_out=False)
+    texted = world.text(who.phone, "STOP please", "phoned", advanced_opt_out=False)
 
     def blocked() -> bool:
         entry = world.entry(texted, "phoned")

@@ -156,7 +156,7 @@ def _process(project: str, event_id: str, services: Services) -> StoredEvent:
             break
         time.sleep(0.2)
     if _loaded(project, event_id, services).block.state is BlockState.WAITING:
-        block_at_twilio(project, services)
+        block_at_twilio(project, services, wait_seconds=PATIENCE_SECONDS)
     return _loaded(project, event_id, services)
 
 

@@ -28,12 +28,12 @@ SWITCHED_OFF = "block_at_twilio was switched off"
 log = structlog.get_logger(__name__)
 
 
-def block_at_twilio(project: str, services: Services) -> None:
-    """Send all that waits for a project, unless another worker does."""
+def block_at_twilio(project: str, services: Services, *, wait_seconds: float = 0.0) -> None:
+    """Send all that waits for a project, unless another worker does for longer than `wait_seconds`."""
     services.deduplicator.release(f"block:{project}")
     if services.project_config(project) is None:
         return  # its work is paused: see worker/projects/removed.py
-    with try_lock(services.redis, f"block:{project}") as acquired:
+    with try_lock(services.redis, f"block:{project}", wait_seconds=wait_seconds) as acquired:
         if not acquired or not _Sender(project, services).run():
             services.schedule_quick_retry("block", project)
 
