@@ -215,8 +215,8 @@ def _text_counts(texts: TextsAfterOptOut) -> str:
 def _blocks(report: Report) -> Iterator[Section]:
     if report.block_faults:
         yield Section(
-            "Twilio delivered texts although it was asked to block the number (a fault of the block). Tell Twilio's "
-            "support, and stop the study's texts to these participants:",
+            "Twilio delivered texts although it was asked to block the number (a fault of the block). Report it to "
+            "Twilio's support, and stop the study's texts to these participants:",
             [f"record {each['record']}: {each['delivered']} delivered" for each in report.block_faults],
             needs_somebody=True,
         )
