@@ -28,6 +28,7 @@ from tests.simulators.twilio import (
     ACCOUNT_SID,
     SENDER,
     SERVICE_SID,
+    UNSUBSCRIBED,
     Account,
     TwilioSimulator,
     utc_now,
@@ -60,6 +61,7 @@ messaging_service_sid = "{service_sid}"
 phone_field = "mobile"
 opt_out_field = "sms_opt_out_at"
 opt_out_checkbox = "sms_opt_out"
+block_at_twilio = true
 notify = ["asthma-coordinator@example.edu"]
 
 [projects.sleep]
@@ -212,12 +214,19 @@ def phrase(world: World) -> str:
 
 
 def staff(world: World) -> str:
-    """An opt-out by phone: recorded by staff, with who and why."""
+    """An opt-out by phone: recorded by staff, blocked at Twilio, proved by the next text and the reconciliation."""
     decision = ("record", "asthma", "5", "stop", "--reason", "phoned the study nurse", "--by", "coordinator")
     world.platform.run(*decision)
     world.expect("record 5 shows the opt-out", lambda: world.opted_out(world.asthma, "5"))
     world.expect("a mail about it", lambda: "record 5" in world.smtp.inbox[-1].subject)
-    return "record 5 shows the opt-out; the ledger says who decided, and why"
+    if "blocked at Twilio since" not in world.smtp.inbox[-1].text:
+        raise StoryError("the mail does not say that Twilio blocks the number")
+    if world.twilio.send_outbound(to="+16505550105", service=SERVICE_SID).error_code != UNSUBSCRIBED:
+        raise StoryError("Twilio delivered a text to a number that it was asked to block")
+    [report] = json.loads(world.platform.run("reconcile", "--project", "asthma", "--json").stdout)
+    if report["texts_after_opt_out"] != [{"record": "5", "refused": 1, "delivered": 0}]:
+        raise StoryError(f"the report shows {report['texts_after_opt_out']}")
+    return "record 5 shows the opt-out; Twilio refused the next text, and the report counts it"
 
 
 def forged(world: World) -> str:
@@ -243,7 +252,7 @@ STORY = [
     Step("Another study: longitudinal, its own word (ALTO), through Event Streams", other_study),
     Step("A webhook is lost; `optout reconcile` recovers it from Twilio's message log", missed),
     Step("A text in other words asks to stop; `optout review` decides it", phrase),
-    Step("A participant phones: `optout record`", staff),
+    Step("A participant phones: `optout record`, and Twilio blocks the number", staff),
     Step("A forged signature is rejected", forged),
 ]
 
