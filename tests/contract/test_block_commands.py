@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from tests import builders
 from tests.contract.test_block_at_twilio import PAT, Scene, scenes
+from tests.simulators.redcap import fictional_phone
 from tests.simulators.twilio import SERVICE_SID
 from worker.cli import main
 
@@ -48,6 +50,16 @@ def test_an_opt_out_by_phone_is_blocked_before_the_command_ends(scene: Scene, ru
     assert "blocked at Twilio since" in result.output
     assert len(scene.twilio.consents) == 1
     assert scene.is_refused()
+
+
+def test_the_list_of_events_shows_the_block(scene: Scene, run: Run) -> None:
+    run(*STOP)
+    scene.study.text(fictional_phone(2))
+    scene.study.work()
+    flagged, staffs = json.loads(CliRunner().invoke(main, ["events", "--json"]).stdout)
+    assert staffs["at_twilio"]["state"] == "blocked"
+    assert staffs["at_twilio"]["since"]
+    assert "at_twilio" not in flagged
 
 
 def test_it_says_why_twilio_does_not_block_yet(scene: Scene, run: Run) -> None:

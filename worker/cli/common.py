@@ -14,6 +14,7 @@ from rich.text import Text
 from shared.batches import batches
 from shared.config import load_config, redis_url
 from shared.ledger import StoredEvent, keys
+from shared.ledger.blocks import BlockState
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from worker.services import Services
@@ -116,4 +117,13 @@ def describe(entry: StoredEvent) -> dict[str, Any]:
         "received_at": entry.received_at.isoformat(timespec="milliseconds"),
         "records": list(entry.records),
         "mail": "due" if entry.notice else entry.mail,
-    }
+    } | _at_twilio(entry)
+
+
+def _at_twilio(entry: StoredEvent) -> dict[str, Any]:
+    """How far its block at Twilio has come; nothing if Twilio was not to be asked."""
+    block = entry.block
+    if block.state is BlockState.NONE:
+        return {}
+    since = block.at.isoformat(timespec="milliseconds") if block.at else ""
+    return {"at_twilio": {"state": block.state.value, "since": since, "reason": block.reason}}
