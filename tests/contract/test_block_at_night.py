@@ -71,6 +71,16 @@ class TestProof:
         study_texts(scene)
         assert night(scene).block_faults == []
 
+    def test_a_block_after_a_start_is_proved_by_itself(self, scene: Scene) -> None:
+        scene.phrase()
+        scene.study.text(PAT, Change.START)
+        scene.study.work()
+        scene.study.clock.ahead += timedelta(minutes=10)
+        scene.phrase()
+        scene.twilio.unblock(SERVICE_SID, PAT)  # Twilio lost it
+        study_texts(scene)
+        assert night(scene).block_faults == [{"record": "1", "delivered": 1}]
+
     def test_a_text_of_another_sender_proves_nothing(self, scene: Scene) -> None:
         scene.study.config = builders.config(
             {"asthma": builders.project_table(block_at_twilio=True, senders=["+16505550177"])}

@@ -127,6 +127,13 @@ class TestConsent:
         assert "configured are: asthma" in result.stderr
 
 
+class TestBlocking:
+    def test_how_to_have_the_api_enabled_is_explained_to_who_wants_to_block(self, desk: Desk) -> None:
+        assert "Consent Management API" not in desk.setup().stdout
+        desk.projects["asthma"] = builders.project_table(block_at_twilio=True)
+        assert "ask Twilio's support to enable it" in " ".join(desk.setup().stdout.split())
+
+
 class TestWebhookMode:
     def test_a_new_service_calls_this_program_with_retries_and_a_fallback(self, desk: Desk) -> None:
         desk.setup()

@@ -13,7 +13,7 @@ for i = 8, #ARGV do
   if ARGV[7] == '1' then
     redis.call('HDEL', KEYS[6], ARGV[i])
   else
-    redis.call('HSETNX', KEYS[6], ARGV[i], now)
+    redis.call('HSET', KEYS[6], ARGV[i], now)
   end
 end
 if state == 'waiting' then
