@@ -933,7 +933,7 @@ class TestReport:
 
     def test_outcome_and_report_are_noted_for_the_metrics(self, night: Night) -> None:
         night.run()
-        figures = {"log_covered", "refused", "delivered"}
+        figures = {"log_covered", "refused", "delivered", "block_faults"}
         assert night.noted().keys() == {"success_ms", "watermark_ms", "report", *figures}
         night.twilio.fail("503", times=None)
         night.run()
