@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from urllib.parse import quote
 import pytest
 import requests
 from redis import Redis
+from redis.exceptions import RedisError
 
 from shared.redis_client import NotReplicated, connect, execute_replicated
 from tests.integration.world import HASH_KEY, STUDIES, World, configuration, sender_of, service_sid
@@ -188,6 +191,39 @@ def test_the_primary_is_killed_in_a_burst(servers: Servers, tmp_path: Path) -> N
         assert requests.get(f"{world.platform.flower_url}/healthcheck", timeout=5).ok
         assert requests.get(f"{world.platform.console_url}/healthz", timeout=5).ok
         assert all(world.platform[name].running for name in ("web", "worker", "beat", "flower", "console"))
+
+
+def test_a_planned_switch_loses_nothing(servers: Servers) -> None:
+    for server in servers.servers.values():
+        if not server.running:
+            server.start()
+    redis, old, confirmed, ended = connect(servers.url), servers.primary(), set[str](), threading.Event()
+
+    def write() -> None:
+        for number in itertools.takewhile(lambda _: not ended.is_set(), itertools.count()):
+            with suppress(RedisError), redis.pipeline(transaction=True) as pipe:
+                pipe.sadd("switched", number)
+                execute_replicated(redis, pipe)
+                confirmed.add(str(number))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write)
+        try:
+            wait_until(lambda: confirmed, what="a write")
+            with Redis(port=old, password=PASSWORD) as primary:
+                primary.execute_command("CLIENT", "PAUSE", "30000", "WRITE")
+            wait_until(partial(_switch, servers.sentinel_ports[1]), what="the sentinel agrees")
+            wait_until(lambda: servers.primary() != old, what="another primary")
+            before = len(confirmed)
+            wait_until(lambda: len(confirmed) > before, what="a write to the new primary")
+        finally:
+            ended.set()
+    assert confirmed <= redis.smembers("switched")
+
+
+def _switch(port: int) -> bool:
+    with Redis(port=port, password=SENTINEL_PASSWORD) as sentinel:
+        return bool(sentinel.execute_command("SENTINEL", "FAILOVER", NAME))
 
 
 def test_without_a_replica_nothing_is_confirmed(servers: Servers) -> None:
