@@ -116,7 +116,7 @@ def structure(project: str) -> str:
 
 def last_structure(project: str) -> str:
     """String: JSON of what REDCap said last about the project's fields; for links in e-mails."""
-    return f"{PREFIX}:last-structure:{project}"
+    return f"{structure(project)}:last"
 
 
 def reconciled(project: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tests.demo import ASTHMA_TOKEN, SLEEP_TOKEN, the_account, the_phone, the_studies
 from tests.simulators.redcap import Project, RedcapSimulator
 from tests.simulators.redcap.__main__ import ASTHMA_TOKEN as OWN_ASTHMA_TOKEN
+from tests.simulators.redcap.__main__ import SLEEP_TOKEN as OWN_SLEEP_TOKEN
 from tests.simulators.smtp import SmtpSimulator, serve_inbox
 from tests.simulators.twilio import ACCOUNT_SID, TwilioSimulator
 from tests.simulators.twilio import AUTH_TOKEN as OWN_AUTH_TOKEN
@@ -32,7 +33,8 @@ def serving() -> Iterator[tuple[Project, Project, TwilioSimulator, SmtpSimulator
     (asthma, sleep), twilio, smtp = the_studies(), the_account(), SmtpSimulator()
     # No deployment starts with the demo's secrets: tests of one have secrets of their own.
     twilio.accounts[ACCOUNT_SID].secondary_auth_token = OWN_AUTH_TOKEN
-    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, OWN_ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep})
+    own = {OWN_ASTHMA_TOKEN: asthma, OWN_SLEEP_TOKEN: sleep}
+    redcap = RedcapSimulator({ASTHMA_TOKEN: asthma, SLEEP_TOKEN: sleep} | own)
     with (
         redcap.serve(REDCAP_PORT, ANYWHERE),
         twilio.serve(TWILIO_PORT, ANYWHERE),

@@ -19,6 +19,7 @@ import requests
 from shared.redis_rights import CONSOLE_RIGHTS
 from tests.processes import ROOT, free_port, wait_until
 from tests.simulators.redcap import fictional_phone, fictional_phone_as_typed
+from tests.simulators.redcap.__main__ import ASTHMA_TOKEN, SLEEP_TOKEN
 from tests.simulators.twilio import (
     ACCOUNT_SID,
     AUTH_TOKEN,
@@ -154,6 +155,9 @@ class Stack:
             "redis_url": f"redis://:{password}@redis:6379/0",
             "hash_key": secrets.token_hex(32),
             "flower_login": ":".join(self.flower_login),
+            "redcap/asthma": ASTHMA_TOKEN,
+            "redcap/sleep": SLEEP_TOKEN,
+            "twilio/main": AUTH_TOKEN,
         }.items():
             (self.deployment / "secrets" / name).write_text(f"{text}\n")
 
