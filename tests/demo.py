@@ -222,7 +222,8 @@ def staff(world: World) -> str:
     world.expect("a mail about it", lambda: "record 5" in world.smtp.inbox[-1].subject)
     if "blocked at Twilio since" not in world.smtp.inbox[-1].text:
         raise StoryError("the mail does not say that Twilio blocks the number")
-    time.sleep(1.0)  # Twilio's log has whole seconds: the next text is sent after the opt-out, not in its second
+    # Twilio's log has whole seconds: the next text is sent after the opt-out, not in its second.
+    time.sleep(1.0)
     if world.twilio.send_outbound(to="+16505550105", service=SERVICE_SID).error_code != UNSUBSCRIBED:
         raise StoryError("Twilio delivered a text to a number that it was asked to block")
     [report] = json.loads(world.platform.run("reconcile", "--project", "asthma", "--json").stdout)
