@@ -11,6 +11,12 @@ from tests.processes import wait_until
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _running(stack: Stack) -> None:
+    """Tests of another file may have taken the containers down."""
+    stack.up()
+
+
 def page(stack: Stack, path: str) -> str:
     """What somebody with the login sees."""
     answer = requests.get(stack.console_url + path, auth=stack.console_login, timeout=10)
