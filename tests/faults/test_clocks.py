@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import time_machine
@@ -12,6 +13,7 @@ from shared.errors import RedcapUnavailable
 from tests.builders import sid
 from tests.fakes import Study, fake_redis, host, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
+from worker.redcap import rate_limit
 from worker.redcap.circuit_breaker import CircuitBreaker
 
 NOON = datetime(2026, 5, 4, 19, 0, tzinfo=UTC)
@@ -26,7 +28,9 @@ def clock() -> Iterator[time_machine.Traveller]:
 
 
 @pytest.fixture
-def asthma(clock: time_machine.Traveller) -> Study:
+def asthma(clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch) -> Study:
+    # The pauses of the rate limit take only this clock's time.
+    monkeypatch.setattr(rate_limit, "time", SimpleNamespace(sleep=clock.shift))
     project = classic_study()
     enrol(project, 3)
     return study(project)
