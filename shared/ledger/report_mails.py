@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from shared.domain.events import from_milliseconds, milliseconds
-from shared.ledger import FIRST_PAUSE_MS, keys
+from shared.ledger import keys
+from shared.ledger.work.due_work import FIRST_PAUSE_MS
 from shared.redis_client import RedisClient
 
 # Precedes a report's name where other e-mails have an event id.

@@ -13,7 +13,8 @@ import pytest
 
 from shared.domain.events import Change, Notice, OptOutEvent, Source, State
 from shared.domain.precedence import decide
-from shared.ledger import QUICK_PAUSES_SECONDS, Accepted, DueWork, EventOutcome, Ledger, keys
+from shared.ledger import Accepted, DueWork, EventOutcome, Ledger, keys
+from shared.ledger.work.due_work import QUICK_PAUSES_SECONDS
 from tests.builders import at, hashed, opt_out_event, sid
 
 PHONE = hashed("+16505550100")
@@ -622,7 +623,7 @@ class TestKeeping:
     def test_of_many_old_ids_each_trim_looks_at_the_next_ones(
         self, redis: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("shared.ledger.MOST_TRIMMED", 2)
+        monkeypatch.setattr("shared.ledger.retention.MOST_TRIMMED", 2)
         ledger, events = Ledger(redis, retention_days=30), [stop(minute) for minute in range(7)]
         for minute, event in enumerate(events):
             accept(ledger, event, now=minutes(minute) - 31 * DAY)
@@ -646,7 +647,7 @@ class TestKeeping:
     def test_events_are_read_in_chunks_and_none_is_lost_between_them(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("shared.ledger.CHUNK", 2)
+        monkeypatch.setattr("shared.ledger.events.event_store.CHUNK", 2)
         events = [stop(phone_hash=f"p{number}") for number in range(5)]
         accept(ledger, *events)
         assert [len(entries) for entries in ledger.unfinished_entries("asthma")] == [2, 2, 1]

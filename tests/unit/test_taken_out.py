@@ -178,7 +178,7 @@ class TestTakenOut:
         assert not asthma.redis.exists(*keys.of_project("new"))
 
     def test_more_than_a_chunk_of_it_goes_too(self, asthma: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("shared.ledger.CHUNK", 2)
+        monkeypatch.setattr("shared.ledger.retention.CHUNK", 2)
         for number in range(1, 6):
             asthma.text(fictional_phone(number))
         take_out(asthma)
