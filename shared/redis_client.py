@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from shared.causes import cause_in_words
 from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
 
@@ -21,6 +22,11 @@ SOCKET_TIMEOUT_SECONDS = 2.0
 # Three sentinels that hang, one after the other, must not take longer than a webhook may.
 SENTINEL_TIMEOUT_SECONDS = 0.5
 REPLICA_TIMEOUT_MS = 1_000
+
+
+def redis_cause(error: BaseException) -> str:
+    """Why Redis did not answer, in words, without its address."""
+    return cause_in_words(error, timeout_seconds=SOCKET_TIMEOUT_SECONDS)
 
 
 class OneMoreTry(Retry):

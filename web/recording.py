@@ -74,5 +74,5 @@ class Writer:
 
 def _give_up(outcome: asyncio.Future[bool]) -> None:
     if not outcome.done():
-        log.error("not_stored", error="TimeoutError")
+        log.error("not_stored", error="timed out")
         outcome.set_result(False)

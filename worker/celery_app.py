@@ -15,6 +15,7 @@ import structlog
 from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready, worker_shutting_down
 from redis.exceptions import RedisError
 
+from shared.causes import cause_in_words
 from shared.config import Config, broker_url, redis_url
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
@@ -124,7 +125,7 @@ def _read_configuration(**_: Any) -> None:
         raise SystemExit(str(error)) from None
     except Exception as error:  # noqa: BLE001
         # Celery would log the exception with its text and continue (celery/utils/dispatch/signal.py).
-        name = type(error).__name__
+        name = cause_in_words(error)
         log.critical("configuration_error", problems=[name])
         raise SystemExit(f"the worker cannot start: {name}") from None
 

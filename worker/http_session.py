@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
+from shared.causes import cause_in_words, host_and_port
 from shared.config.certificates import ca_file, client_context
 from shared.config.schema import LOOPBACK
 
@@ -38,6 +39,13 @@ def get(url: str, **more: Any) -> requests.Response:
 def post(url: str, **more: Any) -> requests.Response:
     """`requests.post`, with the trust of `trusting`."""
     return _once("post", url, **more)
+
+
+def failure_in_words(error: requests.RequestException, *, timeout_seconds: float) -> str:
+    """The address without login and path, and why it gave no answer."""
+    cause = cause_in_words(error, timeout_seconds=timeout_seconds)
+    url = error.request.url if error.request else None
+    return f"{host_and_port(url)}: {cause}" if url else cause
 
 
 def _exceptions(url: str) -> dict[str, str]:

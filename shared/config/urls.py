@@ -8,7 +8,7 @@ from shared.config.sentinel import SCHEMES, TLS_SCHEME, sentinel_address
 from shared.errors import ConfigError
 
 # kombu accepts several brokers in one string and tries them in turn. Source: Celery docs, broker_url.
-_SEPARATOR = re.compile(r";(?=[a-z+]+://)")
+SEPARATOR = re.compile(r";(?=[a-z+]+://)")
 FIX = (
     "is not a valid address; percent-encode user and password (/ is %2F, # is %23, ? is %3F, @ is %40, "
     "% is %25), and let the port be a number up to 65535"
@@ -45,7 +45,7 @@ def checked_url(url: str, key: str) -> str:
     `rediss` and `amqps` addresses trust `ca_file`, too. A `rediss` address verifies the certificate unless it says
     otherwise: kombu accepts any certificate by default. Source: kombu/utils/url.py and kombu/transport/redis.py.
     """
-    addresses = _SEPARATOR.split(url)
+    addresses = SEPARATOR.split(url)
     if len(addresses) > 1 and any(each.startswith(SCHEMES) for each in addresses):
         raise ConfigError(key, [f"{key}: list the sentinels in one address, separated by commas"])
     return ";".join(_verifying(each, address_parts(each, key), key) for each in addresses)
@@ -78,7 +78,7 @@ def verifies_certificate(url: str) -> bool:
     """Whether no server in an address escapes the verification of its certificate and host name."""
     options = [
         parse_qs(urlsplit(each).query)
-        for each in _SEPARATOR.split(url)
+        for each in SEPARATOR.split(url)
         if each.startswith(("rediss:", f"{TLS_SCHEME}:"))
     ]
     return all(

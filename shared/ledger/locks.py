@@ -9,7 +9,7 @@ from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.redis_client import RedisClient, redis_cause
 
 # How long a killed holder keeps the others waiting.
 LEASE_SECONDS = 20.0
@@ -40,7 +40,7 @@ def _renew(lock: Lock, stop: threading.Event) -> None:
         try:
             lock.extend(LEASE_SECONDS, replace_ttl=True)
         except (LockError, RedisError) as error:
-            log.warning("lock_not_renewed", error=type(error).__name__)
+            log.warning("lock_not_renewed", error=redis_cause(error))
 
 
 def _release(lock: Lock, name: str) -> None:
@@ -48,4 +48,4 @@ def _release(lock: Lock, name: str) -> None:
         lock.release()
     except (LockError, RedisError) as error:
         # It expires by itself; its present holder is not disturbed.
-        log.warning("lock_not_released", lock=name, error=type(error).__name__)
+        log.warning("lock_not_released", lock=name, error=redis_cause(error))

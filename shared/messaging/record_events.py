@@ -11,11 +11,13 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from shared.causes import cause_in_words
 from shared.domain.events import Change, OptOutEvent
 from shared.ledger import Accepted, Ledger
 from shared.ledger.learned_words import LearnedWords
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import Publisher
+from shared.redis_client import redis_cause
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +75,7 @@ def _accept(services: Recording, submissions: Sequence[Submission]) -> Sequence[
 def _log(event: OptOutEvent, result: Accepted | Exception) -> bool:
     """Log what became of an event. Returns whether it is stored."""
     if isinstance(result, Exception):
-        log.error("not_stored", error=type(result).__name__)
+        log.error("not_stored", error=redis_cause(result))
         return False
     log.info(
         "opt_out_event", project=event.project, event_id=event.event_id, change=event.change,
@@ -93,7 +95,7 @@ def publish_or_leave(publish: Publisher, task: TaskName, *args: str, delay_secon
     try:
         publish(task, *args, delay_seconds=delay_seconds)
     except (OperationalError, RedisError, OSError) as error:
-        log.warning("publish_failed", task=task, args=args, error=type(error).__name__)
+        log.warning("publish_failed", task=task, args=args, error=cause_in_words(error))
         return False
     return True
 

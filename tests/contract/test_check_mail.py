@@ -131,7 +131,7 @@ def only_passwords(office: Office) -> None:
 
 
 WAYS: list[tuple[str, Callable[[Office], None], str]] = [
-    ("smtp-unreachable", address(f"smtp://127.0.0.1:{free_port()}"), "smtp_unreachable: ConnectionRefusedError"),
+    ("smtp-unreachable", address(f"smtp://127.0.0.1:{free_port()}"), ": refused: nothing listens there"),
     ("smtp-helo-rejected", rejects("EHLO", "504 5.5.2 <[172.18.0.5]>: rejected"), "code 504 5.5.2 at EHLO"),
     ("smtp-helo-rejected", rejects("EHLO", "550 Invalid HELO"), "code 550 at EHLO"),
     ("smtp-login-rejected", rejects("AUTH", "535 5.7.8 Invalid credentials"), "code 535 5.7.8 at AUTH"),
@@ -150,7 +150,7 @@ WAYS: list[tuple[str, Callable[[Office], None], str]] = [
     ("smtp-recipient-rejected", rejects("RCPT", "550 5.1.1 No such user"), "code 550 5.1.1 at RCPT"),
     ("smtp-deferred", rejects("MAIL", "451 4.7.0 Try again later"), "code 451 4.7.0 at MAIL"),
     ("smtp-deferred", rejects("RCPT", "451 4.7.1 Greylisted"), "code 451 4.7.1 at RCPT"),
-    ("smtp-token-endpoint-unreachable", no_endpoint, "oauth2_unreachable: ConnectionError"),
+    ("smtp-token-endpoint-unreachable", no_endpoint, ": refused: nothing listens there"),
     ("smtp-token-endpoint-unreachable", answers(Answer(503, b"")), "oauth2_unreachable: status 503"),
     ("smtp-token-endpoint-unreachable", answers(Answer(200, b"<html>")), "the response contains no token"),
     ("smtp-client-rejected", wrong_secret, "oauth2_client_rejected: invalid_client AADSTS7000215"),

@@ -404,7 +404,7 @@ class TestFailures:
     def test_a_server_that_does_not_listen_is_unreachable(self, made: Any) -> None:
         gateway = made()
         client = gateway.client_with(REDCAP_TOKEN, "http://127.0.0.1:9/api/")
-        with pytest.raises(RedcapUnavailable, match="redcap_unreachable: refused"):
+        with pytest.raises(RedcapUnavailable, match=r"redcap_unreachable: 127\.0\.0\.1:9: refused"):
             client.export(FIELDS)
 
     def test_a_slow_server_times_out(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,7 +314,7 @@ def fetching_failed(answered: int, **more: Any) -> TwilioException:
             "twilio_rejected: status 400, code 20001",
         ),
         (requests.ConnectionError(PAT), TwilioUnavailable, "twilio_unreachable: ConnectionError"),
-        (requests.ReadTimeout(PAT), TwilioUnavailable, "twilio_unreachable: ReadTimeout"),
+        (requests.ReadTimeout(PAT), TwilioUnavailable, "twilio_unreachable: timed out after 30 s"),
         (ValueError(PAT), TwilioUnavailable, "twilio_strange_answer: not JSON"),
         (KeyError(PAT), TwilioUnavailable, "twilio_strange_answer: not of the described form"),
     ],

@@ -5,6 +5,7 @@ from flask import Flask, Response, render_template, request
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException
 
+from shared.redis_client import redis_cause
 from web.console import words
 from web.console.context import ConsoleServices, console, init_console, local_text
 from web.console.event_views import events
@@ -72,8 +73,8 @@ def add_headers(response: Response) -> Response:
 
 def handle_redis_error(error: RedisError) -> tuple[str, int]:
     """Redis does not answer, or this user lacks a right. Its text may repeat the address."""
-    log.error("console_without_redis", error=type(error).__name__)
-    return render_template("error.html", title="Redis does not answer", text=type(error).__name__), 503
+    log.error("console_without_redis", error=redis_cause(error))
+    return render_template("error.html", title="Redis does not answer", text=redis_cause(error)), 503
 
 
 def handle_http_error(error: HTTPException) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from shared.ledger import keys
 from shared.ledger.loaded_configurations import invalid_files
+from shared.redis_client import redis_cause
 from web.context import leave_event_loop, services
 from web.monitoring.metrics import LedgerCollector
 
@@ -33,7 +34,7 @@ def readyz() -> tuple[Response, int]:
         problems = services().ledger.redis.hgetall(keys.PROBLEMS)
         files = invalid_files(services().ledger.redis, now_ms=time.time_ns() // 1_000_000)
     except RedisError as error:
-        return jsonify(status="not ready", redis=type(error).__name__), 503
+        return jsonify(status="not ready", redis=redis_cause(error)), 503
     known = services().config.projects
     found = {name: json.loads(text) for name, text in problems.items() if name in known}
     if files:

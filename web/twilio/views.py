@@ -15,6 +15,7 @@ from shared.domain.events import Change, OptOutEvent
 from shared.domain.keywords import learnable
 from shared.errors import Forged, Malformed, Rejected
 from shared.messaging.record_events import Submission
+from shared.redis_client import redis_cause
 from web.context import Services, leave_event_loop, services
 from web.recording import submit
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES, MAX_PARAMETERS, QUERY_LIMIT_BYTES
@@ -139,7 +140,7 @@ def handle_http_error(error: HTTPException) -> WerkzeugResponse:
 @twilio_webhooks.app_errorhandler(RedisError)
 def handle_redis_error(error: RedisError) -> Response:
     """Redis is unavailable: a 503 makes Twilio retry (a 2xx would promise what we cannot keep)."""
-    log.error("not_stored", error=type(error).__name__)
+    log.error("not_stored", error=redis_cause(error))
     return empty_response(503)
 
 

@@ -17,6 +17,7 @@ from json import dumps
 import requests
 from twilio.request_validator import RequestValidator
 
+from shared.causes import cause_in_words
 from shared.config import Project
 from shared.domain.endpoints import (
     EVENTS_PATH,
@@ -51,6 +52,10 @@ class Via(StrEnum):
 
     WEBHOOK = "webhook"
     EVENTS = "events"
+
+
+# Twilio waits this long for an answer. Sources: Twilio docs, "Webhooks: connection overrides" and "Event Streams".
+_ANSWER_SECONDS = {Via.WEBHOOK: 15, Via.EVENTS: 5}
 
 
 class EndToEndTestRefused(Exception):
@@ -205,8 +210,9 @@ class EndToEndTest:
         try:
             answer = request()
         except requests.RequestException as error:
+            cause = cause_in_words(error, timeout_seconds=_ANSWER_SECONDS[self.via])
             raise EndToEndTestFailed(
-                f"{self.url} was not reached ({type(error).__name__}): optout check looks into it"
+                f"{self.url} was not reached ({cause}): optout check looks into it"
             ) from None
         if answer.status_code != 200:
             raise EndToEndTestFailed(
@@ -231,7 +237,7 @@ class EndToEndTest:
         signature = self._signature(INBOUND_PATH, form)
         return partial(
             post, self.url.rstrip("/") + INBOUND_PATH, data=form,
-            headers={"X-Twilio-Signature": signature}, timeout=15, allow_redirects=False,
+            headers={"X-Twilio-Signature": signature}, timeout=_ANSWER_SECONDS[Via.WEBHOOK], allow_redirects=False,
         )  # fmt: skip
 
     def _asks_for_block(self, change: Change) -> bool:
@@ -253,7 +259,7 @@ class EndToEndTest:
         path = f"{EVENTS_PATH}?bodySHA256={sha256(body.encode()).hexdigest()}"
         headers = {"X-Twilio-Signature": self._signature(path, {}), "Content-Type": "application/json"}
         return partial(
-            post, self.url.rstrip("/") + path, data=body, headers=headers, timeout=5,
+            post, self.url.rstrip("/") + path, data=body, headers=headers, timeout=_ANSWER_SECONDS[Via.EVENTS],
             allow_redirects=False,
         )  # fmt: skip
 

@@ -59,9 +59,14 @@ def check_mail(config: Config, projects: list[str], redis: RedisClient) -> Itera
         yield from _recipients(mailer, notify)
     except (MailDeferred, MailRejected) as error:
         found = _finding_of(error, config.smtp)
-        yield Finding(id=found, subject=SUBJECT, observed=f"{mailer.address}: {error}")
+        yield Finding(id=found, subject=SUBJECT, observed=_observed(error, mailer.address))
         return
     yield from _last_rejection(mailer)
+
+
+def _observed(error: MailDeferred | MailRejected, address: str) -> str:
+    """With the server's address, unless the error names it already."""
+    return str(error) if error.detail.startswith(address) else f"{address}: {error}"
 
 
 def _finding_of(error: MailDeferred | MailRejected, smtp: Smtp) -> str:

@@ -10,7 +10,7 @@ from shared.causes import cause_in_words, host_and_port
 from shared.config import broker_url, redis_url
 from shared.config.urls import verifies_certificate
 from shared.messaging.celery_config import broker_connection
-from shared.redis_client import SOCKET_TIMEOUT_SECONDS, RedisClient, connect
+from shared.redis_client import RedisClient, connect, redis_cause
 from shared.redis_rights import missing_by_address
 from worker.checks.clock import clock_finding
 from worker.checks.findings import Finding, Passed
@@ -26,7 +26,7 @@ def check_redis(redis: RedisClient, now: Callable[[], datetime]) -> Iterator[Fin
     except NoPermissionError:
         return  # check_rights names it
     except RedisError as error:
-        cause = cause_in_words(error, timeout_seconds=SOCKET_TIMEOUT_SECONDS)
+        cause = redis_cause(error)
         yield Finding(
             id="redis-unreachable", subject=SUBJECT, observed=f"{host_and_port(redis_url())}: {cause}"
         )

@@ -10,6 +10,7 @@ from typing import Any, Self
 from celery import Celery
 from redis.exceptions import RedisError
 
+from shared.causes import cause_in_words
 from shared.config import broker_url, redis_url
 from worker.checks.api_key import check_api_key
 from worker.checks.blocking import check_blocking
@@ -126,7 +127,7 @@ class _Run(threading.Thread):
         except RedisError:
             return  # reported as redis-unreachable by the check of Redis
         except Exception as error:  # noqa: BLE001  one check must not end the others; its text may hold anything
-            self._items.append(self._unfinished(f"ended with {type(error).__name__}"))
+            self._items.append(self._unfinished(f"ended with {cause_in_words(error)}"))
 
     def results(self) -> list[Finding | Passed]:
         """What it has found so far."""

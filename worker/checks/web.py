@@ -70,7 +70,7 @@ def check_workers(app: Celery) -> Iterator[Finding | Passed]:
         answers = app.control.ping(timeout=2.0)
     except Exception as error:  # noqa: BLE001  each transport raises its own; the broker has its own check
         yield Finding(
-            id="no-worker", subject="worker", observed=f"they could not be asked: {type(error).__name__}"
+            id="no-worker", subject="worker", observed=f"they could not be asked: {cause_in_words(error)}"
         )
         return
     if answers:

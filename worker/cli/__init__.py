@@ -2,12 +2,15 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import click
 from redis.exceptions import NoPermissionError, RedisError
 
-from shared.causes import cause_in_words
+from shared.causes import host_and_port
+from shared.config import redis_url
 from shared.errors import (
+    ConfigError,
     MailDeferred,
     MailRejected,
     OptOutError,
@@ -18,6 +21,7 @@ from shared.errors import (
     TwilioUnavailable,
 )
 from shared.logs.setup import configure_logging
+from shared.redis_client import redis_cause
 from shared.redis_rights import refused_command
 from worker.cli.check import check
 from worker.cli.events import events
@@ -56,10 +60,17 @@ class _Commands(click.Group):
             click.echo(f"error: the Redis user lacks a right ({right}); optout check names all", err=True)
         except RedisError as error:
             click.echo(
-                f"error: Redis does not answer ({cause_in_words(error)}); is OPTOUT_REDIS_URL right?",
+                f"error: Redis does not answer ({redis_cause(error)}); is OPTOUT_REDIS_URL right?{_named_redis()}",
                 err=True,
             )
         sys.exit(CANNOT_START)
+
+
+def _named_redis() -> str:
+    """Where it points, without its login; "" if it is invalid."""
+    with suppress(ConfigError):
+        return f" It names {host_and_port(redis_url())}."
+    return ""
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,7 +9,7 @@ import requests
 
 from shared.config.schema import SmtpOAuth2
 from shared.errors import MailDeferred
-from worker.http_session import trusting
+from worker.http_session import failure_in_words, trusting
 
 TIMEOUT_SECONDS = 15.0
 # A token is renewed this long before it expires.
@@ -68,7 +68,8 @@ class AccessTokens:
             kind = "oauth2_client_rejected" if status in {400, 401, 403} else "oauth2_unreachable"
             raise MailDeferred(kind, f"status {status}") from None
         except requests.RequestException as error:
-            raise MailDeferred("oauth2_unreachable", type(error).__name__) from None
+            cause = failure_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+            raise MailDeferred("oauth2_unreachable", cause) from None
         except (ValueError, KeyError, TypeError):
             self.forget()
             raise MailDeferred("oauth2_unreachable", "the response contains no token") from None

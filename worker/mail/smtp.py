@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote
 
 from redis.exceptions import RedisError
 
+from shared.causes import cause_in_words
 from shared.config import Config
 from shared.config.certificates import client_context
 from shared.config.schema import Smtp, SmtpOAuth2
@@ -52,10 +53,16 @@ def partly_rejected(number: int, of: int) -> str:
     return f"partly rejected: {number} of {of} addresses"
 
 
+class NoReply(smtplib.SMTPServerDisconnected):
+    """The server did not reply in time; the text says which time."""
+
+
 class _Connection(smtplib.SMTP):
     """smtplib's client, but any 2xx is an acceptance (RFC 5321, section 4.2.1): it would send the mail again."""
 
     _deadline: threading.Timer | None = None
+    _expired = False
+    _reply_seconds = TIMEOUT_SECONDS
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         opened: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]
@@ -65,9 +72,20 @@ class _Connection(smtplib.SMTP):
         return opened
 
     def _disconnect(self) -> None:
+        self._expired = True
         with suppress(OSError):
             if self.sock:
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # SSLSocket's own is not thread-safe
+
+    def getreply(self) -> tuple[int, bytes]:
+        try:
+            return super().getreply()
+        except smtplib.SMTPServerDisconnected as error:
+            if self._expired:
+                raise NoReply(f"the dialogue did not end within {DIALOGUE_SECONDS:g} s") from None
+            if isinstance(error.__context__, TimeoutError):
+                raise NoReply(f"timed out after {self._reply_seconds:g} s") from None
+            raise
 
     def close(self) -> None:
         if self._deadline:
@@ -80,6 +98,7 @@ class _Connection(smtplib.SMTP):
     def data(self, msg: Any) -> tuple[int, bytes]:
         if self.sock:
             self.sock.settimeout(CONTENT_TIMEOUT_SECONDS)
+            self._reply_seconds = CONTENT_TIMEOUT_SECONDS
         try:
             return _accepted(super().data(msg))
         except smtplib.SMTPDataError as error:
@@ -183,12 +202,31 @@ class Mailer:
                 self._redis.delete(keys.MAIL_REJECTION)
 
     def _talk(self, dialogue: Callable[[smtplib.SMTP], Refused]) -> Refused:
-        with _translated_errors():
+        with self._translated_errors():
             server = self._connect()
             try:
                 return dialogue(server)
             finally:
                 _quit(server)
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Translate smtplib's exceptions into MailDeferred and MailRejected."""
+        try:
+            yield
+        except smtplib.SMTPRecipientsRefused as error:
+            raise failure_of_all(error.recipients) from None
+        except smtplib.SMTPResponseException as error:
+            raise failure_of(error) from None
+        except smtplib.SMTPNotSupportedError:
+            problem = "the server offers no STARTTLS, no AUTH or not this mechanism; correct smtp.url"
+            raise MailDeferred("smtp_not_supported", problem) from None
+        except UnicodeError:
+            # Its text and repr contain the password: smtplib's AUTH accepts ASCII only (CPython issue 73936).
+            problem = "smtplib accepts ASCII characters only; correct host, user and password of smtp.url"
+            raise MailDeferred("smtp_not_ascii", problem) from None
+        except (smtplib.SMTPException, OSError, binascii.Error) as error:
+            raise MailDeferred("smtp_unreachable", f"{self.address}: {_cause(error)}") from None
 
     def _connect(self) -> smtplib.SMTP:
         server = self._open()
@@ -197,7 +235,7 @@ class Mailer:
                 server.starttls(context=self._tls_context)
             server.ehlo_or_helo_if_needed()
             if self._user:
-                with self._pacing.login() if self._pacing else nullcontext(), _translated_errors():
+                with self._pacing.login() if self._pacing else nullcontext(), self._translated_errors():
                     self._login(server)
         except BaseException:
             server.close()
@@ -296,21 +334,9 @@ def _quit(server: smtplib.SMTP) -> None:
     server.close()
 
 
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Translate smtplib's exceptions into MailDeferred and MailRejected."""
-    try:
-        yield
-    except smtplib.SMTPRecipientsRefused as error:
-        raise failure_of_all(error.recipients) from None
-    except smtplib.SMTPResponseException as error:
-        raise failure_of(error) from None
-    except smtplib.SMTPNotSupportedError:
-        problem = "the server offers no STARTTLS, no AUTH or not this mechanism; correct smtp.url"
-        raise MailDeferred("smtp_not_supported", problem) from None
-    except UnicodeError:
-        # Its text and repr contain the password: smtplib's AUTH accepts ASCII only (CPython issue 73936).
-        problem = "smtplib accepts ASCII characters only; correct host, user and password of smtp.url"
-        raise MailDeferred("smtp_not_ascii", problem) from None
-    except (smtplib.SMTPException, OSError, binascii.Error) as error:
-        raise MailDeferred("smtp_unreachable", type(error).__name__) from None
+def _cause(error: Exception) -> str:
+    if isinstance(error, NoReply):
+        return str(error)
+    if isinstance(error, binascii.Error):
+        return "a reply that is not Base64"
+    return cause_in_words(error, timeout_seconds=TIMEOUT_SECONDS)

@@ -19,9 +19,9 @@ import requests
 import tenacity
 from urllib3.exceptions import HTTPError as StreamError
 
-from shared.causes import cause_in_words
+from shared.causes import cause_in_words, host_and_port
 from shared.errors import RedcapRejected, RedcapUnavailable
-from worker.http_session import trusting
+from worker.http_session import failure_in_words, trusting
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.decoding import Utf8Stream, claims_html, decode, open_stream
 from worker.redcap.rate_limit import RateLimiter
@@ -151,20 +151,18 @@ class RedcapClient:
             if not (stream and response.status_code == 200 and not claims_html(response)):
                 text = self._without_token(response.content)
                 raise_for_response(Answer(response.status_code, text, import_ids))
-        except requests.Timeout:
+        except requests.Timeout as error:
             kind = ExportTooLarge if stream else RedcapUnavailable
-            raise kind("redcap_timeout", "no answer in time") from None
+            raise kind("redcap_timeout", _failure(error, stream)) from None
         except requests.RequestException as error:
-            # Without its text: urllib3 repeats addresses, and a proxy's may hold a password.
-            raise RedcapUnavailable("redcap_unreachable", cause_in_words(error)) from None
+            raise RedcapUnavailable("redcap_unreachable", _failure(error, stream)) from None
         return response
 
     def _send(self, request: dict[str, str], stream: bool) -> requests.Response:
-        read_timeout = WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS
         return self.session.post(
             self.url,
             data={"token": self.token, "format": "json", "returnFormat": "json", **request},
-            timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout),
+            timeout=(CONNECT_TIMEOUT_SECONDS, _read_timeout(stream)),
             # A redirect turns the POST into a GET, which REDCap answers with 501 (REDCapR #166).
             allow_redirects=False,
             stream=stream,
@@ -201,7 +199,18 @@ class RedcapClient:
                 "redcap_truncated", "the export is incomplete or not a list of rows"
             ) from None
         except (requests.RequestException, StreamError, OSError) as error:
-            raise ExportTooLarge("redcap_broken_export", type(error).__name__) from None
+            cause = cause_in_words(error, timeout_seconds=WHOLE_EXPORT_TIMEOUT_SECONDS)
+            raise ExportTooLarge("redcap_broken_export", f"{host_and_port(self.url)}: {cause}") from None
+
+
+def _read_timeout(stream: bool) -> float:
+    return WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS
+
+
+def _failure(error: requests.RequestException, stream: bool) -> str:
+    connecting = isinstance(error, requests.ConnectTimeout)
+    timeout = CONNECT_TIMEOUT_SECONDS if connecting else _read_timeout(stream)
+    return failure_in_words(error, timeout_seconds=timeout)
 
 
 def new_session() -> requests.Session:

@@ -21,7 +21,7 @@ from shared.config import redis_url
 from shared.errors import ConfigError
 from shared.ledger import Ledger, keys
 from shared.messaging.celery_config import QUEUES, TaskName
-from shared.redis_client import connect
+from shared.redis_client import connect, redis_cause
 
 KEPT_ENTRIES = 1_000
 KEPT_SECONDS = 30 * 86_400
@@ -148,7 +148,7 @@ def set_aside(queue: object, content: bytes | str) -> None:
     try:
         _keep(name, content)
     except (RedisError, ConfigError) as error:
-        log.error("invalid_message_lost", queue=name, bytes=len(content), error=type(error).__name__)
+        log.error("invalid_message_lost", queue=name, bytes=len(content), error=redis_cause(error))
     else:
         log.error("invalid_message", queue=name, bytes=len(content), kept_in=keys.INVALID_MESSAGES)
 

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import requests
 import structlog
 
+from shared.causes import cause_in_words
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
@@ -69,7 +70,7 @@ def ping(services: Services) -> None:
     try:
         services.http.get(url, timeout=PING_TIMEOUT_SECONDS).raise_for_status()
     except requests.RequestException as error:  # its text contains the address, which is a kind of password
-        log.warning("ping_failed", error=type(error).__name__)
+        log.warning("ping_failed", error=cause_in_words(error, timeout_seconds=PING_TIMEOUT_SECONDS))
 
 
 # --- what is wrong ------------------------------------------------------------------------------------

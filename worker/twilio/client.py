@@ -14,7 +14,7 @@ from twilio.rest import Client
 
 from shared.config.schema import TwilioAccount
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
-from worker.http_session import trusting
+from worker.http_session import failure_in_words, trusting
 
 Found = TypeVar("Found")
 
@@ -97,7 +97,8 @@ def translate_errors() -> Iterator[None]:
     except TwilioException as error:
         raise _failure(status_of(error), getattr(error, "code", None)) from None
     except requests.RequestException as error:
-        raise TwilioUnavailable("twilio_unreachable", type(error).__name__) from None
+        cause = failure_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+        raise TwilioUnavailable("twilio_unreachable", cause) from None
     except ValueError:  # a page that is not JSON
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None
     except (AttributeError, LookupError, TypeError):  # JSON in which twilio-python finds no list

@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import structlog
 from redis.exceptions import RedisError
 
+from shared.causes import cause_in_words
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, Failure, ProjectProblem, RedcapRejected
 from shared.ledger import keys
@@ -80,7 +81,7 @@ def _run_and_conclude(report: Report, services: Services, since: datetime | None
         _run(report, services, since, progress)
     except Exception as error:
         # Such as Celery's time limit. Without its text, which may hold anything.
-        report.fail(f"the run broke off: {type(error).__name__}")
+        report.fail(f"the run broke off: {cause_in_words(error)}")
         with suppress(RedisError):
             _conclude(report, watermark, services)
         raise
