@@ -12,6 +12,8 @@ from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, Smt
 
 # What may be shown of a value: a secret in the wrong place does not look like this, and neither does a phone number.
 _HARMLESS = re.compile(r"(?!.*\d{5})[\w .,:/+*-]{0,24}")
+# The same of an e-mail address: the address of a mail server, which contains a password, has a colon and slashes.
+_HARMLESS_MAILBOX = re.compile(r"(?!.*\d{5})(?=.*[@<])[^:/]{1,80}", re.DOTALL)
 
 
 def describe_errors(error: ValidationError) -> Iterator[str]:
@@ -31,6 +33,8 @@ def describe_errors(error: ValidationError) -> Iterator[str]:
                 yield f"{key}: unknown key. {_suggestion(path)}"
             case "string_pattern_mismatch":
                 yield f"{key}: does not have the right form. {_description(path)}{value}"
+            case "mailbox":
+                yield f"{key}: does not have the right form. {_description(path)} {message}{value}"
             case _ if not key:
                 yield from message.split("\n")
             case "value_error":
@@ -45,7 +49,9 @@ def _shown(path: list[str], value: Any) -> str:
     if field is None or "Secret" in repr(field.annotation) or not isinstance(value, str | int | float):
         return ""
     text = value if isinstance(value, str) else json.dumps(value)
-    return f" (now: {json.dumps(value)})" if _HARMLESS.fullmatch(text) else ""
+    mailbox = "Mailbox" in repr(field.annotation) and _HARMLESS_MAILBOX.fullmatch(text)
+    shown = json.dumps(value, ensure_ascii=False)
+    return f" (now: {shown})" if mailbox or _HARMLESS.fullmatch(text) else ""
 
 
 def _table_of(path: list[str]) -> type[Table]:

@@ -15,12 +15,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StringConstraints,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from shared.config.secrets import Secret
 from shared.domain.keywords import Keywords
+from shared.domain.mailbox import Mailbox, without_repeated
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -69,6 +72,17 @@ def _as_secret(value: Any) -> Any:
     return Secret(value) if isinstance(value, str) else value
 
 
+def _mailbox(value: Any) -> Any:
+    try:
+        return Mailbox.parse(value)
+    except (TypeError, ValueError):
+        form = (
+            'Write "name@example.edu" or "Asthma study <name@example.edu>"; '
+            "a name with punctuation, such as a comma, needs quotation marks."
+        )
+        raise PydanticCustomError("mailbox", form) from None
+
+
 SecretReference = Annotated[Secret, BeforeValidator(_as_secret)]
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
 Region = Annotated[str, AfterValidator(_known_region)]
@@ -76,7 +90,10 @@ WebAddress = Annotated[str, AfterValidator(_web_address)]
 FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 EventName = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
-MailAddress = Annotated[str, StringConstraints(pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$")]
+MailAddress = Annotated[
+    Mailbox, BeforeValidator(_mailbox), PlainSerializer(lambda mailbox: mailbox.written, return_type=str)
+]
+MailAddresses = Annotated[list[MailAddress], AfterValidator(without_repeated)]
 Sender = Annotated[str, StringConstraints(pattern=r"^((rcs|whatsapp):)?\+?[A-Za-z0-9_]{3,64}$")]
 Word = Annotated[str, StringConstraints(pattern=r"^\s*\S+\s*$", max_length=34)]
 Phrase = Annotated[str, StringConstraints(pattern=r"\S", max_length=60)]
@@ -115,7 +132,7 @@ class Reconcile(Table):
 class Operator(Table):
     """`[operator]`: the people who run the platform."""
 
-    notify: list[MailAddress] = Field(
+    notify: MailAddresses = Field(
         [],
         description="Recipients of e-mails about the platform: problems of projects, failed or missed "
         "reconciliations, processes that do not run, changes that wait for an hour, and a weekly report.",
@@ -150,7 +167,9 @@ class Smtp(Table):
         description='Reference to the mail server\'s address: "smtp://user:password@host:587?starttls=true", '
         'or "smtps://…" for TLS from the first byte. User and password are percent-encoded: / is %2F, # is %23.',
     )
-    sender: MailAddress = Field(description="The sender address of notifications.")
+    sender: MailAddress = Field(
+        description='The sender address of notifications. With a name: "Opt-Out Bridge <bridge@example.edu>".'
+    )
     helo: HostName | None = Field(
         None, description="The host name in the SMTP greeting (EHLO); the host of public_url if absent."
     )
@@ -224,9 +243,13 @@ class Project(Table):
         None,
         description='The study\'s name in e-mails, such as "Asthma study"; the name of the table if absent.',
     )
-    notify: list[MailAddress] = Field([], description="Recipients of e-mails about this project's changes.")
+    notify: MailAddresses = Field(
+        [],
+        description='Recipients of e-mails about this project\'s changes. With a name: "Team <team@example.edu>".',
+    )
     reply_to: MailAddress | None = Field(
-        None, description="Where replies to this project's e-mails go; the sender if absent."
+        None,
+        description="Where replies to this project's e-mails go; the sender if absent.",
     )
     summary: Literal["monthly"] | None = Field(
         None, description='"monthly": a summary to notify on the first of each month (`optout summary`).'

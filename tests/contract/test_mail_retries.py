@@ -18,6 +18,7 @@ from tests.simulators.smtp import Mail, SmtpSimulator
 from worker.mail.smtp import Mailer
 from worker.mail.verdicts import Recipients
 
+HEADERS = ("From", "To", "Reply-To")
 A, B, C = "a@example.edu", "b@example.edu", "c@example.edu"
 
 
@@ -69,6 +70,24 @@ def test_a_deferred_recipient_is_tried_again_alone(smtp: SmtpSimulator) -> None:
     first, second = smtp.inbox
     assert first.message["Message-ID"] == second.message["Message-ID"]
     assert first.message["To"] == second.message["To"] == f"{A}, {B}"
+    assert asthma.study.entry(event).mail == "sent"
+
+
+def test_display_names_are_in_headers_and_nowhere_else(smtp: SmtpSimulator) -> None:
+    notify = [A, f'"Müller, Jörg" <{B}>', f'"Coordinators, adults" <{C}>', B]
+    asthma = scene(smtp, notify=notify, reply_to=f"Asthma study <{A}>")
+    asthma.study.mailer = Mailer(smtp.url, '"Brücke, Uni" <optout-bridge@example.edu>')  # type: ignore[assignment]
+    asthma.study.services = asthma.study.new_services()
+    smtp.reply("RCPT", "451 4.7.1 Greylisted", recipient=B)
+    event = asthma.stop(1)
+    asthma.study.sweep_later()
+    assert asthma.received() == [(A, C), (B,)]
+    assert {mail.sender for mail in smtp.inbox} == {"optout-bridge@example.edu"}
+    message = smtp.inbox[1].message
+    names = {header: [each.display_name for each in message[header].addresses] for header in HEADERS}
+    assert names == {
+        "From": ["Brücke, Uni"], "To": ["", "Müller, Jörg", "Coordinators, adults"], "Reply-To": ["Asthma study"],
+    }  # fmt: skip
     assert asthma.study.entry(event).mail == "sent"
 
 

@@ -1,7 +1,7 @@
 """The mail server: connection, login, sender and recipients; and the projects' own templates."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from urllib.parse import parse_qs, urlsplit
 
@@ -82,7 +82,7 @@ def _by_reply(detail: str) -> str | None:
     return next((found for pattern, found in _BY_REPLY if re.search(pattern, detail)), None)
 
 
-def _recipients(mailer: Mailer, notify: dict[str, list[str]]) -> Iterator[Finding | Passed]:
+def _recipients(mailer: Mailer, notify: Mapping[str, Sequence[str]]) -> Iterator[Finding | Passed]:
     """Ask the server about all recipients. Raises as the mailer does."""
     addresses = list(dict.fromkeys(chain.from_iterable(notify.values())))[:MAX_RECIPIENTS]
     missed = mailer.check(addresses)
@@ -93,7 +93,7 @@ def _recipients(mailer: Mailer, notify: dict[str, list[str]]) -> Iterator[Findin
         yield from _missed(name, recipients, missed)
 
 
-def _missed(name: str, recipients: list[str], missed: Recipients) -> Iterator[Finding]:
+def _missed(name: str, recipients: Sequence[str], missed: Recipients) -> Iterator[Finding]:
     """Findings about a project's recipients, which are named by their place, not by their address."""
     denied = _by_reply(missed.reason) or "smtp-relay-denied"
     deferred = denied if missed.reason.startswith("code 5") else "smtp-deferred"

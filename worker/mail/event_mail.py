@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime
 from functools import lru_cache
@@ -23,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shared.config import Project
 from shared.domain.endpoints import MESSAGE_PAGE, TEST_SID_PREFIX
 from shared.domain.events import Change, Notice, Source
+from shared.domain.mailbox import Mailbox, set_addresses
 from shared.ledger import StoredEvent
 from shared.ledger.blocks import BlockState
 from worker.redcap.schema import ProjectSchema
@@ -69,7 +69,7 @@ def compose(  # noqa: PLR0913  all that a mail may say
     message = mail(texts, project, sender, since, f"{entry.project}.{entry.event_id}.{notice}")
     if entry.records:
         # All mails about one record reply to the same fictitious message, so that mail programs group them.
-        message["In-Reply-To"] = message["References"] = f"<{_thread(entry)}@{_domain(sender)}>"
+        message["In-Reply-To"] = message["References"] = f"<{_thread(entry)}@{Mailbox.parse(sender).domain}>"
     message["X-Opt-Out-Event"] = entry.event_id
     return message
 
@@ -83,12 +83,13 @@ def mail(texts: Sequence[str], project: Project, sender: str, since: datetime, n
     subject, text, html = texts
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
-    message["From"] = Address(project.title, addr_spec=sender) if project.title else sender
-    message["To"] = ", ".join(project.notify)
+    own = Mailbox.parse(sender)
+    set_addresses(message, "From", [Mailbox(own, project.title or own.name)])
+    set_addresses(message, "To", project.notify)
     if project.reply_to:
-        message["Reply-To"] = project.reply_to
+        set_addresses(message, "Reply-To", [project.reply_to])
     message["Date"] = format_datetime(since)
-    message["Message-ID"] = f"<{name}@{_domain(sender)}>"
+    message["Message-ID"] = f"<{name}@{own.domain}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents out-of-office replies
     message["X-Auto-Response-Suppress"] = "All"  # Exchange's header for the same
     message.set_content(text, cte=encoding(text))
@@ -99,10 +100,6 @@ def mail(texts: Sequence[str], project: Project, sender: str, since: datetime, n
 def encoding(text: str) -> str | None:
     """Return quoted-printable unless ASCII: the standard library may choose 8bit, which not every server accepts."""
     return None if text.isascii() else "quoted-printable"
-
-
-def _domain(address: str) -> str:
-    return address.rpartition("@")[2]
 
 
 def mail_facts(

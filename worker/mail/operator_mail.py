@@ -8,6 +8,8 @@ from datetime import datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 
+from shared.domain.mailbox import Mailbox, set_addresses
+
 MOST_NAMED = 50
 _SEVERITIES = ("error", "warning", "note")
 
@@ -84,10 +86,10 @@ def weekly_mail(
 
 def addressed(message: EmailMessage, sender: str, recipients: Sequence[str], now: datetime) -> EmailMessage:
     """The message with its envelope's headers."""
-    message["From"] = sender
-    message["To"] = ", ".join(recipients)
+    set_addresses(message, "From", [sender])
+    set_addresses(message, "To", recipients)
     message["Date"] = format_datetime(now)
-    message["Message-ID"] = make_msgid("operator", sender.rpartition("@")[2])
+    message["Message-ID"] = make_msgid("operator", Mailbox.parse(sender).domain)
     return message
 
 

@@ -9,7 +9,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from email.message import EmailMessage
-from email.utils import getaddresses
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -21,6 +20,7 @@ from shared.config import Config
 from shared.config.certificates import client_context
 from shared.config.schema import Smtp, SmtpOAuth2
 from shared.config.urls import address_parts
+from shared.domain.mailbox import Mailbox
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, MailDeferred
 from shared.ledger import keys
@@ -45,7 +45,12 @@ Refused = dict[str, tuple[int, bytes]]
 def outcome_of(missed: Recipients, message: EmailMessage) -> str:
     """The outcome of an accepted mail, in words for ledger and log, which contain no addresses."""
     number = len(missed.rejected) + len(missed.deferred)
-    return partly_rejected(number, len(getaddresses([message["To"]]))) if number else SENT
+    return partly_rejected(number, len(recipients_of(message))) if number else SENT
+
+
+def recipients_of(message: EmailMessage) -> list[str]:
+    """The addresses of a message, without display names."""
+    return [address.addr_spec for address in message["To"].addresses]
 
 
 def partly_rejected(number: int, of: int) -> str:
@@ -136,7 +141,7 @@ class Mailer:
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
             problem = "smtp.url: must be smtp://host:port or smtps://host:port; correct what it refers to"
             raise ConfigError("smtp.url", [problem])
-        self.sender = sender
+        self.sender = Mailbox.parse(sender)
         self._helo = helo
         self._tls = parts.scheme == "smtps"
         self._starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
@@ -171,10 +176,10 @@ class Mailer:
 
         Raises MailDeferred if it can be sent later, MailRejected if it never can.
         """
-        addresses = list(dict.fromkeys(to or [address for _, address in getaddresses([message["To"]])]))
+        addresses = list(dict.fromkeys(to or recipients_of(message)))
         try:
             with self._guard.connection() if self._guard else nullcontext():
-                refused = self._talk(lambda server: server.send_message(message, to_addrs=addresses))
+                refused = self._talk(lambda server: server.send_message(message, self.sender, addresses))
         except MailDeferred as error:
             if error.code == "smtp_message_rejected":
                 self._remember(str(error))

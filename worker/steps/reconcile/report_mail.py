@@ -9,6 +9,7 @@ import structlog
 
 from shared.config import Project
 from shared.domain.events import milliseconds
+from shared.domain.mailbox import set_addresses
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.locks import try_lock
@@ -50,7 +51,7 @@ def send_report(report: Report, services: Services) -> None:
     mail = ReportMail(
         name=str(made_ms) if report.has_news else FAILURE,
         report=asdict(report),
-        message_id=make_msgid("report", smtp.sender.rpartition("@")[2]),
+        message_id=make_msgid("report", smtp.sender.domain),
         made_ms=made_ms,
     )
     ReportMails(services.redis, report.project).store(mail, now=services.now())
@@ -155,8 +156,8 @@ def compose_report(
     subject, text, html = (render(part, facts, None) for part in PARTS)
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
-    message["From"] = sender
-    message["To"] = ", ".join(recipients)
+    set_addresses(message, "From", [sender])
+    set_addresses(message, "To", recipients)
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text, cte=encoding(text))
     message.add_alternative(html, subtype="html", cte=encoding(html))
