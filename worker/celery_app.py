@@ -20,7 +20,7 @@ from shared.config import Config, broker_url, redis_url
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
 from shared.ledger.kept_configuration import last_valid
-from shared.ledger.loaded_configurations import follow
+from shared.ledger.loaded_configurations import Follower, follow
 from shared.ledger.migration import migrate
 from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
@@ -154,10 +154,17 @@ def _freeze_gc(**_: Any) -> None:
     gc.freeze()
 
 
+_followers: list[Follower] = []
+
+
 @worker_ready.connect
 def _schedule_project_checks(**_: Any) -> None:
     """Check new and changed projects now, so that an unsuitable field is reported before the first STOP."""
-    follow(services().redis, "worker", live_services(), lambda before: recheck_changed(before, services()))
+    _followers.append(
+        follow(
+            services().redis, "worker", live_services(), lambda before: recheck_changed(before, services())
+        )
+    )
     publish_or_leave(services().publish, TaskName.SWEEP)
 
 
@@ -171,5 +178,7 @@ def _touch_heartbeat(**_: Any) -> None:
 
 @worker_shutting_down.connect
 def _stop_watching(**_: Any) -> None:
-    """A warm shutdown waits for running tasks."""
+    """A warm shutdown waits for running tasks, and may be cut short by SIGKILL."""
     watchdog.stop()
+    for follower in _followers:
+        follower.stop()

@@ -19,6 +19,8 @@ CONFIGURATION = (
 )
 # hash: "kind|host|process id" -> digest of its configuration, ms, and JSON of what keeps it from the files on disk
 CONFIGURATIONS = f"{PREFIX}:configurations"
+# hash: "kind|host|process id" -> ms of the last heartbeat, until the process is stopped or another takes its place
+HEARTBEATS = f"{PREFIX}:heartbeats"
 METRICS = f"{PREFIX}:metrics"  # hash: "name|label|…" of everything else that is counted
 LAST_BACKUP = f"{PREFIX}:last-backup"  # string: ms of the last `make backup`
 LEDGER_VERSION = f"{PREFIX}:ledger-version"  # string: the newest version of the stored data

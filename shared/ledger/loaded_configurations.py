@@ -1,6 +1,5 @@
 """Which configuration each process has loaded: each publishes a digest, and why it has not loaded what is on disk."""
 
-import atexit
 import json
 import os
 import socket
@@ -11,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
+from multiprocessing.util import Finalize
 from typing import Any
 
 import structlog
@@ -19,12 +19,13 @@ from redis.exceptions import RedisError
 from shared.config import Config
 from shared.config.live import CHECK_EVERY_SECONDS, LiveConfiguration
 from shared.ledger import keys
+from shared.ledger.heartbeats import ENDED_AFTER_MS, take_place
 from shared.ledger.kept_configuration import is_kept, keep
 from shared.redis_client import RedisClient
 
 PUBLISH_EVERY_SECONDS = 10.0
-# A process that has not published for this long has ended.
-ENDED_AFTER_MS = 35_000
+# How long a process that ends waits for Redis.
+WITHDRAW_SECONDS = 3.0
 
 log = structlog.get_logger(__name__)
 
@@ -65,9 +66,12 @@ class RunningProcess:
 def publish(
     redis: RedisClient, field: str, digest: str, *, now_ms: int, trouble: Trouble | None = None
 ) -> None:
-    """Store the digest and version of one process, under "kind|host|process id"."""
+    """Store the digest and version of one process with its heartbeat, under "kind|host|process id"."""
     text = json.dumps(asdict(trouble)) if trouble else ""
-    redis.hset(keys.CONFIGURATIONS, field, f"{digest}|{now_ms}|{program_version()}|{text}".rstrip("|"))
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.hset(keys.CONFIGURATIONS, field, f"{digest}|{now_ms}|{program_version()}|{text}".rstrip("|"))
+        pipe.hset(keys.HEARTBEATS, field, now_ms)
+        pipe.execute()
 
 
 @cache
@@ -136,14 +140,17 @@ def follow(
     kind: str,
     live: LiveConfiguration[Any],
     changed: Callable[[Config], None] = lambda _before: None,
-) -> None:
+) -> "Follower":
     """Keep a process's configuration up to date until it ends, in a thread, and publish what it has loaded.
 
     `changed` is called after each change with the configuration before it.
     """
     field = f"{kind}|{socket.gethostname()}|{os.getpid()}"
-    Follower(redis, field, live, changed).start()
-    atexit.register(_withdraw, redis, field, os.getpid())
+    follower = Follower(redis, field, live, changed)
+    follower.start()
+    # Not atexit, which a process that multiprocessing started, such as granian's, does not run.
+    Finalize(None, follower.end, args=(os.getpid(),), exitpriority=0)
+    return follower
 
 
 class Follower(threading.Thread):
@@ -166,14 +173,30 @@ class Follower(threading.Thread):
         self._kept: Config | None = None
         self._published: tuple[str, Trouble | None] = ("", None)
         self._published_at = 0.0
+        self._started_ms = _now_ms()
+        self._in_place = False
+        self._stopping = threading.Event()
 
     def run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 self.step()
             except Exception as error:  # noqa: BLE001  its text may hold anything, and the process goes on
                 log.error("configuration_not_followed", error=type(error).__name__)
-            time.sleep(CHECK_EVERY_SECONDS)
+            self._stopping.wait(CHECK_EVERY_SECONDS)
+        with suppress(RedisError):
+            self._redis.hdel(keys.CONFIGURATIONS, self._field)
+            self._redis.hdel(keys.HEARTBEATS, self._field)
+
+    def stop(self) -> None:
+        """Withdraw: the process is being stopped, and not missing. Returns at once, also in a signal handler."""
+        self._stopping.set()
+
+    def end(self, process_id: int) -> None:
+        """Withdraw at the end of the process, but not of a forked child."""
+        if os.getpid() == process_id:
+            self.stop()
+            self.join(WITHDRAW_SECONDS)
 
     def step(self) -> None:
         """Refresh the configuration, and log, keep and publish what is new."""
@@ -194,10 +217,21 @@ class Follower(threading.Thread):
         now = time.monotonic()
         if current != self._published or now - self._published_at >= PUBLISH_EVERY_SECONDS:
             self._published, self._published_at = current, now
-            publish(self._redis, self._field, current[0], now_ms=time.time_ns() // 1_000_000, trouble=trouble)
+            publish(self._redis, self._field, current[0], now_ms=_now_ms(), trouble=trouble)
+            self._take_place()
             if not self._live.problem and (self._kept is not self._config or not is_kept(self._redis)):
                 keep(self._redis, self._config)
                 self._kept = self._config
+
+    def _take_place(self) -> None:
+        """Once, as soon as processes that have ended can be distinguished from those that run."""
+        if not self._in_place and _now_ms() - self._started_ms > ENDED_AFTER_MS:
+            take_place(self._redis, self._field, started_ms=self._started_ms, now_ms=_now_ms())
+            self._in_place = True
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _trouble_of(live: LiveConfiguration[Any]) -> Trouble | None:
@@ -213,9 +247,3 @@ def _report(trouble: Trouble) -> None:
         log.error("configuration_problem", file=trouble.file, problems=trouble.problem.split("\n"))
     if trouble.needs_restart:
         log.warning("configuration_needs_restart", settings=list(trouble.needs_restart))
-
-
-def _withdraw(redis: RedisClient, field: str, pid: int) -> None:
-    if os.getpid() == pid:  # not in a forked child
-        with suppress(RedisError):
-            redis.hdel(keys.CONFIGURATIONS, field)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from redis.exceptions import ResponseError
 
 from shared.ledger import keys
+from shared.ledger.heartbeats import SilentProcess, silent_processes
 from shared.ledger.loaded_configurations import RunningProcess, running_processes
 from shared.redis_client import RedisClient
 
@@ -55,6 +56,10 @@ class PlatformStatus:
     def processes(self, now_ms: int) -> list[RunningProcess]:
         """The running processes."""
         return running_processes(self._redis, now_ms=now_ms)
+
+    def silent(self, now_ms: int) -> list[SilentProcess]:
+        """The processes that are missing."""
+        return silent_processes(self._redis, now_ms=now_ms)
 
     def queues(self, names: Sequence[str]) -> dict[str, int]:
         """Messages that wait in Celery's queues; none of them if Redis is not the broker."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import requests
@@ -111,6 +112,20 @@ class TestProblems:
         platform.after(minutes=1)
         [mail] = platform.after(minutes=5)
         assert f"{kind} does not run" in mail.get_content()
+
+    def test_one_of_several_processes_is_named_with_its_host_and_since_when(self, platform: Platform) -> None:
+        moment = platform.asthma.clock()
+        publish(platform.asthma.redis, "worker|c0ffee|9", "abc", now_ms=milliseconds(moment))
+        assert platform.after() == []
+        platform.after(minutes=1)
+        assert platform.after(minutes=4) == []
+        [mail] = platform.after(minutes=1)
+        since = moment.astimezone(ZoneInfo("America/Los_Angeles")).strftime("%Y-%m-%d %H:%M")
+        assert f"worker on c0ffee (process 9) has been silent since {since}" in mail.get_content()
+        assert "does not run" not in mail.get_content()
+        platform.asthma.redis.hdel(keys.HEARTBEATS, "worker|c0ffee|9")
+        [mail] = platform.after(minutes=1)
+        assert mail["Subject"] == "[Opt-Out Bridge] Problems: 1 resolved, 0 open"
 
     def test_a_failed_reconciliation_is_named_with_its_error(self, platform: Platform) -> None:
         now_ms = milliseconds(platform.asthma.clock())

@@ -1,11 +1,13 @@
 """What is wrong with the platform itself."""
 
 from collections.abc import Iterator
+from zoneinfo import ZoneInfo
 
 from shared.domain.events import milliseconds
+from shared.ledger.heartbeats import SilentProcess
 from shared.ledger.loaded_configurations import invalid_files, running_processes
 from shared.ledger.platform_status import PlatformStatus, RedisStatus
-from web.console.context import console, now
+from web.console.context import console, local_text, now
 from web.console.verdict import Level, Trouble
 
 EXPECTED = ("web", "worker", "beat")
@@ -19,6 +21,7 @@ def platform_troubles() -> list[Trouble]:
     return [
         *_configuration(),
         *(_silent(kind) for kind in EXPECTED if kind not in running),
+        *(_missing(each) for each in status.silent(milliseconds(now())) if each.kind in running),
         *_mail(status.rejection()),
         *_redis(status.redis()),
     ]
@@ -39,6 +42,15 @@ def _configuration() -> Iterator[Trouble]:
 def _silent(kind: str) -> Trouble:
     return Trouble(
         f"{kind} does not run, or does not reach Redis", f"Start it, and read its log: make logs S={kind}"
+    )
+
+
+def _missing(process: SilentProcess) -> Trouble:
+    since = local_text(process.since_ms, ZoneInfo(console().config.time_zone))
+    return Trouble(
+        f"{process.kind} on {process.host} (process {process.process_id}) has been silent since {since}",
+        "Start it again. One that was removed without being stopped is forgotten after a day.",
+        Level.ATTENTION,
     )
 
 

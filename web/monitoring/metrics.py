@@ -1,6 +1,7 @@
 """The metrics of `/metrics`. All come from Redis, so that every web process returns the same values."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,6 +11,7 @@ from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
 from shared.ledger.check_results import PLATFORM, check_results
 from shared.ledger.figures import ProjectFigures, project_figures
+from shared.ledger.heartbeats import silent_processes
 from shared.ledger.loaded_configurations import invalid_files
 from shared.messaging.celery_config import QUEUES
 
@@ -93,6 +95,7 @@ class LedgerCollector(Collector):
         yield self._problems()
         yield self._configuration()
         yield self._checks()
+        yield self._silent()
         yield self._queues()
 
     def _events(self) -> Metric:
@@ -169,6 +172,17 @@ class LedgerCollector(Collector):
         files = {each.file for each in invalid_files(self._redis, now_ms=time.time_ns() // 1_000_000)}
         for file in sorted(files) or [""]:
             family.add_metric([file], float(bool(file)))
+        return family
+
+    def _silent(self) -> Metric:
+        family = GaugeMetricFamily(
+            "optout_silent_processes",
+            "Processes that publish no heartbeat, were not stopped, and have not been replaced",
+            labels=["kind", "host"],
+        )
+        silent = silent_processes(self._redis, now_ms=time.time_ns() // 1_000_000)
+        for (kind, host), number in sorted(Counter((each.kind, each.host) for each in silent).items()):
+            family.add_metric([kind, host], number)
         return family
 
     def _queues(self) -> Metric:

@@ -20,6 +20,7 @@ from shared.ledger import keys
 from shared.ledger.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.failures import failed_ids
 from shared.ledger.figures import ProjectFigures, project_figures
+from shared.ledger.heartbeats import silent_processes
 from shared.ledger.loaded_configurations import invalid_files, loaded_configurations
 from shared.ledger.locks import try_lock
 from shared.ledger.nights import RECONCILE_OVERDUE_MS
@@ -91,12 +92,25 @@ def _conditions(services: Services) -> Iterator[Condition]:
         kept = f"{', '.join(invalid.processes)}: the last valid configuration is kept"
         text = f"{kept}, as {invalid.file} cannot be used: {invalid.problem}"
         yield Condition(f"configuration:{invalid.file}", text)
+    yield from _silent(services, now_ms)
+    for scope, result in check_results(services.redis).items():
+        yield from _findings(scope, result)
+
+
+def _silent(services: Services, now_ms: int) -> Iterator[Condition]:
+    """Kinds of process of which none runs, and single processes that are missing."""
     running = {each.process.split()[0] for each in loaded_configurations(services.redis, now_ms=now_ms)}
     for kind in EXPECTED:
         if kind not in running:
             yield Condition(f"silent:{kind}", f"{kind} does not run, or does not reach Redis")
-    for scope, result in check_results(services.redis).items():
-        yield from _findings(scope, result)
+    for each in silent_processes(services.redis, now_ms=now_ms):
+        if each.kind in running:
+            since = _local(each.since_ms, services)
+            text = (
+                f"{each.kind} on {each.host} (process {each.process_id}) has been silent since {since}: "
+                "start it again. One that was removed without being stopped is forgotten after a day"
+            )
+            yield Condition(f"silent:{each.field}", text)
 
 
 def _findings(scope: str, result: CheckResult) -> Iterator[Condition]:
