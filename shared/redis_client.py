@@ -137,9 +137,14 @@ def execute_replicated(redis: RedisClient, pipe: Any) -> list[Any]:
         request.execute_command("EXEC")
         request.execute_command("WAIT", 1, REPLICA_TIMEOUT_MS)
         *_, results, replicas = request.execute(raise_on_error=False)
-    for reply in (results, replicas):
-        if isinstance(reply, Exception):
-            raise reply
+    raise_first([results, replicas])
     if replicas < 1:
         raise NotReplicated
     return results
+
+
+def raise_first(results: list[Any]) -> None:
+    """Raise the first error among the results of a transaction."""
+    for result in results:
+        if isinstance(result, Exception):
+            raise result

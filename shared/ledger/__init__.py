@@ -7,12 +7,22 @@ from shared.ledger import keys
 from shared.ledger.base import CHUNK
 from shared.ledger.events.event_progress import EventProgress
 from shared.ledger.events.event_recorder import EventRecorder
-from shared.ledger.events.models import Accepted, EventOutcome, StoredEvent
+from shared.ledger.events.models import Accepted, EventOutcome, StaffDecision, StoredEvent
 from shared.ledger.opt_outs.write_intents import WriteIntents
 from shared.ledger.retention import Retention
 from shared.ledger.work.due_work import DueWork, DueWorkSchedule, Kind
 
-__all__ = ["CHUNK", "Accepted", "DueWork", "EventOutcome", "Kind", "Ledger", "StoredEvent", "keys"]
+__all__ = [
+    "CHUNK",
+    "Accepted",
+    "DueWork",
+    "EventOutcome",
+    "Kind",
+    "Ledger",
+    "StaffDecision",
+    "StoredEvent",
+    "keys",
+]
 
 
 class Ledger(EventRecorder, EventProgress, WriteIntents, DueWorkSchedule, Retention):

@@ -170,6 +170,9 @@ def test_nothing_may_talk_unless_a_policy_says_so() -> None:
     assert policies["nothing-unless-allowed"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     [to_web] = policies["web"]["ingress"]
     assert [port["port"] for port in to_web["ports"]] == [8000]
+    # The sentinels' port, too: processes ask them for the primary.
+    for rule in (*policies["redis"]["ingress"], *policies["to-redis"]["egress"]):
+        assert [port["port"] for port in rule["ports"]] == [6379, 26379]
     everywhere = [
         name for name, spec in policies.items() for rule in spec.get("egress", []) if "to" not in rule
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.scopes import scope_of
-from shared.ledger import StoredEvent, keys
+from shared.ledger import StaffDecision, StoredEvent, keys
 from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
 from shared.messaging.celery_config import TaskName
 from tests import builders
@@ -22,7 +22,7 @@ from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.simulators.twilio import SENDER, SERVICE_SID, MessageRefused, TwilioSimulator
 from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.lookup_records import lookup_records
-from worker.steps.staff_decisions import StaffDecision, record_decision, review
+from worker.steps.staff_decisions import record_decision, review
 from worker.steps.update_records import update_records
 from worker.twilio.consents import submit
 

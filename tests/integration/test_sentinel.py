@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import requests
 from redis import Redis
 from redis.exceptions import RedisError
 
+from shared.domain.events import Source
+from shared.ledger import Ledger, StaffDecision
 from shared.redis_client import NotReplicated, connect, execute_replicated
+from tests.builders import opt_out_event
 from tests.integration.world import HASH_KEY, STUDIES, World, configuration, sender_of, service_sid
 from tests.processes import REDIS_CONF, Platform, Process, free_port, valkey_binary, wait_until
 from tests.simulators.redcap import RedcapSimulator
@@ -241,3 +245,9 @@ def test_without_a_replica_nothing_is_confirmed(servers: Servers) -> None:
         pipe.incr("written")
         with pytest.raises(NotReplicated):
             execute_replicated(redis, pipe)
+    ledger, event = Ledger(redis), replace(opt_out_event(), source=Source.STAFF)
+    decision = StaffDecision(by="kim", reason="phoned")
+    with pytest.raises(NotReplicated):
+        ledger.accept_decision(event, decision, now=event.occurred_at)
+    with pytest.raises(NotReplicated):
+        ledger.record_decision(event.project, event.event_id, decision)

@@ -21,7 +21,7 @@ from shared.errors import (
     TwilioUnavailable,
 )
 from shared.logs.setup import configure_logging
-from shared.redis_client import redis_cause
+from shared.redis_client import NotReplicated, redis_cause
 from shared.redis_rights import refused_command
 from worker.cli.check import check
 from worker.cli.events import events
@@ -58,6 +58,11 @@ class _Commands(click.Group):
         except NoPermissionError as error:
             right = refused_command(error)
             click.echo(f"error: the Redis user lacks a right ({right}); optout check names all", err=True)
+        except NotReplicated as error:
+            click.echo(
+                f"error: {redis_cause(error)}; repeat the command when a replica runs, as a failover may lose it",
+                err=True,
+            )
         except RedisError as error:
             click.echo(
                 f"error: Redis does not answer ({redis_cause(error)}); is OPTOUT_REDIS_URL right?{_named_redis()}",

@@ -8,7 +8,7 @@ from datetime import datetime
 import click
 
 from shared.domain.events import UNFINISHED, Change, State
-from shared.ledger import StoredEvent
+from shared.ledger import StaffDecision, StoredEvent
 from shared.ledger.blocks import BlockState
 from worker.cli.common import chosen_projects, make_services
 from worker.redcap.opt_out_fields import Act, Plan
@@ -16,7 +16,6 @@ from worker.services import Services
 from worker.steps.block_at_twilio.consents import toll_free_senders
 from worker.steps.staff_decisions import (
     DecisionRejected,
-    StaffDecision,
     find_record,
     is_repeated,
     planned,

@@ -6,12 +6,12 @@ from typing import Any
 import click
 
 from shared.domain.events import Change, State
-from shared.ledger import StoredEvent
+from shared.ledger import StaffDecision, StoredEvent
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
 from worker.cli.record import os_user, show_outcome
 from worker.services import Services
-from worker.steps.staff_decisions import StaffDecision, waiting_reviews
 from worker.steps.staff_decisions import review as decide
+from worker.steps.staff_decisions import waiting_reviews
 
 
 @click.command()

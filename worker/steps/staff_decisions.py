@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State,
 from shared.domain.precedence import Status, decide
 from shared.domain.scopes import STAFF, staff_key
 from shared.errors import OptOutError, RedcapUnavailable
-from shared.ledger import Accepted, EventOutcome, StoredEvent
+from shared.ledger import Accepted, EventOutcome, StaffDecision, StoredEvent
 from shared.ledger.blocks import BlockState
 from shared.ledger.written_values import WrittenValues
 from worker.redcap.opt_out_fields import Plan, RecordState, plan
@@ -30,15 +30,6 @@ log = structlog.get_logger(__name__)
 
 class DecisionRejected(OptOutError):
     """What staff asked for cannot be done; the text says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaffDecision:
-    """Who decided, and why, in their own words."""
-
-    by: str
-    reason: str
-    unblock: bool = False  # also at Twilio
 
 
 def find_record(project: str, record: str, services: Services) -> RecordState | None:
@@ -92,8 +83,8 @@ def record_decision(
         phone_hash=staff_key(record),
         scope=STAFF,
     )
-    services.ledger.accept([event], now=services.now())
-    _keep(project, event.event_id, decision, services)
+    services.ledger.accept_decision(event, decision, now=services.now())
+    _log(event.project, event.event_id, decision)
     return _process(project, event.event_id, services)
 
 
@@ -103,20 +94,21 @@ def review(
     """Decide what waits for a person: STOP, or None to dismiss it. Raises DecisionRejected if nothing waits."""
     if entry.state is not State.NEEDS_REVIEW:
         raise DecisionRejected(f"{entry.event_id} does not wait for a decision: it is {entry.state}")
-    _keep(entry.project, entry.event_id, decision, services)
+    services.ledger.record_decision(entry.project, entry.event_id, decision)
+    _log(entry.project, entry.event_id, decision)
     if change is None or entry.change is Change.START:
         _dismiss(entry, services)
     elif entry.change is Change.UNCLEAR:
         _accept_as_stop(entry, services)
     else:
         services.ledger.reopen(entry.project, entry.event_id, now=services.now())
+    services.ledger.record_decision(
+        entry.project, entry.event_id, decision
+    )  # a replica has what it led to, too
     return _process(entry.project, entry.event_id, services)
 
 
-def _keep(project: str, event_id: str, decision: StaffDecision, services: Services) -> None:
-    services.ledger.record_decision(
-        project, event_id, decided_by=decision.by, reason=decision.reason, unblock=decision.unblock
-    )
+def _log(project: str, event_id: str, decision: StaffDecision) -> None:
     log.info("staff_decision", project=project, event_id=event_id, decided_by=decision.by)
 
 

@@ -11,8 +11,9 @@ from shared.domain.events import Notice, milliseconds
 from shared.ledger import keys
 from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.events.event_store import EventStore
-from shared.ledger.events.models import EventOutcome, StoredEvent
+from shared.ledger.events.models import EventOutcome, StaffDecision, StoredEvent
 from shared.ledger.work.due_work import FIRST_PAUSE_MS
+from shared.redis_client import execute_replicated, raise_first
 
 # What complete.lua returns if an e-mail waits for Twilio's answer to a block.
 ASKS_TWILIO_FIRST = "block"
@@ -148,12 +149,14 @@ class EventProgress(EventStore):
             )
         )
 
-    def record_decision(
-        self, project: str, event_id: str, *, decided_by: str, reason: str, unblock: bool = False
-    ) -> None:
-        """Keep who decided about an event, and why; and that Twilio has to be asked to deliver texts again."""
-        decision = {"decided_by": decided_by, "decision": reason} | ({"unblock": "1"} if unblock else {})
-        self.redis.hset(keys.event(project, event_id), mapping=decision)
+    def record_decision(self, project: str, event_id: str, decision: StaffDecision) -> None:
+        """Keep who decided about an event, and wait for a replica, if there are any, to have this and all before it.
+
+        Raises redis.RedisError where that failed.
+        """
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.event(project, event_id), mapping=decision.fields)
+            raise_first(execute_replicated(self.redis, pipe))
 
 
 def _gather_ms(outcome: EventOutcome, digest_seconds: int) -> int:

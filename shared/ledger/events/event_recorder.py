@@ -10,9 +10,9 @@ from typing import Any
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase, load_script
-from shared.ledger.events.models import Accepted
+from shared.ledger.events.models import Accepted, StaffDecision
 from shared.ledger.work.due_work import FIRST_PAUSE_MS
-from shared.redis_client import execute_replicated
+from shared.redis_client import execute_replicated, raise_first
 
 # For how long a lookup in the queue is believed to be there: what comes after that sends another.
 LOOKUP_WAITS_MS = 5_000
@@ -43,6 +43,16 @@ class EventRecorder(LedgerBase):
             for event in events:
                 self._accept_one(event, now, pipe, lookups=lookups, confirmed=confirmed)
             return [Accepted(answer) for answer in pipe.execute()]
+
+    def accept_decision(self, event: OptOutEvent, decision: StaffDecision, *, now: datetime) -> None:
+        """Record a decision of staff as an event with who decided, all or nothing, and wait for a replica.
+
+        Only with sentinels are there replicas. Raises redis.RedisError where that failed.
+        """
+        with self.redis.pipeline(transaction=True) as pipe:
+            self._accept_one(event, now, pipe, lookups=False, confirmed=False)
+            pipe.hset(keys.event(event.project, event.event_id), mapping=decision.fields)
+            raise_first(execute_replicated(self.redis, pipe))
 
     def accept_each(
         self, arrived: Sequence[tuple[OptOutEvent, datetime]], *, counted: Mapping[str, int]

@@ -108,3 +108,17 @@ class EventOutcome:
     written: Sequence[str] = ()  # the records that were written
     gather_seconds: int | None = None  # collect its notice for so long, whatever the project's digest says
     ask_twilio: bool = False  # to block the number, unless it does so by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaffDecision:
+    """Who of the staff decided about an event, and why, in their own words."""
+
+    by: str
+    reason: str
+    unblock: bool = False  # Twilio has to be asked to deliver texts again
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """As they are stored with the event."""
+        return {"decided_by": self.by, "decision": self.reason} | ({"unblock": "1"} if self.unblock else {})

@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from shared.domain.events import Change
+from shared.redis_client import NotReplicated
 from tests.builders import hashed
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone, fictional_phone_as_typed
@@ -43,6 +46,26 @@ def run(asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def shown(asthma: Study, record: str = "1") -> tuple[str, str]:
     return asthma.value(record), asthma.project.value(record, "sms_opt_out___1")
+
+
+@pytest.mark.parametrize("place", ["event_recorder", "event_progress"])
+def test_a_decision_that_no_replica_confirms_is_an_error(
+    asthma: Study, run: Run, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def unconfirmed(_redis: object, pipe: Any) -> list[object]:
+        pipe.execute()
+        raise NotReplicated
+
+    event = asthma.text(fictional_phone(1), Change.UNCLEAR)
+    asthma.work()
+    monkeypatch.setattr(f"shared.ledger.events.{place}.execute_replicated", unconfirmed)
+    decide = {
+        "event_recorder": ("record", "asthma", "2", "stop", "--reason", "phoned"),
+        "event_progress": ("review", event.event_id, "stop", "--reason", "read"),
+    }
+    result = run(*decide[place])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: no replica confirmed the change in time; repeat the command when")
 
 
 class TestRecord:

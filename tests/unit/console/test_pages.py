@@ -14,7 +14,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisDown
 
 from shared.domain.events import Change, Source, State, milliseconds
-from shared.ledger import keys
+from shared.ledger import StaffDecision, keys
 from shared.ledger.audit_trail import AUDIT_COLUMNS
 from shared.ledger.check_results import CheckResult, StoredFinding, store_result
 from shared.ledger.loaded_configurations import Trouble as ConfigurationTrouble
@@ -336,7 +336,8 @@ class TestEvent:
 
     def test_a_decision_says_who_and_why(self, console: Console) -> None:
         event = console.event()
-        console.ledger.record_decision("asthma", event.event_id, decided_by="<b>pi</b>", reason="phoned")
+        decision = StaffDecision(by="<b>pi</b>", reason="phoned")
+        console.ledger.record_decision("asthma", event.event_id, decision)
         page = self.page(console, event.event_id)
         assert "&lt;b&gt;pi&lt;/b&gt;: phoned" in page
 
