@@ -19,7 +19,7 @@ from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, Smt
 from shared.config.secrets import Secret
 from shared.ledger.audit_trail import COLUMN_MEANINGS
 from worker.checks.findings import CATALOGUE, Severity
-from worker.cli import main as command_line
+from worker.cli import COMMANDS, load_command
 
 DOCS = Path(__file__).parent
 
@@ -372,8 +372,8 @@ def checks_page() -> str:
 
 def command_line_page() -> str:
     """docs/reference/command-line.md."""
-    commands = sorted(command_line.commands.items())
-    return "\n".join([COMMAND_LINE_INTRODUCTION, *(_command_section(*each) for each in commands)])
+    sections = (_command_section(name, load_command(name)) for name in sorted(COMMANDS))
+    return "\n".join([COMMAND_LINE_INTRODUCTION, *sections])
 
 
 def _command_section(name: str, command: click.Command) -> str:

@@ -24,7 +24,7 @@ from tests import builders
 from tests.unit.test_notice_templates import entry
 from web.monitoring.metrics import LedgerCollector
 from worker.checks.findings import CATALOGUE
-from worker.cli import main
+from worker.cli import COMMANDS, load_command
 from worker.mail.event_mail import mail_facts
 from worker.mail.template_check import template_problems
 
@@ -142,10 +142,10 @@ def test_links_between_pages_lead_somewhere(name: str) -> None:
 def test_commands_and_options_that_are_named_exist(name: str) -> None:
     text = (DOCS / name).read_text()
     for command, rest in re.findall(r"optout ([a-z]+(?:-[a-z]+)?)([ \w-]*)", text):
-        if command not in main.commands:
+        if command not in COMMANDS:
             assert f"`optout {command}" not in text, command  # else it is a sentence
             continue
-        options = {option for parameter in main.commands[command].params for option in parameter.opts}
+        options = {option for parameter in load_command(command).params for option in parameter.opts}
         for option in re.findall(r"--[a-z][a-z-]*", rest):
             assert option in options, f"optout {command} {option}"
 
