@@ -82,7 +82,7 @@ COPY worker worker
 RUN chmod -R a+rX . && python -m compileall -q .
 ENV OPTOUT_HEARTBEAT_FILE=/tmp/heartbeat
 USER 10001:10001
-CMD ["celery", "-q", "-A", "worker.celery_app", "worker"]
+CMD ["python", "-m", "worker", "worker"]
 
 # Never part of a deployment: the demo's configuration and its published secrets, in images of their own, so that the
 # demo mounts nothing of the clone and starts whatever the modes of its files are.

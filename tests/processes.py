@@ -166,7 +166,7 @@ class Platform:
     def _commands(self) -> dict[str, list[str]]:
         data = self.folder / "valkey"
         data.mkdir(exist_ok=True)
-        celery = [str(BIN / "celery"), "-q", "-A", "worker.celery_app"]
+        celery = [str(BIN / "python"), "-m", "worker"]
         return {
             "redis": [valkey_binary(), str(REDIS_CONF), "--port", str(self.redis_port), "--bind", "127.0.0.1",
                       "--dir", str(data), "--user", "console", "on", *CONSOLE_RIGHTS.split(), f">{CONSOLE_PASSWORD}"],

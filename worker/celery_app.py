@@ -1,30 +1,24 @@
-"""`celery -A worker.celery_app worker|beat|flower`: reads the environment, and builds services on first use.
-
-Flower and beat load this module too, without secrets: Flower needs only the broker's address, beat the times in the
-configuration.
-"""
+"""The worker's Celery application: reads the environment, and builds services on first use."""
 
 import gc
 import os
-import sys
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
 import structlog
-from celery.signals import heartbeat_sent, setup_logging, worker_init, worker_ready, worker_shutting_down
+from celery.signals import heartbeat_sent, worker_init, worker_ready, worker_shutting_down
 from redis.exceptions import RedisError
 
 from shared.causes import cause_in_words
-from shared.config import Config, broker_url, redis_url
+from shared.config import Config, redis_url
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
 from shared.ledger.kept_configuration import last_valid
 from shared.ledger.loaded_configurations import Follower, follow
 from shared.ledger.migration import migrate
 from shared.ledger.version import require_ledger_version
-from shared.logs.setup import configure_logging
-from shared.messaging.celery_config import TaskName, make_celery
+from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import make_publisher
 from shared.messaging.record_events import publish_or_leave
 from shared.redis_client import RedisClient, connect
@@ -33,7 +27,7 @@ from worker.checks.configuration import require_own_secrets
 from worker.mail.server_guard import ServerGuard
 from worker.mail.template_check import report_templates
 from worker.projects.problems import recheck_changed
-from worker.runtime.celery_patches import apply_celery_patches
+from worker.runtime.application import make_application
 from worker.runtime.tasks import register
 from worker.runtime.watchdog import Watchdog, touch_heartbeat
 from worker.services import Services
@@ -41,15 +35,7 @@ from worker.services import Services
 log = structlog.get_logger(__name__)
 watchdog = Watchdog()
 
-apply_celery_patches()
-try:
-    app = make_celery(broker_url())
-except ConfigError as error:
-    # Celery would print an exception raised here as a traceback instead of a log line.
-    configure_logging()
-    log.critical("configuration_error", problems=error.problems)
-    sys.exit(str(error))
-app.set_default()
+app = make_application()
 app.conf.update(
     # At least once: a task is acknowledged when it ends, and returns to the queue if its process is killed. Every
     # step can be repeated. Source: Celery docs, "Tasks", acks_late.
@@ -63,7 +49,6 @@ app.conf.update(
     worker_consumer="worker.runtime.invalid_messages:Consumer",
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
-    beat_scheduler="worker.runtime.schedule:ConfiguredScheduler",
 )
 
 
@@ -92,11 +77,6 @@ def services(project: str | None = None) -> Services:
 
 
 register(app, services)
-
-
-@setup_logging.connect
-def _configure_logging(**_: Any) -> None:
-    configure_logging()
 
 
 # If web and worker share a machine, answering Twilio has priority over the worker's tasks.

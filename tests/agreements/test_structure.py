@@ -34,7 +34,7 @@ from worker.twilio.client import REDACTED_DIGITS
 
 PACKAGES = ("shared", "web", "worker")
 # What may connect or read the environment when it is imported: it is what a process starts with.
-ENTRY_POINTS = {"web.wsgi", "web.asgi", "web.console.wsgi", "worker.celery_app"}
+ENTRY_POINTS = {"web.wsgi", "web.asgi", "web.console.wsgi", "worker.celery_app", "worker.beat_app"}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -17,8 +17,8 @@ from tests.processes import ROOT, wait_until
 IMPORTS = {
     "web": "import web.asgi",
     "worker": "import worker.celery_app as each; each.app.finalize(); each.app.loader.import_default_modules()",
-    "beat": "import worker.celery_app, worker.runtime.schedule",
-    "flower": "import worker.celery_app, flower.command",
+    "beat": "import celery.bin.beat, worker.beat_app, worker.runtime.schedule",
+    "flower": "import worker.beat_app, flower.command",
     "optout": "import worker.cli",
 }
 TARGET_MEGABYTES = 350

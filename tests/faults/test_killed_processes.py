@@ -89,7 +89,7 @@ def test_a_killed_beat_and_then_two_beats_find_a_lost_message_within_minutes(sce
     platform.redis.delete(*QUEUES.values())
     platform.redis.delete(keys.queued("lookup:asthma"), keys.arrived("asthma"))
     second = Process(
-        "second-beat", [str(BIN / "celery"), "-q", "-A", "worker.celery_app", "beat"],
+        "second-beat", [str(BIN / "python"), "-m", "worker", "beat"],
         env=platform.env, folder=platform.folder,
     )  # fmt: skip
     second.start()

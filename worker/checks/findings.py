@@ -358,7 +358,7 @@ CATALOGUE: dict[str, Kind] = {
     "no-worker": _warning(
         "No worker answers",
         "Changes are stored, but nobody works on them. Right after a start, ask again in a few seconds.",
-        "start the worker: celery -A worker.celery_app worker",
+        "start the worker: python -m worker worker",
     ),
     "events-wait": _warning(
         "Events have been waiting for long",
