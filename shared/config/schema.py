@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -22,7 +22,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from shared.config.secrets import Secret
-from shared.domain.keywords import Keywords
 from shared.domain.mailbox import Mailbox, without_repeated
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -334,20 +333,6 @@ class Project(Table):
         if self.notify_digest is None:
             return 0
         return int(self.notify_digest[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.notify_digest[-1]]
-
-    @property
-    def keywords(self) -> Keywords:
-        """The opt-out and opt-in keywords."""
-        return self.keywords_with((), ())
-
-    def keywords_with(self, opt_out: Sequence[str], opt_in: Sequence[str]) -> Keywords:
-        """The keywords, and further ones that Twilio has shown."""
-        return Keywords(
-            opt_out=(*self.opt_out_keywords, *opt_out),
-            opt_in=(*self.opt_in_keywords, *opt_in),
-            ignored=tuple(self.ignored_keywords),
-            suspects=self.suspected_opt_outs == "notify",
-        )
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -17,6 +17,7 @@ from twilio.rest import Client
 from twilio.rest.api.v2010.account.message import MessageInstance, MessagePage
 
 from shared.config import Project
+from shared.config.keywords import keywords_of
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.errors import TwilioRejected, TwilioUnavailable
 from tests.builders import config, hashed, project_table, sid
@@ -53,14 +54,14 @@ def message(**changes: Any) -> MessageInstance:
 def read(*messages: MessageInstance, **changes: Any) -> tuple[list[OptOutEvent], MessageLog]:
     """The events of a page of messages that came to a sender."""
     own = project(**changes)
-    log = MessageLog("asthma", own, client(*messages), hashed, own.keywords)
+    log = MessageLog("asthma", own, client(*messages), hashed, keywords_of(own))
     return [event for events in log.pages(SENDER, SINCE) for event in events], log
 
 
 def read_blocked(*messages: MessageInstance, **changes: Any) -> tuple[list[OptOutEvent], MessageLog]:
     """The events of a page of the study's own texts."""
     own = project(**changes)
-    log = MessageLog("asthma", own, client(*messages), hashed, own.keywords)
+    log = MessageLog("asthma", own, client(*messages), hashed, keywords_of(own))
     return [event for events, _ in log.sent_pages(SENDER, SINCE) for event in events], log
 
 
@@ -122,7 +123,7 @@ def in_pages_of_two(*messages: MessageInstance) -> tuple[list[str], Messages, Me
     """The SIDs of the events that are found, and what was asked for."""
     shown = Messages(*messages, size=2)
     own = project()
-    log = MessageLog("asthma", own, cast(Client, SimpleNamespace(messages=shown)), hashed, own.keywords)
+    log = MessageLog("asthma", own, cast(Client, SimpleNamespace(messages=shown)), hashed, keywords_of(own))
     return [event.event_id for events in log.pages(SENDER, SINCE) for event in events], shown, log
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from shared.config import Config
+from shared.config.keywords import keywords_of
 from shared.domain.events import Change, OptOutEvent
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
 from shared.domain.scopes import scope_of
@@ -19,7 +20,7 @@ class Router:
         self._hasher = hasher
         self._senders = senders
         self._projects = config.projects
-        self._keywords = {name: project.keywords for name, project in config.projects.items()}
+        self._keywords = {name: keywords_of(project) for name, project in config.projects.items()}
         self._routes: dict[tuple[str, str], list[str]] = {}
         for name, project in config.projects.items():
             account_sid = config.twilio[project.twilio].account_sid

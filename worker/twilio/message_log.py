@@ -10,6 +10,7 @@ import structlog
 from twilio.rest import Client
 
 from shared.config import Project
+from shared.config.keywords import keywords_of
 from shared.config.schema import TwilioAccount
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.keywords import Keywords
@@ -209,7 +210,7 @@ def open_message_log(
     Raises as `working_client` does.
     """
     return MessageLog(
-        project, config, retry(partial(working_client, account)), hasher, keywords or config.keywords
+        project, config, retry(partial(working_client, account)), hasher, keywords or keywords_of(config)
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from shared.config.keywords import keywords_of
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
@@ -70,7 +71,9 @@ class LogReading:
         """The project's words, and those that Twilio has shown to be keywords of its Messaging Service."""
         service = self._config.messaging_service_sid
         learned = LearnedWords(self._services.redis).of(service) if service else {}
-        return self._config.keywords_with(learned.get(Change.STOP, ()), learned.get(Change.START, ()))
+        return keywords_of(
+            self._config, opt_out=learned.get(Change.STOP, ()), opt_in=learned.get(Change.START, ())
+        )
 
     def _read(self, message_log: MessageLog, since: datetime) -> None:
         overtaken_events: list[OptOutEvent] = []
