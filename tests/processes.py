@@ -31,10 +31,10 @@ CONSOLE_LOGIN = ("operator", "look-around")
 CONSOLE_PASSWORD = "reads-only"
 
 
-def server_options(process: str = "web") -> list[str]:
+def server_options() -> list[str]:
     """The web server's options, as Procfile has them: whole requests (web.request_buffering), HTTP/1 only, no waiting
     with slow headers, little room for long ones, many connections."""
-    [web] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith(f"{process}:")]
+    [web] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith("web:")]
     words = shlex.split(web)
     return words[words.index("--interface") : words.index("--host")]
 
@@ -176,8 +176,7 @@ class Platform:
             "beat": [*celery, "beat"],
             "flower": [*celery, "flower", f"--conf={ROOT / 'deploy' / 'flowerconfig.py'}",
                        "--address=127.0.0.1", f"--port={self.flower_port}"],
-            "console": [str(BIN / "granian"), "--log-config", str(ROOT / "deploy" / "granian-log.json"),
-                        *server_options("console"), "--port", str(self.console_port), "web.console.wsgi:app"],
+            "console": [str(BIN / "python"), "-m", "web.console", f"127.0.0.1:{self.console_port}"],
         }  # fmt: skip
 
     def _process(self, name: str, command: Sequence[str]) -> Process:

@@ -8,7 +8,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from shared.redis_rights import CONSOLE_RIGHTS
-from tests.processes import ROOT, server_options
+from tests.processes import ROOT
 
 
 def compose_service(name: str, service: str) -> dict[str, object]:
@@ -41,8 +41,8 @@ def test_the_demos_console_has_them_too() -> None:
 
 def test_the_container_and_the_procfile_start_it_alike() -> None:
     command = compose_service("docker-compose.yml", "console")["command"]
-    assert isinstance(command, list)
-    assert command[1 : command.index("--host")] == server_options("console")
+    assert command == ["python", "-m", "web.console", "0.0.0.0:5050"]
+    assert "console: $BIN/python -m web.console 127.0.0.1:" in (ROOT / "Procfile").read_text()
 
 
 def test_it_is_published_on_loopback_only() -> None:

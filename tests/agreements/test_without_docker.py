@@ -130,7 +130,7 @@ class TestUnits:
         """The units with executables in a folder of this test instead of their own."""
         for path in (
             ".venv-run/bin/granian",
-            ".venv-run/bin/celery",
+            ".venv-run/bin/python",
             "deploy/run-redis",
             "deploy/run-console-login",
         ):
