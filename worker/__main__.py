@@ -3,12 +3,13 @@
 Celery's own command imports Flower, and a shell, into each process: 20 MB more.
 """
 
-import sys
 from importlib import import_module
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import click
 from celery.bin.base import CLIContext
+
+from shared.logs.lean import leave_out_rich
 
 
 class _Process(NamedTuple):
@@ -30,8 +31,7 @@ class _Processes(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in PROCESSES:
             return None
-        # structlog imports it wherever it is installed, for tracebacks that no service shows: 5 MB more.
-        cast(dict[str, Any], sys.modules)["rich"] = None
+        leave_out_rich()
         process = PROCESSES[cmd_name]
         app = import_module(process.application).app
         ctx.obj = CLIContext(app=app, no_color=True, workdir=None, quiet=True)

@@ -5,17 +5,19 @@ A supervisor process would take 20 MB more; the container's engine, or systemd, 
 
 import signal
 import sys
+from importlib import import_module
 
 from waitress import serve
 
-from web.console.wsgi import app
+from shared.logs.lean import leave_out_rich
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. As a container's first process, it gets no default handler of SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    leave_out_rich()
     serve(
-        app,
+        import_module("web.console.wsgi").app,
         listen=sys.argv[1],
         ident=None,
         threads=4,
