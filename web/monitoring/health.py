@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from redis.exceptions import RedisError
 
 from shared.ledger import keys
-from shared.ledger.loaded_configurations import invalid_files
+from shared.ledger.loaded_configurations import invalid_files, program_version
 from shared.redis_client import redis_cause
 from web.context import leave_event_loop, services
 from web.monitoring.metrics import LedgerCollector
@@ -19,8 +19,9 @@ health = Blueprint("health", __name__)
 
 @health.get("/healthz", strict_slashes=False)
 def healthz() -> Response:
-    """The process is up."""
-    return jsonify(status="ok")
+    """The process is up, and which version it is."""
+    version = program_version()
+    return jsonify(status="ok", **({"version": version} if version else {}))
 
 
 @health.get("/readyz", strict_slashes=False)

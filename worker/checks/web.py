@@ -36,11 +36,13 @@ def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passe
         cause = cause_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
         yield Finding(id="web-unreachable", subject=SUBJECT, observed=f"{url}: {cause}")
         return
-    if _json(answer) != {"status": "ok"}:
+    found = _json(answer)
+    if not isinstance(found, dict) or found.get("status") != "ok":
         seen = f"{url}/healthz answers status {answer.status_code}, but not as this program does"
         yield Finding(id="web-is-another", subject=SUBJECT, observed=seen)
         return
-    yield Passed(SUBJECT, f"{url} is this program")
+    version = f", version {found['version']}" if "version" in found else ""
+    yield Passed(SUBJECT, f"{url} is this program{version}")
     there = server_time(answer)
     if there is not None:
         yield from clock_finding(SUBJECT, "the web machine's", there, now())
