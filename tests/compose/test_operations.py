@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import pytest
 import requests
 
+from shared.ledger.heartbeats import ENDED_AFTER_MS
 from shared.ledger.keys import PREFIX
 from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium
 from tests.compose.stack import BASE, PLATFORM, TLS, Stack
@@ -183,6 +184,32 @@ def test_an_upgrade_under_load_refuses_no_webhook_and_loses_none(stack: Stack) -
     assert attempts == [[200]] * len(records)
     stack.expect_opted_out(records)
     answers_as_scaled(stack)
+
+
+def silent(stack: Stack) -> list[str]:
+    """The processes that are missing, as monitoring sees them."""
+    lines = requests.get(f"{stack.web_url}/metrics", timeout=10).text.splitlines()
+    return [line for line in lines if line.startswith("optout_silent_processes{")]
+
+
+def test_scaling_and_upgrades_leave_no_process_missing(stack: Stack) -> None:
+    """All that was replaced or removed has withdrawn its heartbeat."""
+    stack.run("make", "scale", "WORKERS=1", "WEB=2")
+    stack.run("make", "scale", "WORKERS=2", "WEB=2")
+    time.sleep(ENDED_AFTER_MS / 1000 + 5)
+    assert silent(stack) == []
+
+
+def test_a_killed_worker_is_missing_until_another_takes_its_place(stack: Stack) -> None:
+    killed, _ = stack.containers("worker")
+    stack.run("docker", "kill", killed["Id"])
+    wait_until(lambda: silent(stack), seconds=90, what="it is noticed")
+    [line] = silent(stack)
+    assert f'host="{killed["Config"]["Hostname"]}",kind="worker"' in line
+    stack.run("docker", "rm", killed["Id"])
+    stack.run("make", "up")
+    assert len(stack.containers("worker")) == 2
+    wait_until(lambda: not silent(stack), seconds=90, what="the new container takes its place")
 
 
 def over_tls(

@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.ledger.nights import RECONCILE_OVERDUE_MS
+from shared.ledger.lateness import Reconciled, reconciled, waits_too_long
 from shared.ledger.overview import StudyOverview
 from web.console.words import FIXES, number_of, problem_words
 
-# As the e-mails to the operator: docs/how-to/monitor.md.
-WAITS_TOO_LONG_MS = 3600 * 1000
 # The sentence at the top names so many; the list below has all.
 MOST_NAMED = 3
 
@@ -92,10 +90,11 @@ def _failures(study: StudyOverview) -> Iterator[Trouble]:
 
 
 def _reconciliation(study: StudyOverview, now_ms: int, time_text: TimeText) -> Iterator[Trouble]:
-    if study.failure_ms > study.success_ms:
+    state = reconciled(study.success_ms, study.failure_ms, now_ms)
+    if state is Reconciled.FAILED:
         reason = "; ".join(study.errors[:2]) or "see the worker's log"
         yield Trouble(f"the last reconciliation failed: {reason}", "It is tried again every hour.")
-    elif study.success_ms and now_ms - study.success_ms > RECONCILE_OVERDUE_MS:
+    elif state is Reconciled.OVERDUE:
         yield Trouble(
             f"no reconciliation since {time_text(study.success_ms)}",
             "See on the page Platform whether beat and a worker run.",
@@ -103,7 +102,7 @@ def _reconciliation(study: StudyOverview, now_ms: int, time_text: TimeText) -> I
 
 
 def _waiting(study: StudyOverview, now_ms: int, time_text: TimeText) -> Iterator[Trouble]:
-    if study.unfinished and now_ms - study.oldest_ms > WAITS_TOO_LONG_MS:
+    if study.unfinished and waits_too_long(study.oldest_ms, now_ms):
         waits = "change waits" if study.unfinished == 1 else "changes wait"
         yield Trouble(
             f"{study.unfinished:,} {waits} for REDCap, the oldest since {time_text(study.oldest_ms)}",

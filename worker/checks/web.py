@@ -11,6 +11,7 @@ from celery import Celery
 from shared.causes import cause_in_words
 from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
+from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from shared.redis_client import RedisClient
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Passed
@@ -20,7 +21,6 @@ SUBJECT = "web"
 TIMEOUT_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 600
 LONGEST_REVIEW_SECONDS = 86_400
-RECONCILE_OVERDUE_SECONDS = 26 * 3600
 
 
 def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passed]:
@@ -98,7 +98,7 @@ def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Findi
     stored = redis.hget(keys.reconciled(project), "success_ms")
     if stored is None:
         yield Finding(id="reconcile-never", subject=project, observed="no run has succeeded")
-    elif now_ms - int(stored) > RECONCILE_OVERDUE_SECONDS * 1000:
+    elif now_ms - int(stored) > RECONCILE_OVERDUE_MS:
         age = (now_ms - int(stored)) / 1000
         yield Finding(id="reconcile-late", subject=project, observed=f"the last success was {_span(age)} ago")
 

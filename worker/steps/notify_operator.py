@@ -21,16 +21,15 @@ from shared.ledger.check_results import CheckResult, StoredFinding, check_result
 from shared.ledger.failures import failed_ids
 from shared.ledger.figures import ProjectFigures, project_figures
 from shared.ledger.heartbeats import silent_processes
+from shared.ledger.lateness import Reconciled, reconciled, waits_too_long
 from shared.ledger.loaded_configurations import invalid_files, loaded_configurations
 from shared.ledger.locks import try_lock
-from shared.ledger.nights import RECONCILE_OVERDUE_MS
 from worker.mail.operator_mail import Changes, Condition, StudyWeek, addressed, changes_mail, weekly_mail
 from worker.mail.smtp import outcome_of
 from worker.services import Services
 
 # Shorter than this is a restart, or a fault that retries heal.
 LASTS_MS = 5 * 60 * 1000
-WAITS_TOO_LONG_MS = 3600 * 1000
 MAIL_EVERY_SECONDS = 300
 # What the daily check finds in many studies after another becomes one e-mail an hour.
 MAIL_FINDINGS_EVERY_SECONDS = 3600
@@ -140,19 +139,20 @@ def _reconciliation(
     project: str, figures: ProjectFigures, services: Services, now_ms: int
 ) -> Iterator[Condition]:
     success = figures.success_ms
-    if figures.failure_ms > success:
+    state = reconciled(success, figures.failure_ms, now_ms)
+    if state is Reconciled.FAILED:
         report = json.loads(services.redis.hget(keys.reconciled(project), "report") or "{}")
         errors = report.get("errors") or ["see the log"]
         text = f"{project}: the last reconciliation failed: {'; '.join(errors[:3])}"
         yield Condition(f"reconciliation:{project}", text)
-    elif success and now_ms - success > RECONCILE_OVERDUE_MS:
+    elif state is Reconciled.OVERDUE:
         text = f"{project}: no reconciliation since {_local(success, services)}"
         yield Condition(f"reconciliation:{project}", text)
 
 
 def _waiting(project: str, figures: ProjectFigures, services: Services, now_ms: int) -> Iterator[Condition]:
     oldest_ms, number = figures.oldest_unfinished_ms, figures.unfinished
-    if oldest_ms and now_ms - oldest_ms > WAITS_TOO_LONG_MS:
+    if waits_too_long(oldest_ms, now_ms):
         many = f"{number} changes wait" if number != 1 else "1 change waits"
         text = f"{project}: {many}, the oldest since {_local(oldest_ms, services)}"
         yield Condition(f"waiting:{project}", text)
