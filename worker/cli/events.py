@@ -1,18 +1,17 @@
 """`optout events`: what has happened."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
-from zoneinfo import ZoneInfo
 
 import click
 
 from shared.domain.events import State
 from shared.ledger import CHUNK, Ledger, StoredEvent
 from worker.cli.common import chosen_projects, describe, make_services, print_json_array, print_table
-from worker.services import Services
+from worker.cli.filters import EventFilter, record_option, since_option
 
 EVENTS_IN_MEMORY = 5_000
 
@@ -22,11 +21,8 @@ EVENTS_IN_MEMORY = 5_000
 @click.option(
     "--state", type=click.Choice([state.value for state in State]), help="Only events in this state."
 )
-@click.option("--record", metavar="ID", help="Only events that concern this record.")
-@click.option(
-    "--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S%z"]),
-    help="Only texts from this time on: local to the project, or ISO 8601 with an offset.",
-)  # fmt: skip
+@record_option
+@since_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many, the newest.")
 @click.option("--json", "as_json", is_flag=True, help="An array of objects.")
 def events(
@@ -40,12 +36,7 @@ def events(
     """List opt-out events, newest first."""
     services = make_services()
     names = chosen_projects(services, project, also_taken_out=True)
-    begins = {name: _begin(since, name, services) for name in names}
-    found = (
-        entry
-        for entry in _newest_first(services.ledger, names, state)
-        if (record is None or record in entry.records) and entry.occurred_at >= begins[entry.project]
-    )
+    found = filter(EventFilter(services, record, since).admits, _newest_first(services.ledger, names, state))
     shown = map(describe, islice(found, limit))
     if as_json:
         print_json_array(shown)
@@ -74,12 +65,3 @@ def _newest_first(ledger: Ledger, projects: Sequence[str], state: str | None) ->
     page = max(20, EVENTS_IN_MEMORY // max(1, len(projects)))
     each = [ledger.entries(name, states=states, page=min(page, CHUNK)) for name in projects]
     return merge(*each, key=attrgetter("received_at"), reverse=True)
-
-
-def _begin(since: datetime | None, project: str, services: Services) -> datetime:
-    """The first time of interest; one without offset is local to the project."""
-    if since is None:
-        return datetime.min.replace(tzinfo=UTC)
-    config = services.project_config(project)
-    zone = services.config.zone(config) if config else ZoneInfo(services.config.time_zone)
-    return since if since.tzinfo else since.replace(tzinfo=zone)

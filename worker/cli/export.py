@@ -4,13 +4,13 @@ import csv
 import json
 import sys
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
 from shared.ledger.audit_trail import AUDIT_COLUMNS, Row, audit_rows, harmless
 from worker.cli.common import chosen_projects, make_services, print_json_array
-from worker.services import Services
+from worker.cli.filters import begin_of, record_option
 
 
 @click.command()
@@ -24,7 +24,8 @@ from worker.services import Services
     "--format", "form", type=click.Choice(["csv", "json", "jsonl"]), default="csv", show_default=True,
     help="jsonl: an object a line.",
 )  # fmt: skip
-def export(project: str, since: datetime | None, form: str) -> None:
+@record_option
+def export(project: str, since: datetime | None, form: str, record: str | None) -> None:
     """Print the audit trail: a row per event and record, and one per replay, oldest first.
 
     Times are ISO 8601 in UTC. It holds no phone numbers and no texts. "decided_by" and the reasons of staff are as
@@ -32,7 +33,8 @@ def export(project: str, since: datetime | None, form: str) -> None:
     """
     services = make_services()
     [name] = chosen_projects(services, project, also_taken_out=True)
-    rows = audit_rows(name, _begin(since, name, services), services.now(), services.ledger)
+    found = audit_rows(name, begin_of(name, since, services), services.now(), services.ledger)
+    rows = (row for row in found if record is None or row["record"] == record)
     match form:
         case "json":
             print_json_array(rows)
@@ -47,11 +49,3 @@ def _print_csv(rows: Iterable[Row]) -> None:
     writer = csv.DictWriter(sys.stdout, AUDIT_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({column: harmless(value) for column, value in row.items()} for row in rows)
-
-
-def _begin(since: datetime | None, project: str, services: Services) -> datetime:
-    """The first moment of the day; without one, the beginning of all."""
-    if since is None:
-        return datetime(1970, 1, 1, tzinfo=UTC)
-    config = services.project_config(project)
-    return since.replace(tzinfo=services.config.zone(config) if config else UTC)

@@ -1,6 +1,7 @@
 """`optout replay`: have ended events looked up and written again, or their undelivered e-mails sent again."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 
 import click
@@ -12,6 +13,7 @@ from shared.ledger.staff_actions import StaffAction, note_actions
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.cli.common import chosen_projects, make_services
+from worker.cli.filters import EventFilter, record_option, since_option
 from worker.cli.record import os_user
 from worker.mail.smtp import SENT
 from worker.services import Services
@@ -26,11 +28,22 @@ from worker.services import Services
     help="Send e-mails again that were rejected, abandoned or deferred; with EVENT only its e-mail.",
 )
 @click.option("--project", help="Only in this project.")
+@record_option
+@since_option
 @click.option("--reason", default="", help="Why, for the audit trail; without names or numbers.")
 @click.option(
     "--by", default=os_user, show_default="the user of the operating system", help="Who asks for it."
 )
-def replay(event: str | None, failed: bool, mails: bool, project: str | None, reason: str, by: str) -> None:
+def replay(  # noqa: PLR0913  one parameter per option
+    event: str | None,
+    failed: bool,
+    mails: bool,
+    project: str | None,
+    record: str | None,
+    since: datetime | None,
+    reason: str,
+    by: str,
+) -> None:
     """Run EVENT (a message SID), or all failed ones, through lookup and update again.
 
     An event that a later change of the same phone has overtaken ends as superseded. With --mails nothing is
@@ -39,11 +52,15 @@ def replay(event: str | None, failed: bool, mails: bool, project: str | None, re
     """
     if (bool(event) or mails) == failed:
         raise click.UsageError("give either an EVENT or --failed, or --mails")
+    if event and (record or since):
+        raise click.UsageError(
+            "--record and --since choose among several events; leave them out with an EVENT"
+        )
     services = make_services()
     names = chosen_projects(services, project)
     replay_all = _replay_mails if mails else _replay_events
     note = partial(_note, services, "replay_mail" if mails else "replay", by, reason)
-    replayed = replay_all(services, names, event, note)
+    replayed = replay_all(services, names, event or EventFilter(services, record, since), note)
     click.echo(f"{replayed} {'mail' if mails else 'event'}{'' if replayed == 1 else 's'} replayed")
     if event and not replayed:
         what = "undelivered mail of event" if mails else "event"
@@ -66,24 +83,24 @@ def _note(
     note_actions(services.redis, project, actions, retention_days=services.config.retention_days)
 
 
-def _replay_events(services: Services, names: list[str], event: str | None, note: Note) -> int:
+def _replay_events(services: Services, names: list[str], chosen: str | EventFilter, note: Note) -> int:
     replayed = 0
     for name in names:
-        ids = [event] if event else _failed(services, name)
+        ids = [chosen] if isinstance(chosen, str) else _failed(services, name, chosen)
         done = [event_id for event_id in ids if _replay(services, name, event_id)]
         note(name, done)
         replayed += len(done)
     return replayed
 
 
-def _failed(services: Services, project: str) -> list[str]:
+def _failed(services: Services, project: str, chosen: EventFilter) -> list[str]:
     entries = services.ledger.entries(project, newest_first=False, states=[State.FAILED])
-    return [entry.event_id for entry in entries]
+    return [entry.event_id for entry in entries if chosen.admits(entry)]
 
 
-def _undelivered(services: Services, project: str) -> list[str]:
+def _undelivered(services: Services, project: str, chosen: EventFilter) -> list[str]:
     entries = services.ledger.entries(project, newest_first=False)
-    return [entry.event_id for entry in entries if _is_undelivered(entry)]
+    return [entry.event_id for entry in entries if _is_undelivered(entry) and chosen.admits(entry)]
 
 
 def _replay(services: Services, project: str, event_id: str) -> bool:
@@ -93,13 +110,13 @@ def _replay(services: Services, project: str, event_id: str) -> bool:
     return True
 
 
-def _replay_mails(services: Services, names: list[str], event: str | None, note: Note) -> int:
+def _replay_mails(services: Services, names: list[str], chosen: str | EventFilter, note: Note) -> int:
     replayed = 0
     for name in names:
         if services.config.projects[name].notify:
-            ids = [event] if event else _undelivered(services, name)
+            ids = [chosen] if isinstance(chosen, str) else _undelivered(services, name, chosen)
             done = _send_again(services, name, ids)
-            if not event:
+            if not chosen:  # a report concerns many records
                 done += _send_reports_again(services, name)
             note(name, done)
             replayed += len(done)

@@ -1,6 +1,7 @@
 """`optout review`: what waits for a person's decision, and the decision."""
 
 import sys
+from datetime import datetime
 from typing import Any
 
 import click
@@ -8,6 +9,7 @@ import click
 from shared.domain.events import Change, State
 from shared.ledger import StaffDecision, StoredEvent
 from worker.cli.common import chosen_projects, describe, make_services, print_json, print_table
+from worker.cli.filters import EventFilter, record_option, since_option
 from worker.cli.record import os_user, show_outcome
 from worker.services import Services
 from worker.steps.staff_decisions import review as decide
@@ -18,11 +20,20 @@ from worker.steps.staff_decisions import waiting_reviews
 @click.argument("event", required=False)
 @click.argument("decision", required=False, type=click.Choice(["stop", "dismiss"]))
 @click.option("--project", help="Only this project.")
+@record_option
+@since_option
 @click.option("--reason", default="", help="Why, for the audit trail; without names or numbers.")
 @click.option("--by", default=os_user, show_default="the user of the operating system", help="Who decided.")
 @click.option("--json", "as_json", is_flag=True, help="An array of objects.")
-def review(
-    event: str | None, decision: str | None, project: str | None, reason: str, by: str, as_json: bool
+def review(  # noqa: PLR0913  one parameter per option
+    event: str | None,
+    decision: str | None,
+    project: str | None,
+    record: str | None,
+    since: datetime | None,
+    reason: str,
+    by: str,
+    as_json: bool,
 ) -> None:
     """List what waits for a person's decision; or decide EVENT.
 
@@ -34,7 +45,7 @@ def review(
     services = make_services()
     names = chosen_projects(services, project)
     if event is None or decision is None:
-        _list(services, names, as_json)
+        _list(services, names, EventFilter(services, record, since), as_json)
         return
     change = Change.STOP if decision == "stop" else None
     for entry in _found(services, names, event):
@@ -54,8 +65,9 @@ def _found(services: Services, names: list[str], event: str) -> list[StoredEvent
     return waiting
 
 
-def _list(services: Services, names: list[str], as_json: bool) -> None:
-    shown = [_describe(entry, services) for entry in waiting_reviews(services, names)]
+def _list(services: Services, names: list[str], chosen: EventFilter, as_json: bool) -> None:
+    waiting = filter(chosen.admits, waiting_reviews(services, names))
+    shown = [_describe(entry, services) for entry in waiting]
     if as_json:
         print_json(shown)
         return
