@@ -43,6 +43,7 @@ class Office:
     redis: Any = field(default_factory=fake_redis)
     oauth2: dict[str, str] | None = None
     notify: list[str] = field(default_factory=lambda: ["a@example.edu", "b@example.edu"])
+    operator: list[str] = field(default_factory=list)
 
     def use_tokens(self, **changes: str) -> None:
         self.monkeypatch.setenv("OPTOUT_SMTP_URL", self.exchange.url.replace(":@", "@"))
@@ -54,7 +55,8 @@ class Office:
     @property
     def config(self) -> Config:
         smtp: dict[str, Any] = {"sender": MAILBOX} | ({"oauth2": self.oauth2} if self.oauth2 else {})
-        return config({"asthma": project_table(notify=self.notify)}, smtp=smtp)
+        tables = {"asthma": project_table(notify=self.notify)}
+        return config(tables, smtp=smtp, operator={"notify": self.operator})
 
     def check(self) -> list[Finding | Passed]:
         return list(check_mail(self.config, ["asthma"], self.redis))
@@ -229,6 +231,12 @@ def test_a_client_that_was_rejected_a_moment_ago_is_still_that_finding(office: O
 def test_one_recipient_that_does_not_exist_is_named_by_its_place(office: Office) -> None:
     office.smtp.reply("RCPT", "550 5.1.1 No such user", recipient="b@example.edu")
     assert office.found() == {"smtp-recipient-rejected": "notify, address 2 of 2: rejected"}
+
+
+def test_the_operators_recipients_are_tried_too(office: Office) -> None:
+    office.operator = ["Research IT <it@example.edu>"]
+    office.smtp.reply("RCPT", "550 5.1.1 No such user", recipient="it@example.edu")
+    assert office.found() == {"smtp-recipient-rejected": "operator.notify, address 1 of 1: rejected"}
 
 
 def test_one_recipient_to_whom_the_server_does_not_relay_is_named(office: Office) -> None:

@@ -54,9 +54,9 @@ def check_mail(config: Config, projects: list[str], redis: RedisClient) -> Itera
         yield Finding(
             id="smtp-in-the-clear", subject=SUBJECT, observed="a password or an access token, and no TLS"
         )
-    notify = {name: config.projects[name].notify for name in projects}
+    notify = {(name, "notify"): config.projects[name].notify for name in projects}
     try:
-        yield from _recipients(mailer, notify)
+        yield from _recipients(mailer, notify | {(SUBJECT, "operator.notify"): config.operator.notify})
     except (MailDeferred, MailRejected) as error:
         found = _finding_of(error, config.smtp)
         yield Finding(id=found, subject=SUBJECT, observed=_observed(error, mailer.address))
@@ -82,19 +82,21 @@ def _by_reply(detail: str) -> str | None:
     return next((found for pattern, found in _BY_REPLY if re.search(pattern, detail)), None)
 
 
-def _recipients(mailer: Mailer, notify: Mapping[str, Sequence[str]]) -> Iterator[Finding | Passed]:
-    """Ask the server about all recipients. Raises as the mailer does."""
+def _recipients(
+    mailer: Mailer, notify: Mapping[tuple[str, str], Sequence[str]]
+) -> Iterator[Finding | Passed]:
+    """Ask the server about all recipients, by subject and key. Raises as the mailer does."""
     addresses = list(dict.fromkeys(chain.from_iterable(notify.values())))[:MAX_RECIPIENTS]
     missed = mailer.check(addresses)
     accepted = len(addresses) - len(missed.rejected) - len(missed.deferred)
     seen = f"{mailer.address} accepts connection, login and sender, and {accepted} of {len(addresses)} recipients"
     yield Passed(SUBJECT, seen)
-    for name, recipients in notify.items():
-        yield from _missed(name, recipients, missed)
+    for (subject, key), recipients in notify.items():
+        yield from _missed(subject, key, recipients, missed)
 
 
-def _missed(name: str, recipients: Sequence[str], missed: Recipients) -> Iterator[Finding]:
-    """Findings about a project's recipients, which are named by their place, not by their address."""
+def _missed(subject: str, key: str, recipients: Sequence[str], missed: Recipients) -> Iterator[Finding]:
+    """Findings about recipients, which are named by their place, not by their address."""
     denied = _by_reply(missed.reason) or "smtp-relay-denied"
     deferred = denied if missed.reason.startswith("code 5") else "smtp-deferred"
     for found, addresses, reason in (
@@ -103,8 +105,8 @@ def _missed(name: str, recipients: Sequence[str], missed: Recipients) -> Iterato
     ):
         places = [str(place) for place, address in enumerate(recipients, 1) if address in addresses]
         if places:
-            observed = f"notify, address {', '.join(places)} of {len(recipients)}: {reason}"
-            yield Finding(id=found, subject=name, observed=observed)
+            observed = f"{key}, address {', '.join(places)} of {len(recipients)}: {reason}"
+            yield Finding(id=found, subject=subject, observed=observed)
 
 
 def _last_rejection(mailer: Mailer) -> Iterator[Finding]:
