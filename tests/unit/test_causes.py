@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import smtplib
 import ssl
+from http.client import RemoteDisconnected
 
 import pytest
 import requests
+from amqp.exceptions import AccessRefused
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeout
+from urllib3.exceptions import ProxyError
 
 from shared.causes import cause_in_words, host_and_port
+from shared.redis_client import NotReplicated
 from tests.processes import free_port
 
 LOGIN = "user:geheim"
@@ -47,6 +57,49 @@ def test_redis_too() -> None:
     assert cause_in_words(caught.value) == "refused: nothing listens there"
 
 
+def wrapped(inner: BaseException) -> OperationalError:
+    """As kombu raises what a transport raised."""
+    outer = OperationalError("geheim")
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (AuthenticationError("geheim"), "login rejected"),
+        (wrapped(AccessRefused("geheim")), "login rejected"),
+        (BusyLoadingError("geheim"), "Redis is loading its data"),
+        (ReadOnlyError("geheim"), "this Redis is a replica"),
+        (NotReplicated(), "no replica confirmed the change in time"),
+        (RedisTimeout("geheim"), "timed out"),
+        (RedisConnectionError("Connection closed by server."), "connection cut"),
+        (wrapped(OSError(errno.EHOSTUNREACH, "geheim")), "no route to this address"),
+        (requests.ConnectionError(RemoteDisconnected("geheim")), "connection cut"),
+        (requests.exceptions.SSLError(ssl.SSLEOFError("geheim")), "TLS connection cut"),
+        (requests.exceptions.SSLError(ssl.SSLError("geheim")), "no TLS, or another version of it"),
+        (
+            requests.exceptions.ProxyError(ProxyError("geheim", ConnectionRefusedError())),
+            "proxy: refused: nothing listens there",
+        ),
+        (
+            requests.exceptions.ProxyError(ProxyError("geheim", OSError("Tunnel connection failed: 407"))),
+            "proxy: it refuses the connection",
+        ),
+        (SoftTimeLimitExceeded("geheim"), "it took longer than its time limit"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_each_cause_has_its_words(error: BaseException, words: str) -> None:
+    assert cause_in_words(error) == words
+
+
+def test_a_timeout_behind_a_lost_connection_is_the_timeout() -> None:
+    error = smtplib.SMTPServerDisconnected("geheim")
+    error.__context__ = TimeoutError("geheim")
+    assert cause_in_words(error, timeout_seconds=5) == "timed out after 5 s"
+
+
 def test_what_is_not_known_is_its_type() -> None:
     assert cause_in_words(ValueError("geheim")) == "ValueError"
 
@@ -62,6 +115,8 @@ def test_an_endless_chain_ends() -> None:
     [
         (f"redis://{LOGIN}@h:6379/0", "h:6379"),
         (f"amqp://{LOGIN}@mq.example.edu//", "mq.example.edu"),
+        (f"amqp://{LOGIN}@one:5672//;amqp://{LOGIN}@two:5672//", "one:5672, two:5672"),
+        ("redis://[::1]:6379/0", "[::1]:6379"),
         (f"redis+sentinel://{LOGIN}@h1:26379,h2:26379/main/0", "h1:26379,h2:26379"),
     ],
 )
