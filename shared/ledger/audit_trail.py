@@ -7,7 +7,8 @@ from itertools import chain
 
 from shared.batches import batches
 from shared.domain.events import State
-from shared.ledger import Ledger, StoredEvent
+from shared.ledger.events.event_store import EventStore
+from shared.ledger.events.models import StoredEvent
 from shared.ledger.staff_actions import StaffAction, actions_since
 
 COLUMN_MEANINGS = {
@@ -30,7 +31,7 @@ Row = dict[str, str]
 _PAGE = 500
 
 
-def audit_rows(project: str, since: datetime, until: datetime, ledger: Ledger) -> Iterator[Row]:
+def audit_rows(project: str, since: datetime, until: datetime, ledger: EventStore) -> Iterator[Row]:
     """Events and replays by time, a page of each in memory."""
     events = ((entry.received_at, _rows_of(entry)) for entry in ledger.entries_between(project, since, until))
     replays = ((action.at, _replayed(action, entry)) for action, entry in _actions(project, since, ledger))
@@ -43,7 +44,7 @@ def harmless(value: str) -> str:
 
 
 def _actions(
-    project: str, since: datetime, ledger: Ledger
+    project: str, since: datetime, ledger: EventStore
 ) -> Iterator[tuple[StaffAction, StoredEvent | None]]:
     """Replays with their events, as far as these are kept."""
     for page in batches(actions_since(ledger.redis, project, since), _PAGE):

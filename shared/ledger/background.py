@@ -2,13 +2,11 @@
 
 import json
 from datetime import datetime
-from pathlib import Path
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
+from shared.ledger.base import load_script
 from shared.redis_client import RedisClient
-
-SCRIPT = Path(__file__).parent / "scripts" / "claim_job.lua"
 
 # A job whose message was lost, or whose worker was killed before it began, is published again after this long.
 PUBLISHED_FOR_MS = 60_000
@@ -19,7 +17,7 @@ class BackgroundJobs:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
-        self._claim = redis.register_script(SCRIPT.read_text())
+        self._claim = redis.register_script(load_script("claim_job"))
 
     def add(self, job: tuple[str, ...], *, now: datetime, ahead_ms: int = 0) -> None:
         """Have a job done, before those that were added up to `ahead_ms` ago; nothing if it waits already."""

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
+from shared.ledger.base import load_script
 from shared.redis_client import RedisClient
 
 # When sweep asks Twilio for what nobody has asked for until then.
 FIRST_PAUSE_MS = 60_000
-_SCRIPT = Path(__file__).parent / "scripts" / "end_block.lua"
 
 
 class BlockState(StrEnum):
@@ -64,7 +63,7 @@ class Blocks:
 
     @cached_property
     def _end(self) -> Any:
-        return self._redis.register_script(_SCRIPT.read_text())
+        return self._redis.register_script(load_script("end_block"))
 
     def waiting(self) -> dict[str, datetime]:
         """Return the ids of events whose block waits, longest first, with the time since when."""

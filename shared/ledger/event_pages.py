@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from shared.domain.events import UNFINISHED, Change, State, milliseconds
-from shared.ledger import Ledger, StoredEvent, keys
+from shared.ledger import keys
+from shared.ledger.events.event_store import EventStore
+from shared.ledger.events.models import StoredEvent
 
 PAGE = 50
 MOST_READ = 1_000
@@ -44,7 +46,7 @@ class EventPage:
 class EventPages:
     """Reads pages of one study's events."""
 
-    def __init__(self, project: str, ledger: Ledger) -> None:
+    def __init__(self, project: str, ledger: EventStore) -> None:
         self._project = project
         self._ledger = ledger
         self._redis = ledger.redis

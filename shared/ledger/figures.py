@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from shared.ledger import keys
+from shared.ledger.base import load_script
 from shared.redis_client import RedisClient
-
-SCRIPT = Path(__file__).parent / "scripts" / "figures.lua"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ _NAMES = [field.name for field in fields(ProjectFigures)]
 
 def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, ProjectFigures]:
     """Return the figures of these projects, and of those that have been taken out of the configuration."""
-    script = redis.register_script(SCRIPT.read_text())
+    script = redis.register_script(load_script("figures"))
     rows = script(keys=[keys.PROJECTS, keys.ATTEMPTS], args=[keys.PREFIX, *projects])
     return {name: _decode(values) for name, *values in rows}
 
