@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, Table, TwilioAccount
 from shared.config.secrets import Secret
-from shared.ledger.audit_trail import COLUMN_MEANINGS
+from shared.ledger.events.audit_trail import COLUMN_MEANINGS
 from worker.checks.findings import CATALOGUE, Severity
 from worker.cli import COMMANDS, load_command
 
@@ -445,7 +445,7 @@ def audit_trail_page() -> str:
     rows = "\n".join(f"| `{column}` | {meaning} |" for column, meaning in COLUMN_MEANINGS.items())
     return f"""# Audit trail
 
-<!-- Written by `python -m docs.generate` from shared/ledger/audit_trail.py: edit there. -->
+<!-- Written by `python -m docs.generate` from shared/ledger/events/audit_trail.py: edit there. -->
 
 `optout export --project P` prints every change of a project that is still kept, oldest first: a row per event and
 record, and one per replay. `--since 2026-11-01` begins with that day, in the project's time zone. Times are ISO 8601

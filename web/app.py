@@ -10,8 +10,8 @@ from shared.config.secrets import Secret
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError
 from shared.ledger import Ledger
-from shared.ledger.learned_words import LearnedWords
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.learned_words import LearnedWords
+from shared.ledger.platform.service_senders import ServiceSenders
 from shared.messaging.publisher import Publisher
 from shared.redis_client import RedisClient
 from web.context import Services, init_app, leave_event_loop

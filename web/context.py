@@ -10,7 +10,7 @@ from flask import Flask, current_app, g
 from shared.config import Config
 from shared.domain.phone import PhoneHasher
 from shared.ledger import Ledger
-from shared.ledger.learned_words import LearnedWords
+from shared.ledger.platform.learned_words import LearnedWords
 from shared.messaging.publisher import Publisher
 from web.monitoring.request_counter import RequestCounter
 from web.twilio.routing import Router

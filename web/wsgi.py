@@ -10,8 +10,8 @@ from redis.exceptions import RedisError
 from shared.config import Config, redis_url
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
-from shared.ledger.kept_configuration import last_valid
-from shared.ledger.loaded_configurations import follow
+from shared.ledger.platform.kept_configuration import last_valid
+from shared.ledger.platform.loaded_configurations import follow
 from shared.ledger.version import require_ledger_version
 from shared.logs.setup import configure_logging
 from shared.messaging.publisher import make_publisher

@@ -14,9 +14,9 @@ from shared.causes import cause_in_words
 from shared.config import Config, redis_url
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
-from shared.ledger.kept_configuration import last_valid
-from shared.ledger.loaded_configurations import Follower, follow
 from shared.ledger.migration import migrate
+from shared.ledger.platform.kept_configuration import last_valid
+from shared.ledger.platform.loaded_configurations import Follower, follow
 from shared.ledger.version import require_ledger_version
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import make_publisher

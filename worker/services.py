@@ -18,7 +18,7 @@ from shared.domain.events import Notice
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Kind, Ledger, keys
-from shared.ledger.deduplication import MessageDeduplicator
+from shared.ledger.work.deduplication import MessageDeduplicator
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import Publisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave

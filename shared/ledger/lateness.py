@@ -2,7 +2,7 @@
 
 from enum import Enum, auto
 
-from shared.ledger.nights import RECONCILE_OVERDUE_MS
+from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
 
 WAITS_TOO_LONG_MS = 3600 * 1000
 

@@ -17,8 +17,8 @@ from shared.domain.phone import PhoneHasher
 from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import UNKNOWN, scope_of
 from shared.ledger import Ledger, StoredEvent, keys
-from shared.ledger.locks import try_lock
 from shared.ledger.version import LEDGER_VERSION, SCOPES, ledger_version
+from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 
 _BATCH = 500

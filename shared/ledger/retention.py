@@ -5,14 +5,14 @@ from datetime import datetime
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
-from shared.ledger.background import BackgroundJobs
 from shared.ledger.base import CHUNK
-from shared.ledger.blocks import Blocks
 from shared.ledger.events.event_store import EventStore
-from shared.ledger.failures import prune_failures
+from shared.ledger.events.failures import prune_failures
+from shared.ledger.events.staff_actions import forget_actions
 from shared.ledger.mails.mail_outbox import MailOutbox
+from shared.ledger.opt_outs.blocks import Blocks
 from shared.ledger.opt_outs.statuses import Statuses
-from shared.ledger.staff_actions import forget_actions
+from shared.ledger.work.background import BackgroundJobs
 
 # How many old ids are checked per project and call, once a minute: Redis does nothing else for a millisecond or two.
 MOST_TRIMMED = 1_000

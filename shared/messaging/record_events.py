@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from shared.causes import cause_in_words
 from shared.domain.events import Change, OptOutEvent
 from shared.ledger import Accepted, Ledger
-from shared.ledger.learned_words import LearnedWords
+from shared.ledger.platform.learned_words import LearnedWords
 from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import Publisher
 from shared.redis_client import redis_cause

@@ -14,9 +14,9 @@ import requests
 
 from shared.domain.events import State, milliseconds
 from shared.ledger import keys
-from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS
-from shared.ledger.check_results import CheckResult, StoredFinding, store_result
-from shared.ledger.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
+from shared.ledger.projects.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS
+from shared.ledger.projects.check_results import CheckResult, StoredFinding, store_result
+from shared.ledger.projects.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
 from tests.benchmarks.load import percentile
 from tests.benchmarks.report import Section, verdict
 from tests.benchmarks.world import family, pss_megabytes

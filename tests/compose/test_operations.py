@@ -18,8 +18,8 @@ from urllib.parse import urlencode
 import pytest
 import requests
 
-from shared.ledger.heartbeats import ENDED_AFTER_MS
 from shared.ledger.keys import PREFIX
+from shared.ledger.platform.heartbeats import ENDED_AFTER_MS
 from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium
 from tests.compose.stack import BASE, PLATFORM, TLS, Stack
 from tests.processes import wait_until

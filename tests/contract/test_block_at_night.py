@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from shared.domain.events import Change
-from shared.ledger.blocks import BlockState
+from shared.ledger.opt_outs.blocks import BlockState
 from tests import builders
 from tests.contract.test_block_at_twilio import PAT, Scene, scenes
 from tests.simulators.redcap import fictional_phone

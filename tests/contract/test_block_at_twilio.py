@@ -13,7 +13,7 @@ import pytest
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.scopes import scope_of
 from shared.ledger import StaffDecision, StoredEvent, keys
-from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
+from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
 from shared.messaging.celery_config import TaskName
 from tests import builders
 from tests.builders import hashed

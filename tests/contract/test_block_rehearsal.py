@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shared.domain.events import Change
-from shared.ledger.blocks import Blocks
+from shared.ledger.opt_outs.blocks import Blocks
 from tests.fakes import study
 from tests.simulators.redcap import classic_study
 from tests.simulators.twilio import SERVICE_SID, TwilioSimulator

@@ -28,8 +28,8 @@ from shared.domain.events import Source, State
 from shared.domain.phone import PhoneHasher
 from shared.errors import TwilioRejected
 from shared.ledger import EventOutcome, Ledger, keys
-from shared.ledger.loaded_configurations import Trouble, publish
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.loaded_configurations import Trouble, publish
+from shared.ledger.platform.service_senders import ServiceSenders
 from shared.messaging.celery_config import make_celery
 from shared.redis_client import connect
 from tests import builders

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from shared.config import parse_config
 from shared.ledger import keys
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.service_senders import ServiceSenders
 from tests import builders
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import (

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from shared.ledger.blocks import BlockState
+from shared.ledger.opt_outs.blocks import BlockState
 from tests.integration.privacy import Needles, scan
 from tests.integration.world import STUDIES, Participant, World, service_sid
 from tests.processes import wait_until

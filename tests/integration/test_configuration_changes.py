@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from shared.ledger import keys
-from shared.ledger.loaded_configurations import loaded_configurations
+from shared.ledger.platform.loaded_configurations import loaded_configurations
 from tests.integration.world import (
     HASH_KEY,
     SENDER_ADDRESS,

@@ -19,9 +19,9 @@ from selenium.webdriver.common.keys import Keys
 
 from shared.domain.events import Change, OptOutEvent, Source, State, milliseconds
 from shared.ledger import EventOutcome, Ledger, keys
-from shared.ledger.check_results import CheckResult, StoredFinding, store_result
-from shared.ledger.loaded_configurations import publish
-from shared.ledger.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
+from shared.ledger.platform.loaded_configurations import publish
+from shared.ledger.projects.check_results import CheckResult, StoredFinding, store_result
+from shared.ledger.projects.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
 from tests.browser import CHROMIUM, DRIVER, WHY_SKIPPED, chromium, page_text, wait_for_text
 from tests.builders import opt_out_event
 from tests.integration.privacy import Needles

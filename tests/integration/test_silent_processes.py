@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from shared.ledger import keys
-from shared.ledger.heartbeats import silent_processes
+from shared.ledger.platform.heartbeats import silent_processes
 from tests.integration.test_configuration_changes import Deployment, deployment
 from tests.processes import Process, wait_until
 

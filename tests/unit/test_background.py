@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from shared.ledger import keys
-from shared.ledger.background import PUBLISHED_FOR_MS, BackgroundJobs
-from shared.ledger.locks import try_lock
+from shared.ledger.work.background import PUBLISHED_FOR_MS, BackgroundJobs
+from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from tests import builders
 from tests.fakes import Study, study

@@ -10,9 +10,9 @@ import pytest
 
 from shared.domain.events import Change, OptOutEvent, Source, State
 from shared.ledger import EventOutcome, Ledger, keys
-from shared.ledger.change_counts import DAYS_COUNTED, ChangeCounts
-from shared.ledger.failures import MOST_FAILURES_READ, failed_ids
-from shared.ledger.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
+from shared.ledger.events.failures import MOST_FAILURES_READ, failed_ids
+from shared.ledger.projects.change_counts import DAYS_COUNTED, ChangeCounts
+from shared.ledger.projects.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
 from tests.builders import at, opt_out_event
 
 NOON = at("2026-05-04T12:00:00")

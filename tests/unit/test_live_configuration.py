@@ -12,8 +12,8 @@ from shared.config import Config
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
 from shared.ledger import keys
-from shared.ledger.kept_configuration import keep, last_valid
-from shared.ledger.loaded_configurations import Follower, invalid_files, loaded_configurations
+from shared.ledger.platform.kept_configuration import keep, last_valid
+from shared.ledger.platform.loaded_configurations import Follower, invalid_files, loaded_configurations
 from tests.builders import config, project_table
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.unit.test_config_files import MAIN, study

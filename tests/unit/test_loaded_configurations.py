@@ -10,8 +10,8 @@ import pytest
 
 from shared.config import parse_config
 from shared.ledger import keys
-from shared.ledger.heartbeats import ENDED_AFTER_MS
-from shared.ledger.loaded_configurations import (
+from shared.ledger.platform.heartbeats import ENDED_AFTER_MS
+from shared.ledger.platform.loaded_configurations import (
     LoadedConfiguration,
     loaded_configurations,
     publish,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from redis.lock import Lock
 
-from shared.ledger import keys, locks
-from shared.ledger.deduplication import MessageDeduplicator
-from shared.ledger.locks import try_lock
+from shared.ledger import keys
+from shared.ledger.work import locks
+from shared.ledger.work.deduplication import MessageDeduplicator
+from shared.ledger.work.locks import try_lock
 
 
 class TestHeld:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from shared.domain.months import Month
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
-from shared.ledger.nights import Night, NightOutcome, Nights
+from shared.ledger.projects.nights import Night, NightOutcome, Nights
 from shared.messaging.celery_config import TaskName
 from tests.builders import at
 from tests.fakes import Study, study

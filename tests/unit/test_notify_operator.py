@@ -15,7 +15,7 @@ from shared.config import parse_config
 from shared.domain.events import milliseconds
 from shared.errors import ConfigError, MailDeferred, ProjectProblem
 from shared.ledger import keys
-from shared.ledger.loaded_configurations import Trouble, publish
+from shared.ledger.platform.loaded_configurations import Trouble, publish
 from tests.builders import at, document
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

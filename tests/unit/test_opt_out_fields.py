@@ -6,7 +6,7 @@ import pytest
 
 from shared.domain.events import Change
 from shared.domain.precedence import Status, decide
-from shared.ledger.written_values import WrittenValue
+from shared.ledger.opt_outs.written_values import WrittenValue
 from worker.redcap.opt_out_fields import Act, FieldForm, RecordState, plan
 
 START_MS = 1_795_829_196_000

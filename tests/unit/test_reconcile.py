@@ -20,9 +20,9 @@ from structlog.testing import capture_logs
 from shared.config.schema import Operator
 from shared.errors import MailDeferred
 from shared.ledger import keys
-from shared.ledger import nights as ledger_nights
-from shared.ledger.locks import try_lock
-from shared.ledger.report_mails import ReportMails
+from shared.ledger.mails.report_mails import ReportMails
+from shared.ledger.projects import nights as ledger_nights
+from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study

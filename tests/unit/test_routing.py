@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.domain.events import OptOutEvent, Source
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.service_senders import ServiceSenders
 from tests.builders import at, config, hashed, project_table
 from tests.simulators.twilio import ACCOUNT_SID, SENDER, SERVICE_SID
 from web.twilio.parsing import InboundMessage

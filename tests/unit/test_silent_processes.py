@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.ledger import Ledger, keys, loaded_configurations
-from shared.ledger.heartbeats import ENDED_AFTER_MS, FORGOTTEN_AFTER_MS, silent_processes
-from shared.ledger.loaded_configurations import Follower, publish
+from shared.ledger import Ledger, keys
+from shared.ledger.platform import loaded_configurations
+from shared.ledger.platform.heartbeats import ENDED_AFTER_MS, FORGOTTEN_AFTER_MS, silent_processes
+from shared.ledger.platform.loaded_configurations import Follower, publish
 from tests.builders import config
 from tests.fakes import fake_redis
 from web.monitoring.metrics import LedgerCollector

@@ -20,7 +20,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
 from shared.ledger import keys
-from shared.ledger.loaded_configurations import Trouble, publish
+from shared.ledger.platform.loaded_configurations import Trouble, publish
 from shared.messaging.celery_config import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from shared.ledger.change_counts import LATENCY_BOUNDS_MS, LONGER, DayCount
-from shared.ledger.nights import NIGHTS_KEPT, Night
+from shared.ledger.projects.change_counts import LATENCY_BOUNDS_MS, LONGER, DayCount
+from shared.ledger.projects.nights import NIGHTS_KEPT, Night
 
 SPARK_HEIGHT, SPARK_STEP = 28, 4
 WEEK_HEIGHT, WEEK_STEP = 120, 26

@@ -11,9 +11,9 @@ from flask import Blueprint, Response, abort, render_template, request
 from shared.domain.endpoints import MESSAGE_PAGE
 from shared.domain.events import Change, Source, State
 from shared.ledger import StoredEvent
-from shared.ledger.audit_trail import AUDIT_COLUMNS, audit_rows, harmless
-from shared.ledger.event_pages import EventFilter, EventPages
-from shared.ledger.staff_actions import StaffAction, actions_since
+from shared.ledger.events.audit_trail import AUDIT_COLUMNS, audit_rows, harmless
+from shared.ledger.events.event_pages import EventFilter, EventPages
+from shared.ledger.events.staff_actions import StaffAction, actions_since
 from web.console.context import console, now
 from web.console.study_views import require_known
 from web.console.timeline import commands, timeline

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from zoneinfo import ZoneInfo
 
 from shared.domain.events import milliseconds
-from shared.ledger.heartbeats import SilentProcess
-from shared.ledger.loaded_configurations import invalid_files, running_processes
-from shared.ledger.platform_status import PlatformStatus, RedisStatus
+from shared.ledger.platform.heartbeats import SilentProcess
+from shared.ledger.platform.loaded_configurations import invalid_files, running_processes
+from shared.ledger.platform.platform_status import PlatformStatus, RedisStatus
 from web.console.context import console, local_text, now
 from web.console.verdict import Level, Trouble
 

@@ -8,10 +8,10 @@ from flask import Blueprint, render_template
 
 from shared.config import Config
 from shared.domain.events import milliseconds
-from shared.ledger.check_results import CheckResult, StoredFinding, check_results
-from shared.ledger.loaded_configurations import program_version
-from shared.ledger.overview import Overview
-from shared.ledger.platform_status import PlatformStatus
+from shared.ledger.platform.loaded_configurations import program_version
+from shared.ledger.platform.platform_status import PlatformStatus
+from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
+from shared.ledger.projects.overview import Overview
 from shared.messaging.celery_config import QUEUES
 from web.console.context import console, now
 from web.console.platform_troubles import platform_troubles

@@ -8,12 +8,12 @@ from flask import Blueprint, abort, render_template, request
 
 from shared.domain.events import milliseconds
 from shared.ledger import StoredEvent
-from shared.ledger.change_counts import ChangeCounts
-from shared.ledger.check_results import StoredFinding, check_result
-from shared.ledger.event_pages import EventFilter, EventPages
-from shared.ledger.failures import failed_ids
-from shared.ledger.nights import Nights
-from shared.ledger.overview import Overview
+from shared.ledger.events.event_pages import EventFilter, EventPages
+from shared.ledger.events.failures import failed_ids
+from shared.ledger.projects.change_counts import ChangeCounts
+from shared.ledger.projects.check_results import StoredFinding, check_result
+from shared.ledger.projects.nights import Nights
+from shared.ledger.projects.overview import Overview
 from web.console import charts
 from web.console.context import console, local_text, now
 from web.console.platform_troubles import platform_troubles

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from shared.domain.events import Change, Source, State
 from shared.ledger import StoredEvent
-from shared.ledger.staff_actions import StaffAction
+from shared.ledger.events.staff_actions import StaffAction
 from web.console import words
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shared.ledger.lateness import Reconciled, reconciled, waits_too_long
-from shared.ledger.overview import StudyOverview
+from shared.ledger.projects.overview import StudyOverview
 from web.console.words import FIXES, number_of, problem_words
 
 # The sentence at the top names so many; the list below has all.

@@ -1,7 +1,7 @@
 """The words of the console: what states, sources, outcomes and problems are called."""
 
 from shared.domain.events import Change, Source, State
-from shared.ledger.blocks import BlockState
+from shared.ledger.opt_outs.blocks import BlockState
 
 CHANGES = {Change.STOP: "Opt-out", Change.START: "Opt-in", Change.UNCLEAR: "Unclear"}
 STATES = {

@@ -9,7 +9,7 @@ from shared.config import Config, redis_url, setting
 from shared.config.live import LiveConfiguration
 from shared.errors import ConfigError
 from shared.ledger import Ledger
-from shared.ledger.kept_configuration import last_valid
+from shared.ledger.platform.kept_configuration import last_valid
 from shared.logs.setup import configure_logging
 from shared.redis_client import connect
 from web.console.app import create_console

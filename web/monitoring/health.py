@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from redis.exceptions import RedisError
 
 from shared.ledger import keys
-from shared.ledger.loaded_configurations import invalid_files, program_version
+from shared.ledger.platform.loaded_configurations import invalid_files, program_version
 from shared.redis_client import redis_cause
 from web.context import leave_event_loop, services
 from web.monitoring.metrics import LedgerCollector

@@ -9,10 +9,10 @@ from prometheus_client.registry import Collector
 
 from shared.config import broker_url, redis_url
 from shared.ledger import Ledger, keys
-from shared.ledger.check_results import PLATFORM, check_results
-from shared.ledger.figures import ProjectFigures, project_figures
-from shared.ledger.heartbeats import silent_processes
-from shared.ledger.loaded_configurations import invalid_files
+from shared.ledger.platform.heartbeats import silent_processes
+from shared.ledger.platform.loaded_configurations import invalid_files
+from shared.ledger.projects.check_results import PLATFORM, check_results
+from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.messaging.celery_config import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.

@@ -8,7 +8,7 @@ from shared.config.keywords import keywords_of
 from shared.domain.events import Change, OptOutEvent
 from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
 from shared.domain.scopes import scope_of
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.service_senders import ServiceSenders
 from web.twilio.parsing import InboundMessage
 from web.twilio.twiml import EMPTY_RESPONSE, redirect
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
-from shared.ledger.blocks import Blocks
+from shared.ledger.opt_outs.blocks import Blocks
 from worker.checks.findings import Finding, Passed
 from worker.services import Services
 from worker.steps.block_at_twilio.consents import senders_of, sharing_projects

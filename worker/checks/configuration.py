@@ -10,7 +10,7 @@ from shared.config import Config, Project
 from shared.config.schema import LOOPBACK
 from shared.config.secrets import Secret
 from shared.errors import ConfigError, PublishedSecret
-from shared.ledger.loaded_configurations import LoadedConfiguration, loaded_configurations
+from shared.ledger.platform.loaded_configurations import LoadedConfiguration, loaded_configurations
 from shared.redis_client import RedisClient
 from worker.checks.findings import Finding, Passed
 

@@ -30,9 +30,9 @@ from shared.domain.events import UNFINISHED, Change, State
 from shared.domain.precedence import decode_statuses
 from shared.errors import ConfigError, Failure
 from shared.ledger import EventOutcome, StoredEvent
-from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
-from shared.ledger.locks import try_lock
-from shared.ledger.written_values import WrittenValue, WrittenValues
+from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
+from shared.ledger.opt_outs.written_values import WrittenValue, WrittenValues
+from shared.ledger.work.locks import try_lock
 from worker.http_session import post
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import RecordState

@@ -10,7 +10,7 @@ from shared.domain.events import Source
 from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Ledger, StoredEvent
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.service_senders import ServiceSenders
 from shared.redis_client import RedisClient
 from worker.checks.findings import Finding, Passed
 from worker.twilio.account import (

@@ -11,7 +11,7 @@ from celery import Celery
 from shared.causes import cause_in_words
 from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
-from shared.ledger.nights import RECONCILE_OVERDUE_MS
+from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
 from shared.redis_client import RedisClient
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Passed

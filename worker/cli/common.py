@@ -14,7 +14,7 @@ from rich.text import Text
 from shared.batches import batches
 from shared.config import load_config, redis_url
 from shared.ledger import StoredEvent, keys
-from shared.ledger.blocks import BlockState
+from shared.ledger.opt_outs.blocks import BlockState
 from shared.messaging.publisher import make_publisher
 from shared.redis_client import connect
 from worker.services import Services

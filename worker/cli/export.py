@@ -8,7 +8,7 @@ from datetime import datetime
 
 import click
 
-from shared.ledger.audit_trail import AUDIT_COLUMNS, Row, audit_rows, harmless
+from shared.ledger.events.audit_trail import AUDIT_COLUMNS, Row, audit_rows, harmless
 from worker.cli.common import chosen_projects, make_services, print_json_array
 from worker.cli.filters import begin_of, record_option
 

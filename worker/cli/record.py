@@ -9,7 +9,7 @@ import click
 
 from shared.domain.events import UNFINISHED, Change, State
 from shared.ledger import StaffDecision, StoredEvent
-from shared.ledger.blocks import BlockState
+from shared.ledger.opt_outs.blocks import BlockState
 from worker.cli.common import chosen_projects, make_services
 from worker.redcap.opt_out_fields import Act, Plan
 from worker.services import Services

@@ -8,8 +8,8 @@ import click
 
 from shared.domain.events import State
 from shared.ledger import StoredEvent
-from shared.ledger.report_mails import REPORT, ReportMails
-from shared.ledger.staff_actions import StaffAction, note_actions
+from shared.ledger.events.staff_actions import StaffAction, note_actions
+from shared.ledger.mails.report_mails import REPORT, ReportMails
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.cli.common import chosen_projects, make_services

@@ -24,7 +24,7 @@ from shared.domain.endpoints import MESSAGE_PAGE, TEST_SID_PREFIX
 from shared.domain.events import Change, Notice, Source
 from shared.domain.mailbox import Mailbox, set_addresses
 from shared.ledger import StoredEvent
-from shared.ledger.blocks import BlockState
+from shared.ledger.opt_outs.blocks import BlockState
 from worker.redcap.schema import ProjectSchema
 
 # In rendering order; a study's folder may contain any of them.

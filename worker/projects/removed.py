@@ -11,7 +11,7 @@ import structlog
 
 from shared.domain.events import State, milliseconds
 from shared.ledger import EventOutcome, StoredEvent, keys
-from shared.ledger.blocks import Blocks, BlockState
+from shared.ledger.opt_outs.blocks import Blocks, BlockState
 from worker.services import Services
 
 # As long as an outage of REDCap is waited for.

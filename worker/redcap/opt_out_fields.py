@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from shared.domain.precedence import Decision, Status
 from shared.domain.scopes import STAFF, staff_key
-from shared.ledger.written_values import WrittenValue
+from shared.ledger.opt_outs.written_values import WrittenValue
 from worker.redcap.schema import MINUTES, read_time
 
 # A webhook is stamped when it is received: so much later than Twilio's own time, at most.

@@ -15,7 +15,7 @@ from shared.domain.phone import READING_VERSION
 from shared.domain.scopes import record_of
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
-from shared.ledger.locks import try_lock
+from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import RecordState

@@ -10,8 +10,8 @@ from celery.schedules import crontab, schedule
 
 from shared.config import Config, redis_url
 from shared.config.live import CHECK_EVERY_SECONDS, LiveConfiguration
-from shared.ledger.kept_configuration import last_valid
-from shared.ledger.loaded_configurations import follow
+from shared.ledger.platform.kept_configuration import last_valid
+from shared.ledger.platform.loaded_configurations import follow
 from shared.messaging.celery_config import QUEUES, TaskName
 from shared.redis_client import connect
 from worker.runtime.watchdog import touch_heartbeat

@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import TypeVar
 
 from shared.ledger import keys
-from shared.ledger.background import BackgroundJobs
-from shared.ledger.locks import try_lock
+from shared.ledger.work.background import BackgroundJobs
+from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import LONGEST_TASK_SECONDS, STEP_SECONDS, TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.services import Services

@@ -10,7 +10,7 @@ import structlog
 from shared.domain.endpoints import TEST_BLOCK_PREFIX, TEST_SID_PREFIX
 from shared.domain.events import Notice, State
 from shared.ledger import EventOutcome
-from shared.ledger.blocks import Blocks
+from shared.ledger.opt_outs.blocks import Blocks
 from worker.services import Services
 
 log = structlog.get_logger(__name__)

@@ -11,7 +11,7 @@ import structlog
 from shared.domain.events import milliseconds
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
-from shared.ledger.check_results import (
+from shared.ledger.projects.check_results import (
     PLATFORM,
     CheckResult,
     StoredFinding,

@@ -12,8 +12,8 @@ from shared.domain.events import Change, Source, State
 from shared.domain.months import Month
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import StoredEvent, keys
-from shared.ledger.locks import try_lock
-from shared.ledger.nights import NightOutcome, Nights
+from shared.ledger.projects.nights import NightOutcome, Nights
+from shared.ledger.work.locks import try_lock
 from worker.mail.smtp import SENT, outcome_of
 from worker.mail.summary_mail import Summary, Week, compose_summary
 from worker.services import Services

@@ -17,13 +17,13 @@ from shared.causes import cause_in_words
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
-from shared.ledger.check_results import CheckResult, StoredFinding, check_results
-from shared.ledger.failures import failed_ids
-from shared.ledger.figures import ProjectFigures, project_figures
-from shared.ledger.heartbeats import silent_processes
+from shared.ledger.events.failures import failed_ids
 from shared.ledger.lateness import Reconciled, reconciled, waits_too_long
-from shared.ledger.loaded_configurations import invalid_files, loaded_configurations
-from shared.ledger.locks import try_lock
+from shared.ledger.platform.heartbeats import silent_processes
+from shared.ledger.platform.loaded_configurations import invalid_files, loaded_configurations
+from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
+from shared.ledger.projects.figures import ProjectFigures, project_figures
+from shared.ledger.work.locks import try_lock
 from worker.mail.operator_mail import Changes, Condition, StudyWeek, addressed, changes_mail, weekly_mail
 from worker.mail.smtp import outcome_of
 from worker.services import Services

@@ -10,9 +10,9 @@ from shared.config import Project
 from shared.domain.events import Notice
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import StoredEvent
-from shared.ledger.deliveries import Delivery
-from shared.ledger.locks import try_lock
-from shared.ledger.report_mails import REPORT
+from shared.ledger.mails.deliveries import Delivery
+from shared.ledger.mails.report_mails import REPORT
+from shared.ledger.work.locks import try_lock
 from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, Mailer, partly_rejected

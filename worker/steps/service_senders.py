@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from shared.errors import ConfigError, Failure
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.service_senders import ServiceSenders
 from worker.services import Services
 from worker.twilio.client import working_client
 from worker.twilio.service_senders import learn_service_senders

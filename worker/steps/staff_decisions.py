@@ -13,8 +13,8 @@ from shared.domain.precedence import Status, decide
 from shared.domain.scopes import STAFF, staff_key
 from shared.errors import OptOutError, RedcapUnavailable
 from shared.ledger import Accepted, EventOutcome, StaffDecision, StoredEvent
-from shared.ledger.blocks import BlockState
-from shared.ledger.written_values import WrittenValues
+from shared.ledger.opt_outs.blocks import BlockState
+from shared.ledger.opt_outs.written_values import WrittenValues
 from worker.redcap.opt_out_fields import Plan, RecordState, plan
 from worker.services import Services
 from worker.steps.block_at_twilio import block_at_twilio

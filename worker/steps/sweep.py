@@ -6,8 +6,8 @@ import structlog
 
 from shared.domain.events import milliseconds
 from shared.ledger import DueWork
-from shared.ledger.figures import ProjectFigures, project_figures
-from shared.ledger.nights import RECONCILE_OVERDUE_MS
+from shared.ledger.projects.figures import ProjectFigures, project_figures
+from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import projects_to_check

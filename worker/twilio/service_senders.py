@@ -1,4 +1,4 @@
-"""The senders of a Messaging Service: for the message log, and for web (shared/ledger/service_senders.py)."""
+"""The senders of a Messaging Service: for the message log and web (shared/ledger/platform/service_senders.py)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,7 +8,7 @@ import structlog
 from twilio.rest import Client
 
 from shared.errors import TwilioRejected
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.service_senders import ServiceSenders
 from worker.twilio.client import retry
 
 PAGE_SIZE = 1000  # Twilio's largest

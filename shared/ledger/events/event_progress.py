@@ -9,9 +9,14 @@ from typing import Any
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Notice, milliseconds
 from shared.ledger import keys
-from shared.ledger.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS, WEEKS_COUNTED, local_offset_ms
 from shared.ledger.events.event_store import EventStore
 from shared.ledger.events.models import EventOutcome, StaffDecision, StoredEvent
+from shared.ledger.projects.change_counts import (
+    DAYS_COUNTED,
+    LATENCY_BOUNDS_MS,
+    WEEKS_COUNTED,
+    local_offset_ms,
+)
 from shared.ledger.work.due_work import FIRST_PAUSE_MS
 from shared.redis_client import execute_replicated, raise_first
 

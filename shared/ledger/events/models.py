@@ -7,8 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from shared.domain.events import Change, Notice, Source, State, from_milliseconds
-from shared.ledger.blocks import Block
-from shared.ledger.deliveries import Delivery
+from shared.ledger.mails.deliveries import Delivery
+from shared.ledger.opt_outs.blocks import Block
 
 
 class Accepted(StrEnum):

@@ -1,1 +1,4 @@
-"""The e-mails that are due: about events (`mail_outbox`) and reconciliations."""
+"""The e-mails that are due: about events (`mail_outbox`) and about reconciliations (`report_mails`).
+
+`deliveries` is which recipients of an e-mail are done.
+"""

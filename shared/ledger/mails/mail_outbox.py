@@ -7,8 +7,8 @@ from typing import Any
 from shared.domain.events import Notice, milliseconds
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase
-from shared.ledger.deliveries import Delivery
 from shared.ledger.events.models import StoredEvent
+from shared.ledger.mails.deliveries import Delivery
 from shared.ledger.work.due_work import FIRST_PAUSE_MS, Kind
 
 # Longer than a day in any time zone.

@@ -1,4 +1,4 @@
-"""What is in force: the latest change of each phone, and what REDCap and Twilio have of it.
+"""What is in force: the latest change of each phone (`statuses`), and how far REDCap and Twilio have it.
 
-`statuses` has the latest changes and which of them have to reach REDCap, `write_intents` the writes that have begun.
+`write_intents` and `written_values` are about REDCap's records, `blocks` about Twilio.
 """

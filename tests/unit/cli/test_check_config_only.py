@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shared.config import load_config
-from shared.ledger.loaded_configurations import Trouble, publish
+from shared.ledger.platform.loaded_configurations import Trouble, publish
 from tests.fakes import fake_redis
 from worker.cli import main
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import CHUNK, keys
-from shared.ledger.audit_trail import AUDIT_COLUMNS
-from shared.ledger.staff_actions import StaffAction, note_actions
+from shared.ledger.events.audit_trail import AUDIT_COLUMNS
+from shared.ledger.events.staff_actions import StaffAction, note_actions
 from tests.builders import hashed, opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone, fictional_phone_as_typed

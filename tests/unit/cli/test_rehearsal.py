@@ -14,7 +14,7 @@ from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import keys
-from shared.ledger.locks import try_lock
+from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from tests import builders
 from tests.fakes import Study, at_once, study

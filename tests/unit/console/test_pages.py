@@ -15,12 +15,12 @@ from redis.exceptions import ConnectionError as RedisDown
 
 from shared.domain.events import Change, Source, State, milliseconds
 from shared.ledger import StaffDecision, keys
-from shared.ledger.audit_trail import AUDIT_COLUMNS
-from shared.ledger.check_results import CheckResult, StoredFinding, store_result
-from shared.ledger.loaded_configurations import Trouble as ConfigurationTrouble
-from shared.ledger.loaded_configurations import publish
-from shared.ledger.nights import Night, NightOutcome, Nights
-from shared.ledger.staff_actions import StaffAction, note_actions
+from shared.ledger.events.audit_trail import AUDIT_COLUMNS
+from shared.ledger.events.staff_actions import StaffAction, note_actions
+from shared.ledger.platform.loaded_configurations import Trouble as ConfigurationTrouble
+from shared.ledger.platform.loaded_configurations import publish
+from shared.ledger.projects.check_results import CheckResult, StoredFinding, store_result
+from shared.ledger.projects.nights import Night, NightOutcome, Nights
 from tests.simulators.twilio import ACCOUNT_SID
 from tests.unit.console.world import Console, review
 from web.console.study_views import STUDIES_PER_PAGE

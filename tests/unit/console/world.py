@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 from shared.config import Config
 from shared.domain.events import Change, OptOutEvent, State
 from shared.ledger import EventOutcome, Ledger
-from shared.ledger.loaded_configurations import publish
+from shared.ledger.platform.loaded_configurations import publish
 from tests.builders import config, opt_out_event, project_table
 from tests.fakes import fake_redis
 from web.console.app import create_console

@@ -12,8 +12,8 @@ from shared.batches import batches
 from shared.domain.events import UNFINISHED, Change
 from shared.errors import ConfigError, Failure, Transient, TwilioRejected
 from shared.ledger import StoredEvent
-from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
-from shared.ledger.locks import try_lock
+from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
+from shared.ledger.work.locks import try_lock
 from worker.redcap.rate_limit import RateLimiter
 from worker.services import Services
 from worker.steps.block_at_twilio.consents import Impossible, NotNeeded, PlannedConsent, Planner

@@ -14,8 +14,8 @@ from shared.domain.precedence import Status, decide
 from shared.domain.scopes import STAFF, UNKNOWN, record_of, scope_of, staff_key
 from shared.errors import OptOutError
 from shared.ledger import StoredEvent
-from shared.ledger.blocks import BlockedNumber
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.opt_outs.blocks import BlockedNumber
+from shared.ledger.platform.service_senders import ServiceSenders
 from worker.services import Services
 from worker.twilio.consents import Collected, Consent, Wish, is_covered
 from worker.twilio.service_senders import service_senders

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from shared.errors import TwilioRejected
-from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
+from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
 from worker.services import Services
 from worker.steps.block_at_twilio.consents import senders_of
 from worker.twilio.consents import Collected, Consent, Wish, submit

@@ -22,8 +22,8 @@ from shared.causes import cause_in_words
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, Failure, ProjectProblem, RedcapRejected
 from shared.ledger import keys
-from shared.ledger.locks import try_lock
-from shared.ledger.nights import Nights
+from shared.ledger.projects.nights import Nights
+from shared.ledger.work.locks import try_lock
 from worker.projects.problems import note_checked, note_problem
 from worker.services import Services
 from worker.steps.reconcile.blocks import NightlyBlocks

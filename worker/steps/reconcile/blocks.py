@@ -9,7 +9,7 @@ from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import milliseconds
 from shared.domain.precedence import Decision, Status
 from shared.domain.scopes import STAFF, staff_key
-from shared.ledger.blocks import BlockedNumber, Blocks, BlockState
+from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
 from worker.redcap.opt_out_fields import RecordState
 from worker.services import Services
 from worker.steps.block_at_twilio import block_at_twilio

@@ -7,7 +7,7 @@ from shared.batches import batches
 from shared.domain.events import Change, State, milliseconds
 from shared.domain.precedence import Decision, Status, decide
 from shared.ledger import EventOutcome, StoredEvent
-from shared.ledger.written_values import WrittenValue, WrittenValues
+from shared.ledger.opt_outs.written_values import WrittenValue, WrittenValues
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
 from worker.services import Services

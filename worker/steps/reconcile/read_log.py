@@ -9,8 +9,8 @@ from shared.domain.events import Change, OptOutEvent, Source
 from shared.domain.keywords import Keywords
 from shared.domain.scopes import staff_key
 from shared.ledger import StoredEvent, keys
-from shared.ledger.learned_words import LearnedWords
-from shared.ledger.service_senders import ServiceSenders
+from shared.ledger.platform.learned_words import LearnedWords
+from shared.ledger.platform.service_senders import ServiceSenders
 from worker.services import Services
 from worker.steps.reconcile.blocks import NightlyBlocks
 from worker.steps.reconcile.recover import (

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from shared.ledger.nights import Night, NightOutcome
+from shared.ledger.projects.nights import Night, NightOutcome
 from worker.steps.reconcile.sends import BlockFault, TextsAfterOptOut
 
 # The e-mail names so many records; the report counts them all.
@@ -79,7 +79,7 @@ class Report:
         return self.outcome == "success" and not (unfinished or self.hides_messages)
 
     def figures(self) -> dict[str, float]:
-        """What `/metrics` shows of it, as `shared.ledger.figures` reads it."""
+        """What `/metrics` shows of it, as `shared.ledger.projects.figures` reads it."""
         missing = sum(int(each["messages"]) for each in self.missing_from_log)
         covered = 1 - missing / self.messages_expected if self.messages_expected else 1.0
         refused = sum(each["refused"] for each in self.texts_after_opt_out)

@@ -12,8 +12,8 @@ from shared.domain.events import milliseconds
 from shared.domain.mailbox import set_addresses
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
-from shared.ledger.locks import try_lock
-from shared.ledger.report_mails import FAILURE, REPORT, ReportMail, ReportMails
+from shared.ledger.mails.report_mails import FAILURE, REPORT, ReportMail, ReportMails
+from shared.ledger.work.locks import try_lock
 from worker.mail.event_mail import encoding, render
 from worker.mail.smtp import SENT, partly_rejected
 from worker.services import GIVE_UP_MAILS_AFTER, Services

@@ -14,7 +14,7 @@ from shared.domain.events import Change, Notice, State
 from shared.domain.precedence import decode_statuses
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import EventOutcome
-from shared.ledger.locks import try_lock
+from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
 from worker.projects.problems import note_problem

@@ -10,7 +10,7 @@ from shared.domain.events import Change, Notice, State, milliseconds
 from shared.domain.precedence import Decision, Status, decide, decode_statuses
 from shared.domain.scopes import STAFF
 from shared.ledger import EventOutcome, StoredEvent
-from shared.ledger.written_values import WrittenValue, WrittenValues
+from shared.ledger.opt_outs.written_values import WrittenValue, WrittenValues
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shared.batches import batches
 from shared.ledger import keys
-from shared.ledger.failures import failed_ids
+from shared.ledger.events.failures import failed_ids
 from shared.redis_client import RedisClient
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from redis.exceptions import ResponseError
 
 from shared.ledger import keys
-from shared.ledger.heartbeats import SilentProcess, silent_processes
-from shared.ledger.loaded_configurations import RunningProcess, running_processes
+from shared.ledger.platform.heartbeats import SilentProcess, silent_processes
+from shared.ledger.platform.loaded_configurations import RunningProcess, running_processes
 from shared.redis_client import RedisClient
 
 MINUTE_MS = 60_000

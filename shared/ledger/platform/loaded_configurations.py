@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 from shared.config import Config
 from shared.config.live import CHECK_EVERY_SECONDS, LiveConfiguration
 from shared.ledger import keys
-from shared.ledger.heartbeats import ENDED_AFTER_MS, take_place
-from shared.ledger.kept_configuration import is_kept, keep
+from shared.ledger.platform.heartbeats import ENDED_AFTER_MS, take_place
+from shared.ledger.platform.kept_configuration import is_kept, keep
 from shared.redis_client import RedisClient
 
 PUBLISH_EVERY_SECONDS = 10.0

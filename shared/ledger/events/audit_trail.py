@@ -9,7 +9,7 @@ from shared.batches import batches
 from shared.domain.events import State
 from shared.ledger.events.event_store import EventStore
 from shared.ledger.events.models import StoredEvent
-from shared.ledger.staff_actions import StaffAction, actions_since
+from shared.ledger.events.staff_actions import StaffAction, actions_since
 
 COLUMN_MEANINGS = {
     "record": "Record id in REDCap; empty if no record holds the number.",
