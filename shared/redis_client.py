@@ -13,15 +13,10 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from shared.causes import cause_in_words
 from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
+from shared.retry_policy import REPLICA_TIMEOUT_MS, SENTINEL_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS
 
 # redis-py types every reply as "bytes or str, or something awaitable"; here all of them are decoded text.
 RedisClient = Any
-
-# A webhook must be answered well within Twilio's 15 s (5 s for Event Streams) even when Redis hangs.
-SOCKET_TIMEOUT_SECONDS = 2.0
-# Three sentinels that hang, one after the other, must not take longer than a webhook may.
-SENTINEL_TIMEOUT_SECONDS = 0.5
-REPLICA_TIMEOUT_MS = 1_000
 
 
 def redis_cause(error: BaseException) -> str:

@@ -10,8 +10,6 @@ from flask import g, request
 from shared.messaging.record_events import Submission, publish_lookups, record
 from web.context import IN_EVENT_LOOP, Services
 
-# Event Streams waits for 5 s, a webhook for 15 s.
-STORE_SECONDS = 4.0
 # Requests per transaction: Redis does nothing else for a few milliseconds.
 LARGEST_BATCH = 64
 

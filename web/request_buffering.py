@@ -21,13 +21,12 @@ from wsgiref.types import WSGIEnvironment
 from flask import Flask, Response, g
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from shared.retry_policy import BODY_SECONDS, STORE_SECONDS
 from web.context import IN_EVENT_LOOP, NeedsThread
-from web.recording import STORE_SECONDS, Submitted, Writer
+from web.recording import Submitted, Writer
 from web.twilio.limits import EVENTS_LIMIT_BYTES, INBOUND_LIMIT_BYTES
 from web.twilio.twiml import empty_response
 
-# Twilio sends the body at once; it gives up after 15 s, Event Streams after 5 s.
-BODY_SECONDS = 5.0
 # For what waits: /readyz, /metrics and large batches of events.
 THREADS = 4
 # Bodies larger than a webhook's that are held in memory at the same time.

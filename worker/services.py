@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -23,6 +23,7 @@ from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import Publisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
 from shared.redis_client import RedisClient
+from shared.retry_policy import SWEEP_SLOT_SECONDS
 from worker.mail.smtp import Mailer, make_mailer
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import RedcapClient, new_session
@@ -33,11 +34,6 @@ from worker.twilio.client import time_of_message, working_client
 
 # A message costs the worker as much as the mail itself; more in one would keep the other processes waiting.
 MAILS_PER_MESSAGE = 25
-
-# A mail that the server has deferred for longer than this is abandoned.
-GIVE_UP_MAILS_AFTER = timedelta(days=7)
-
-SWEEP_SLOT_SECONDS = 2
 
 
 def utc_now() -> datetime:

@@ -15,16 +15,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
 from shared.redis_client import sentinel_options
-
-# A message of a dead worker is delivered again after this long: longer than the longest task (reconcile) and than
-# every countdown, which would otherwise be delivered twice. The shortest timeout of all processes that share a broker
-# applies, so both sides use this constant.
-# Source: Celery docs, "Using Redis", visibility timeout.
-VISIBILITY_TIMEOUT_SECONDS = 3600
-LONGEST_TASK_SECONDS = 3000
-# All other tasks: a lookup may build the index of a large project, at worst by two exports of five minutes.
-STEP_SECONDS = 960
-
+from shared.retry_policy import VISIBILITY_TIMEOUT_SECONDS
 
 TRANSPORT_ALIASES["amqps"] = "shared.messaging.amqps:Transport"
 

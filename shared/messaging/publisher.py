@@ -6,7 +6,7 @@ from celery import Celery
 
 from shared.config import broker_url
 from shared.messaging.celery_config import QUEUES, TaskName, make_celery
-from shared.redis_client import SOCKET_TIMEOUT_SECONDS
+from shared.retry_policy import SOCKET_TIMEOUT_SECONDS
 
 
 class Publisher(Protocol):

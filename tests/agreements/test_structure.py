@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from shared import retry_policy
 from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, TwilioAccount
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.ledger import Ledger
@@ -309,6 +311,31 @@ class TestKeys:
         for name, value in vars(keys).items():
             if name.isupper() and name != "PREFIX":
                 assert str(value).startswith("optout:"), name
+
+
+class TestRetryPolicy:
+    NAMES = re.compile(r"^(GIVE_UP_\w+|\w*(PAUSE|PAUSES|TIMEOUT|BACKOFF|LEASE|RETRY_AFTER)(_MS|_SECONDS)?)$")
+
+    def test_pauses_deadlines_and_give_up_times_are_in_one_table(self) -> None:
+        """shared.config is built without the rest of the program, so its own are there."""
+        defined = {
+            name
+            for name, path in modules()
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and self.NAMES.match(target.id)
+        }
+        assert defined - {"shared.config.live"} == {"shared.retry_policy"}
+
+    def test_the_architecture_page_has_the_times_of_the_table(self) -> None:
+        page = (ROOT / "docs/explanation/architecture.md").read_text()
+        *quick, last = (f"{seconds:.0f}" for seconds in retry_policy.QUICK_PAUSES_SECONDS)
+        assert f"after {', '.join(quick)} and {last} seconds" in page
+        assert retry_policy.LONGEST_PAUSE_MS == 5 * 60_000
+        assert "up to five minutes" in page
+        assert timedelta(days=1) == retry_policy.GIVE_UP_LOOKUPS_AFTER
+        assert "After a day the event ends as `failed`" in page
 
 
 class TestDocuments:

@@ -63,7 +63,7 @@ def failed(call: Callable[[], Any]) -> str:
 
 
 def ask_redcap(address: str, tls: bool, patch: Patch) -> str:
-    for name in ("CONNECT_TIMEOUT_SECONDS", "READ_TIMEOUT_SECONDS"):
+    for name in ("REDCAP_CONNECT_TIMEOUT_SECONDS", "REDCAP_READ_TIMEOUT_SECONDS"):
         patch.setattr(redcap_client, name, TIMEOUT)
     client = RedcapClient(
         f"http{'s' * tls}://{address}/api/", SECRET, rate_limiter=Mock(), circuit_breaker=Mock()
@@ -72,7 +72,7 @@ def ask_redcap(address: str, tls: bool, patch: Patch) -> str:
 
 
 def ask_twilio(address: str, tls: bool, patch: Patch) -> str:
-    patch.setattr(twilio_client, "TIMEOUT_SECONDS", TIMEOUT)
+    patch.setattr(twilio_client, "TWILIO_TIMEOUT_SECONDS", TIMEOUT)
     patch.setenv("OPTOUT_TWILIO_API_URL", f"http{'s' * tls}://{address}")
     patch.setenv("OPTOUT_TEST_TOKEN", SECRET)
     account = TwilioAccount.model_validate({"account_sid": ACCOUNT, "auth_token": "env:OPTOUT_TEST_TOKEN"})
@@ -80,7 +80,7 @@ def ask_twilio(address: str, tls: bool, patch: Patch) -> str:
 
 
 def ask_token_endpoint(address: str, tls: bool, patch: Patch) -> str:
-    patch.setattr(oauth2, "TIMEOUT_SECONDS", TIMEOUT)
+    patch.setattr(oauth2, "OAUTH2_TIMEOUT_SECONDS", TIMEOUT)
     patch.setenv("OPTOUT_TEST_SECRET", SECRET)
     # Configured addresses have https, and http on loopback only.
     values = {
@@ -95,7 +95,7 @@ def ask_token_endpoint(address: str, tls: bool, patch: Patch) -> str:
 
 
 def ask_mail_server(address: str, tls: bool, patch: Patch) -> str:
-    patch.setattr(smtp, "TIMEOUT_SECONDS", TIMEOUT)
+    patch.setattr(smtp, "SMTP_TIMEOUT_SECONDS", TIMEOUT)
     patch.setattr(smtp._Connection, "_reply_seconds", TIMEOUT)
     mailer = Mailer(f"smtp{'s' * tls}://user:{SECRET}@{address}", "bridge@example.edu")
     return failed(mailer.check)

@@ -134,7 +134,7 @@ def test_one_login_uses_one_mechanism(smtp: SmtpSimulator) -> None:
 def test_a_process_that_dies_while_it_logs_in_holds_up_the_others_for_a_minute_at_most(
     smtp: SmtpSimulator, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(login_pacing, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(login_pacing, "MAIL_LOGIN_WAIT_SECONDS", 0.2)
     redis.set(keys.mail_login(f"127.0.0.1:{smtp.port}:"), "a login is under way", ex=60)
     with pytest.raises(MailDeferred, match=r"smtp_login_paused: .*under way"):
         mailer(smtp, redis).send(mail())

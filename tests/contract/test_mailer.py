@@ -129,7 +129,7 @@ def test_a_server_that_is_not_there_defers_the_mail() -> None:
 def test_a_server_that_falls_silent_defers_the_mail(
     smtp: SmtpSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "SMTP_TIMEOUT_SECONDS", 0.2)
     smtp.fail("hang", seconds=2)
     with pytest.raises(MailDeferred):
         Mailer(smtp.url, SENDER).send(message())
@@ -347,8 +347,8 @@ def test_a_server_that_does_not_want_the_content_has_not_judged_it(reply: str) -
 def test_a_server_that_scans_the_content_for_long_has_more_time(
     smtp: SmtpSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(module, "CONTENT_TIMEOUT_SECONDS", 5)
+    monkeypatch.setattr(module, "SMTP_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(module, "SMTP_CONTENT_TIMEOUT_SECONDS", 5)
     smtp.fail("slow", seconds=0.8)
     assert Mailer(smtp.url, SENDER).send(message()) == Recipients()
     assert len(smtp.inbox) == 1

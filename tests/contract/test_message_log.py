@@ -282,7 +282,7 @@ class TestTroubles:
     def test_a_silent_twilio_is_not_waited_for_for_ever(
         self, sim: TwilioSimulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.twilio.client.TIMEOUT_SECONDS", 0.2)
+        monkeypatch.setattr("worker.twilio.client.TWILIO_TIMEOUT_SECONDS", 0.2)
         sim.fail("hang", resource="Messages", times=1, seconds=5)
         assert read(opened()) == []
         assert len(sim.requests_to("Messages")) == 2

@@ -408,7 +408,7 @@ class TestFailures:
             client.export(FIELDS)
 
     def test_a_slow_server_times_out(self, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "READ_TIMEOUT_SECONDS", 0.1)
+        monkeypatch.setattr(module, "REDCAP_READ_TIMEOUT_SECONDS", 0.1)
         gateway = made()
         gateway.simulator.faults.add("hang", seconds=1.5, times=1)
         with pytest.raises(RedcapUnavailable, match="redcap_timeout"):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from shared.redis_client import SOCKET_TIMEOUT_SECONDS, connect
+from shared.redis_client import connect
+from shared.retry_policy import SOCKET_TIMEOUT_SECONDS
 from tests.blackhole import Blackhole
 
 

@@ -18,11 +18,12 @@ import time_machine
 
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
+from shared.retry_policy import MAIL_SERVER_PAUSES_SECONDS
 from tests.fakes import fake_redis
 from tests.processes import free_port, wait_until
 from tests.simulators.smtp import SmtpSimulator
 from worker.mail import server_guard, smtp
-from worker.mail.server_guard import PAUSES_SECONDS, ServerGuard, process_slot
+from worker.mail.server_guard import ServerGuard, process_slot
 from worker.mail.smtp import Mailer
 
 SENDER = "optout-bridge@example.edu"
@@ -72,8 +73,8 @@ def redis() -> Any:
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smtp, "TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(server_guard, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(smtp, "SMTP_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(server_guard, "MAIL_SERVER_SLOW_SECONDS", 0.2)
 
 
 def mail() -> EmailMessage:
@@ -104,7 +105,7 @@ def test_the_pause_grows_and_one_process_tries_at_a_time(silent: Silent, redis: 
             assert error_of(mailer).code == "smtp_unreachable"
             stored = redis.hget(keys.mail_pause(mailer.address), "until")
             pauses.append(round(float(stored) - time.time()))
-            traveller.shift(PAUSES_SECONDS[-1] + 1)
+            traveller.shift(MAIL_SERVER_PAUSES_SECONDS[-1] + 1)
         assert pauses == [20, 60, 120, 300, 300, 300]
         redis.set(keys.mail_probe(mailer.address), "1")
         assert "another process" in str(error_of(mailer))
@@ -137,7 +138,7 @@ def test_a_refused_connection_needs_no_pause(redis: Any) -> None:
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_left(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smtp, "DIALOGUE_SECONDS", 0.5)
+    monkeypatch.setattr(smtp, "SMTP_DIALOGUE_SECONDS", 0.5)
     server = Silent(drip=b"220-wait\r\n")
     mailer = Mailer(f"smtp://127.0.0.1:{server.port}", SENDER, redis=redis)
     began = time.monotonic()
@@ -178,7 +179,7 @@ def _hold(server: str) -> None:
 
 
 def test_a_killed_process_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_guard, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(server_guard, "MAIL_SERVER_WAIT_SECONDS", 0.0)
     server = f"127.0.0.1:{free_port()}"
     process = multiprocessing.get_context("spawn").Process(target=_hold, args=(server,))
     process.start()

@@ -189,7 +189,7 @@ def test_an_unreachable_endpoint_defers_the_mail(office: Office) -> None:
 
 
 def test_a_silent_endpoint_defers_the_mail(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oauth2, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(oauth2, "OAUTH2_TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         failure = office.failure(office.mailer(token_url=f"http://{address}/token"))

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from shared.ledger import keys
-from shared.ledger.work.background import PUBLISHED_FOR_MS, BackgroundJobs
+from shared.ledger.work.background import BackgroundJobs
 from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
+from shared.retry_policy import GATHER_FOR, JOB_PUBLISHED_FOR_MS
 from tests import builders
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from worker.projects.problems import note_checked
 from worker.steps.background import PLACES, NotNow, publish_jobs, request_job, run_job
-from worker.steps.lookup_records import GATHER_FOR
 
 pytestmark = pytest.mark.usefixtures("naps")
 
@@ -55,7 +55,7 @@ class TestPlaces:
         for number in range(3):
             request_job(asthma.services, TaskName.VERIFY, f"study{number}")
         asthma.published.messages.clear()
-        asthma.clock.ahead += timedelta(milliseconds=PUBLISHED_FOR_MS)
+        asthma.clock.ahead += timedelta(milliseconds=JOB_PUBLISHED_FOR_MS)
         run_job(asthma.services, lambda: None, TaskName.VERIFY, "asthma")
         assert asthma.published.of(TaskName.VERIFY) == [("study0",), ("study1",)]
 
@@ -72,7 +72,7 @@ class TestPlaces:
         asthma.published.messages.clear()
         publish_jobs(asthma.services)
         assert not asthma.published.messages
-        asthma.clock.ahead += timedelta(milliseconds=PUBLISHED_FOR_MS)
+        asthma.clock.ahead += timedelta(milliseconds=JOB_PUBLISHED_FOR_MS)
         publish_jobs(asthma.services)
         assert asthma.published.of(TaskName.VERIFY) == [("asthma",)]
 

@@ -14,7 +14,7 @@ import pytest
 from shared.domain.events import Change, Notice, OptOutEvent, Source, State
 from shared.domain.precedence import decide
 from shared.ledger import Accepted, DueWork, EventOutcome, Ledger, keys
-from shared.ledger.work.due_work import QUICK_PAUSES_SECONDS
+from shared.retry_policy import QUICK_PAUSES_SECONDS
 from tests.builders import at, hashed, opt_out_event, sid
 
 PHONE = hashed("+16505550100")

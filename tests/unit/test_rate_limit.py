@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
+from shared.retry_policy import REDCAP_BACKOFF_AFTER_BAN_SECONDS, REDCAP_BACKOFF_SECONDS
 from tests.builders import at
 from tests.fakes import fake_redis
-from worker.redcap.circuit_breaker import BACKOFF_AFTER_BAN_SECONDS, BACKOFF_SECONDS, CircuitBreaker
+from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.rate_limit import RateLimiter
 
 NOON = at("2026-05-04T12:00:00")
@@ -169,13 +170,13 @@ class TestCircuitBreaker:
         breaker.record_success()
         breaker.check()
         breaker.record_failure()
-        time.pass_by(BACKOFF_SECONDS[0] + 0.1)
+        time.pass_by(REDCAP_BACKOFF_SECONDS[0] + 0.1)
         breaker.check()
 
     def test_a_ban_opens_the_circuit_for_minutes(self, time: Time, redis: Any) -> None:
         breaker = CircuitBreaker(redis, HOST)
         breaker.record_failure(banned=True)
-        time.pass_by(BACKOFF_AFTER_BAN_SECONDS - 1)
+        time.pass_by(REDCAP_BACKOFF_AFTER_BAN_SECONDS - 1)
         with pytest.raises(RedcapUnavailable):
             breaker.check()
         time.pass_by(1.1)

@@ -24,6 +24,7 @@ from shared.ledger.mails.report_mails import ReportMails
 from shared.ledger.projects import nights as ledger_nights
 from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
+from shared.retry_policy import FAILURE_MAIL_EVERY_MS, RECONCILE_AGAIN_MS
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone, fictional_phone_as_typed
@@ -32,9 +33,9 @@ from worker.redcap.gateway import RedcapProject
 from worker.steps.reconcile import OVERLAP, TWILIO_KEEPS, reconcile
 from worker.steps.reconcile import compare as module
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report
-from worker.steps.reconcile.report_mail import FAILURE_MAIL_EVERY_MS, compose_report
+from worker.steps.reconcile.report_mail import compose_report
 from worker.steps.send_email import send_email
-from worker.steps.sweep import RECONCILE_AGAIN_MS, sweep
+from worker.steps.sweep import sweep
 from worker.twilio import client as twilio_client
 from worker.twilio import message_log
 

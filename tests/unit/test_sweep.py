@@ -10,10 +10,11 @@ import pytest
 
 from shared.ledger import keys
 from shared.messaging.celery_config import TaskName
+from shared.retry_policy import VERIFY_EVERY_MS
 from tests.builders import opt_out_event
 from tests.fakes import Study, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone
-from worker.projects.problems import CHECK_EVERY_MS, note_checked
+from worker.projects.problems import note_checked
 from worker.steps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -109,7 +110,7 @@ class TestProblems:
         for _ in range(5):
             asthma.sweep()
         assert len(asthma.redcap.requests) == before
-        asthma.clock.ahead += timedelta(milliseconds=CHECK_EVERY_MS + 1)
+        asthma.clock.ahead += timedelta(milliseconds=VERIFY_EVERY_MS + 1)
         asthma.sweep()
         assert len(asthma.redcap.requests) > before
 

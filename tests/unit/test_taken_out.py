@@ -9,11 +9,11 @@ import pytest
 
 from shared.config import Config
 from shared.ledger import keys
+from shared.retry_policy import GRACE_PERIOD
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.unit.cli.test_forget import everything
-from worker.projects.removed import GRACE_PERIOD
 from worker.steps.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("naps")

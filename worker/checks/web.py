@@ -13,12 +13,12 @@ from shared.domain.events import State, milliseconds
 from shared.ledger import Ledger, keys
 from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
 from shared.redis_client import RedisClient
+from shared.retry_policy import WEB_TIMEOUT_SECONDS
 from worker.checks.clock import clock_finding, server_time
 from worker.checks.findings import Finding, Passed
 from worker.http_session import get
 
 SUBJECT = "web"
-TIMEOUT_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 600
 LONGEST_REVIEW_SECONDS = 86_400
 
@@ -27,13 +27,13 @@ def check_web(url: str, now: Callable[[], datetime]) -> Iterator[Finding | Passe
     """Ask /healthz and /readyz at an address."""
     url = url.rstrip("/")
     try:
-        answer = get(f"{url}/healthz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
-        ready = get(f"{url}/readyz", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+        answer = get(f"{url}/healthz", timeout=WEB_TIMEOUT_SECONDS, allow_redirects=False)
+        ready = get(f"{url}/readyz", timeout=WEB_TIMEOUT_SECONDS, allow_redirects=False)
     except requests.exceptions.SSLError as error:
         yield Finding(id="web-certificate", subject=SUBJECT, observed=f"{url}: {cause_in_words(error)}")
         return
     except requests.RequestException as error:
-        cause = cause_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+        cause = cause_in_words(error, timeout_seconds=WEB_TIMEOUT_SECONDS)
         yield Finding(id="web-unreachable", subject=SUBJECT, observed=f"{url}: {cause}")
         return
     found = _json(answer)

@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from shared.errors import MailDeferred
 from shared.ledger import keys
 from shared.redis_client import RedisClient
+from shared.retry_policy import (
+    MAIL_LOGIN_FORGET_REFUSALS_SECONDS,
+    MAIL_LOGIN_PAUSES_SECONDS,
+    MAIL_LOGIN_TRUST_SECONDS,
+    MAIL_LOGIN_WAIT_SECONDS,
+)
 
-# The pause after each consecutive refusal; the last value applies to all further ones.
-PAUSES_SECONDS = (60, 60, 60, 60, 60, 300)
-# Refusals are counted from zero again after this long without one.
-FORGET_REFUSALS_SECONDS = 86_400
-# For this long after a login others may log in at the same time; before, they wait for its result.
-TRUST_SECONDS = 60
-# How long a process waits for another one's login before it defers its mail.
-WAIT_SECONDS, POLL_SECONDS = 5.0, 0.1
+POLL_SECONDS = 0.1
 
 # Errors before a login was sent to the server.
 _NOT_TRIED = {"smtp_not_supported", "smtp_not_ascii", "oauth2_unreachable"}
@@ -59,8 +58,8 @@ class LoginPacing:
 
     def _wait(self) -> str | None:
         """How the last login ended; None if this process may be the only one to log in now."""
-        for _ in range(round(WAIT_SECONDS / POLL_SECONDS)):
-            if self._redis.set(self._state, _UNDER_WAY, nx=True, ex=PAUSES_SECONDS[0]):
+        for _ in range(round(MAIL_LOGIN_WAIT_SECONDS / POLL_SECONDS)):
+            if self._redis.set(self._state, _UNDER_WAY, nx=True, ex=MAIL_LOGIN_PAUSES_SECONDS[0]):
                 return None
             state: str | None = self._redis.get(self._state)
             if state is not None and state != _UNDER_WAY:
@@ -71,13 +70,13 @@ class LoginPacing:
     def _note_refusal(self, reason: str) -> None:
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.incr(self._refusals)
-            pipe.expire(self._refusals, FORGET_REFUSALS_SECONDS)
+            pipe.expire(self._refusals, MAIL_LOGIN_FORGET_REFUSALS_SECONDS)
             refusals = int(pipe.execute()[0])
-        pause = PAUSES_SECONDS[min(refusals, len(PAUSES_SECONDS)) - 1]
+        pause = MAIL_LOGIN_PAUSES_SECONDS[min(refusals, len(MAIL_LOGIN_PAUSES_SECONDS)) - 1]
         self._redis.set(self._state, reason, ex=pause)
 
     def _note_acceptance(self) -> None:
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(self._state, _ACCEPTED, ex=TRUST_SECONDS)
+            pipe.set(self._state, _ACCEPTED, ex=MAIL_LOGIN_TRUST_SECONDS)
             pipe.delete(self._refusals)
             pipe.execute()

@@ -9,11 +9,8 @@ import requests
 
 from shared.config.schema import SmtpOAuth2
 from shared.errors import MailDeferred
+from shared.retry_policy import OAUTH2_LEEWAY_SECONDS, OAUTH2_TIMEOUT_SECONDS
 from worker.http_session import failure_in_words, trusting
-
-TIMEOUT_SECONDS = 15.0
-# A token is renewed this long before it expires.
-LEEWAY_SECONDS = 120
 
 # RFC 6749, section 5.2, and what its section 4.1.2.1 names for a server in trouble.
 _TEMPORARY = {"temporarily_unavailable", "server_error"}
@@ -42,7 +39,7 @@ class AccessTokens:
     def has_token(self) -> bool:
         """Whether a token is in memory that has not expired."""
         token = self._session.token
-        return bool(token) and not token.is_expired(leeway=LEEWAY_SECONDS)
+        return bool(token) and not token.is_expired(leeway=OAUTH2_LEEWAY_SECONDS)
 
     def forget(self) -> None:
         """Fetch another token next time: the mail server rejected this one."""
@@ -58,7 +55,7 @@ class AccessTokens:
     def _fetch(self) -> None:
         try:
             # No redirects: they would send the client secret to another address.
-            token = self._session.fetch_token(timeout=TIMEOUT_SECONDS, allow_redirects=False)
+            token = self._session.fetch_token(timeout=OAUTH2_TIMEOUT_SECONDS, allow_redirects=False)
             if not re.fullmatch(r"[!-~]+", token["access_token"]):
                 raise ValueError
         except self._session.oauth_error_class as error:
@@ -68,7 +65,7 @@ class AccessTokens:
             kind = "oauth2_client_rejected" if status in {400, 401, 403} else "oauth2_unreachable"
             raise MailDeferred(kind, f"status {status}") from None
         except requests.RequestException as error:
-            cause = failure_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+            cause = failure_in_words(error, timeout_seconds=OAUTH2_TIMEOUT_SECONDS)
             raise MailDeferred("oauth2_unreachable", cause) from None
         except (ValueError, KeyError, TypeError):
             self.forget()

@@ -18,16 +18,16 @@ from redis.exceptions import RedisError
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.redis_client import RedisClient
+from shared.retry_policy import (
+    MAIL_SERVER_FORGET_HANGS_SECONDS,
+    MAIL_SERVER_PAUSES_SECONDS,
+    MAIL_SERVER_PROBE_SECONDS,
+    MAIL_SERVER_SLOW_SECONDS,
+    MAIL_SERVER_WAIT_SECONDS,
+)
 
-# A failure that took longer occupied a process: the server hung. A refused connection does not.
-SLOW_SECONDS = 5.0
-# The pause after each consecutive hang; the last value applies to all further ones.
-PAUSES_SECONDS = (20, 60, 120, 300)
-FORGET_HANGS_SECONDS = 86_400
-# Longer than any dialogue with a server, see worker/mail/smtp.py.
-PROBE_SECONDS = 240
-# A process waits for another one's mail for at most this long, and not if all take longer than usual.
-WAIT_SECONDS, POLL_SECONDS, USUAL_SECONDS = 5.0, 0.05, 2.0
+# A process waits for another one's mail, but not if all take longer than usual.
+POLL_SECONDS, USUAL_SECONDS = 0.05, 2.0
 
 _UNANSWERED = {"smtp_unreachable", "oauth2_unreachable"}
 
@@ -51,7 +51,7 @@ class ServerGuard:
             try:
                 yield
             except MailDeferred as error:
-                if error.code in _UNANSWERED and time.monotonic() - began >= SLOW_SECONDS:
+                if error.code in _UNANSWERED and time.monotonic() - began >= MAIL_SERVER_SLOW_SECONDS:
                     self._begin_pause()
                 raise
 
@@ -61,7 +61,7 @@ class ServerGuard:
         if not self._has_hung():
             yield
             return
-        if not self._redis.set(self._probe, "1", nx=True, ex=PROBE_SECONDS):
+        if not self._redis.set(self._probe, "1", nx=True, ex=MAIL_SERVER_PROBE_SECONDS):
             raise MailDeferred("smtp_paused", "another process tries whether the server answers")
         try:
             yield
@@ -83,9 +83,9 @@ class ServerGuard:
                 return  # another process that waited at the same time
             with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hincrby(self._pause, "hangs", 1)
-                pipe.expire(self._pause, FORGET_HANGS_SECONDS)
+                pipe.expire(self._pause, MAIL_SERVER_FORGET_HANGS_SECONDS)
                 hangs = int(pipe.execute()[0])
-            seconds = PAUSES_SECONDS[min(hangs, len(PAUSES_SECONDS)) - 1]
+            seconds = MAIL_SERVER_PAUSES_SECONDS[min(hangs, len(MAIL_SERVER_PAUSES_SECONDS)) - 1]
             self._redis.hset(self._pause, "until", time.time() + seconds)
             log.warning("mail_server_hangs", server=self._server, pause_seconds=seconds)
 
@@ -98,7 +98,7 @@ class ServerGuard:
 def _remaining(until: str | None) -> float:
     """Seconds of a pause. One longer than the longest means that the clock was set back, and does not count."""
     pause = float(until or 0) - time.time()
-    return pause if pause <= PAUSES_SECONDS[-1] else 0.0
+    return pause if pause <= MAIL_SERVER_PAUSES_SECONDS[-1] else 0.0
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def process_slot(server: str, limit: int) -> Iterator[None]:
     paths = [
         Path(tempfile.gettempdir()) / f"optout-mail-{os.getuid()}-{name}-{number}" for number in range(limit)
     ]
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + MAIL_SERVER_WAIT_SECONDS
     while (taken := _lock_first(paths)) is None:
         if time.monotonic() > deadline or all(map(_takes_long, paths)):
             raise MailDeferred("smtp_busy", f"{limit} processes talk to the mail server already")

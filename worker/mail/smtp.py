@@ -25,16 +25,12 @@ from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, MailDeferred
 from shared.ledger import keys
 from shared.redis_client import RedisClient
+from shared.retry_policy import SMTP_CONTENT_TIMEOUT_SECONDS, SMTP_DIALOGUE_SECONDS, SMTP_TIMEOUT_SECONDS
 from worker.mail.login_pacing import LoginPacing
 from worker.mail.oauth2 import AccessTokens
 from worker.mail.server_guard import ServerGuard
 from worker.mail.verdicts import DataCommandError, Recipients, failure_of, failure_of_all, judge_recipients
 
-TIMEOUT_SECONDS = 30.0
-# A server that sends a few bytes now and then never exceeds these timeouts: a dialogue ends after this long.
-DIALOGUE_SECONDS = 180.0
-# A server may scan the content before it accepts it; a mail whose acceptance came too late is sent again.
-CONTENT_TIMEOUT_SECONDS = 60.0
 SENT = "sent"
 REMEMBER_SECONDS = 7 * 86_400
 
@@ -67,11 +63,11 @@ class _Connection(smtplib.SMTP):
 
     _deadline: threading.Timer | None = None
     _expired = False
-    _reply_seconds = TIMEOUT_SECONDS
+    _reply_seconds = SMTP_TIMEOUT_SECONDS
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         opened: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]
-        self._deadline = threading.Timer(DIALOGUE_SECONDS, self._disconnect)
+        self._deadline = threading.Timer(SMTP_DIALOGUE_SECONDS, self._disconnect)
         self._deadline.daemon = True
         self._deadline.start()
         return opened
@@ -87,7 +83,7 @@ class _Connection(smtplib.SMTP):
             return super().getreply()
         except smtplib.SMTPServerDisconnected as error:
             if self._expired:
-                raise NoReply(f"the dialogue did not end within {DIALOGUE_SECONDS:g} s") from None
+                raise NoReply(f"the dialogue did not end within {SMTP_DIALOGUE_SECONDS:g} s") from None
             if isinstance(error.__context__, TimeoutError):
                 raise NoReply(f"timed out after {self._reply_seconds:g} s") from None
             raise
@@ -102,8 +98,8 @@ class _Connection(smtplib.SMTP):
 
     def data(self, msg: Any) -> tuple[int, bytes]:
         if self.sock:
-            self.sock.settimeout(CONTENT_TIMEOUT_SECONDS)
-            self._reply_seconds = CONTENT_TIMEOUT_SECONDS
+            self.sock.settimeout(SMTP_CONTENT_TIMEOUT_SECONDS)
+            self._reply_seconds = SMTP_CONTENT_TIMEOUT_SECONDS
         try:
             return _accepted(super().data(msg))
         except smtplib.SMTPDataError as error:
@@ -285,9 +281,9 @@ class Mailer:
         if self._tls:
             context = self._tls_context
             return _TlsConnection(
-                self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS, context=context
+                self._host, self._port, self._helo, timeout=SMTP_TIMEOUT_SECONDS, context=context
             )
-        return _Connection(self._host, self._port, self._helo, timeout=TIMEOUT_SECONDS)
+        return _Connection(self._host, self._port, self._helo, timeout=SMTP_TIMEOUT_SECONDS)
 
 
 def make_mailer(config: Config, smtp: Smtp, redis: RedisClient) -> Mailer:
@@ -344,4 +340,4 @@ def _cause(error: Exception) -> str:
         return str(error)
     if isinstance(error, binascii.Error):
         return "a reply that is not Base64"
-    return cause_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+    return cause_in_words(error, timeout_seconds=SMTP_TIMEOUT_SECONDS)

@@ -8,10 +8,8 @@ from shared.config import Config
 from shared.domain.events import milliseconds
 from shared.errors import Permanent, ProjectProblem, RedcapRejected
 from shared.ledger import keys
+from shared.retry_policy import VERIFY_EVERY_MS
 from worker.services import Services
-
-# A project is checked by each nightly run; for how long it may stay unchecked where these fail.
-CHECK_EVERY_MS = 26 * 3600 * 1000
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +49,7 @@ def projects_to_check(services: Services) -> list[str]:
 def _is_checked(stored: str, digest: str, now_ms: int) -> bool:
     """`stored` is as `note_checked` writes it."""
     checked_ms, _, checked_digest = stored.partition(" ")
-    return checked_digest == digest and now_ms - int(checked_ms) <= CHECK_EVERY_MS
+    return checked_digest == digest and now_ms - int(checked_ms) <= VERIFY_EVERY_MS
 
 
 def note_checked(project: str, services: Services) -> None:

@@ -12,10 +12,8 @@ import structlog
 from shared.domain.events import State, milliseconds
 from shared.ledger import EventOutcome, StoredEvent, keys
 from shared.ledger.opt_outs.blocks import Blocks, BlockState
+from shared.retry_policy import GRACE_PERIOD
 from worker.services import Services
-
-# As long as an outage of REDCap is waited for.
-GRACE_PERIOD = timedelta(days=1)
 
 _CODE = "project_not_configured"
 REASON = f"{_CODE}: it was taken out of the configuration"

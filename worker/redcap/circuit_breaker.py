@@ -5,13 +5,11 @@ import time
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
 from shared.redis_client import RedisClient
-
-# The pause after each consecutive failure; the last value applies to all further failures.
-BACKOFF_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
-# REDCap bans an address until an administrator lifts the ban; further requests would not help.
-BACKOFF_AFTER_BAN_SECONDS = 300.0
-# Consecutive failures are counted from zero again after this long without one.
-FORGET_FAILURES_SECONDS = 3600
+from shared.retry_policy import (
+    REDCAP_BACKOFF_AFTER_BAN_SECONDS,
+    REDCAP_BACKOFF_SECONDS,
+    REDCAP_FORGET_FAILURES_SECONDS,
+)
 
 
 class CircuitBreaker:
@@ -25,13 +23,13 @@ class CircuitBreaker:
         """Raise RedcapUnavailable while the circuit is open."""
         pause = float(self._redis.hget(self._circuit, "until") or 0) - time.time()
         # A pause longer than the longest backoff means that the clock was set back: ignore it.
-        if 0 < pause <= BACKOFF_AFTER_BAN_SECONDS:
+        if 0 < pause <= REDCAP_BACKOFF_AFTER_BAN_SECONDS:
             raise RedcapUnavailable("redcap_circuit_open", f"no requests for {pause:.0f} s after failures")
 
     def record_failure(self, *, banned: bool = False) -> None:
         """Open the circuit, for longer after each consecutive failure."""
-        backoff = BACKOFF_SECONDS[min(self._count_failure(), len(BACKOFF_SECONDS)) - 1]
-        pause = BACKOFF_AFTER_BAN_SECONDS if banned else backoff
+        backoff = REDCAP_BACKOFF_SECONDS[min(self._count_failure(), len(REDCAP_BACKOFF_SECONDS)) - 1]
+        pause = REDCAP_BACKOFF_AFTER_BAN_SECONDS if banned else backoff
         self._redis.hset(self._circuit, "until", time.time() + pause)
 
     def record_success(self) -> None:
@@ -41,5 +39,5 @@ class CircuitBreaker:
     def _count_failure(self) -> int:
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.hincrby(self._circuit, "failures", 1)
-            pipe.expire(self._circuit, FORGET_FAILURES_SECONDS)
+            pipe.expire(self._circuit, REDCAP_FORGET_FAILURES_SECONDS)
             return int(pipe.execute()[0])

@@ -21,6 +21,11 @@ from urllib3.exceptions import HTTPError as StreamError
 
 from shared.causes import cause_in_words, host_and_port
 from shared.errors import RedcapRejected, RedcapUnavailable
+from shared.retry_policy import (
+    REDCAP_CONNECT_TIMEOUT_SECONDS,
+    REDCAP_EXPORT_TIMEOUT_SECONDS,
+    REDCAP_READ_TIMEOUT_SECONDS,
+)
 from worker.http_session import failure_in_words, trusting
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.decoding import Utf8Stream, claims_html, decode, open_stream
@@ -29,10 +34,6 @@ from worker.redcap.responses import Answer, ExportTooLarge, classify, raise_for_
 
 Row = dict[str, Any]
 
-CONNECT_TIMEOUT_SECONDS = 5.0
-READ_TIMEOUT_SECONDS = 60.0
-# REDCap prepares an export of all records, perhaps 100,000, in memory before it sends the first byte.
-WHOLE_EXPORT_TIMEOUT_SECONDS = 300.0
 # PHP's max_input_vars is 1,000, and a server rejected 846 ids (REDCapR #512).
 MAX_RECORDS_PER_REQUEST = 450
 
@@ -162,7 +163,7 @@ class RedcapClient:
         return self.session.post(
             self.url,
             data={"token": self.token, "format": "json", "returnFormat": "json", **request},
-            timeout=(CONNECT_TIMEOUT_SECONDS, _read_timeout(stream)),
+            timeout=(REDCAP_CONNECT_TIMEOUT_SECONDS, _read_timeout(stream)),
             # A redirect turns the POST into a GET, which REDCap answers with 501 (REDCapR #166).
             allow_redirects=False,
             stream=stream,
@@ -199,17 +200,17 @@ class RedcapClient:
                 "redcap_truncated", "the export is incomplete or not a list of rows"
             ) from None
         except (requests.RequestException, StreamError, OSError) as error:
-            cause = cause_in_words(error, timeout_seconds=WHOLE_EXPORT_TIMEOUT_SECONDS)
+            cause = cause_in_words(error, timeout_seconds=REDCAP_EXPORT_TIMEOUT_SECONDS)
             raise ExportTooLarge("redcap_broken_export", f"{host_and_port(self.url)}: {cause}") from None
 
 
 def _read_timeout(stream: bool) -> float:
-    return WHOLE_EXPORT_TIMEOUT_SECONDS if stream else READ_TIMEOUT_SECONDS
+    return REDCAP_EXPORT_TIMEOUT_SECONDS if stream else REDCAP_READ_TIMEOUT_SECONDS
 
 
 def _failure(error: requests.RequestException, stream: bool) -> str:
     connecting = isinstance(error, requests.ConnectTimeout)
-    timeout = CONNECT_TIMEOUT_SECONDS if connecting else _read_timeout(stream)
+    timeout = REDCAP_CONNECT_TIMEOUT_SECONDS if connecting else _read_timeout(stream)
     return failure_in_words(error, timeout_seconds=timeout)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from shared.ledger import keys
 from shared.redis_client import RedisClient
+from shared.retry_policy import REDCAP_LONGEST_SLEEP_SECONDS
 
 SCRIPT = Path(__file__).parent / "scripts" / "take_request.lua"
 
-# A waiting worker checks the window again after this long at the latest.
-LONGEST_SLEEP_SECONDS = 5.0
 # Of the budget, what nobody waits for leaves the rest to what somebody does.
 BACKGROUND_SHARE = 0.85
 
@@ -43,4 +42,4 @@ class RateLimiter:
         limit, pause_ms = self._limits
         member = uuid.uuid4().hex
         while wait_ms := int(self._take(keys=self._keys, args=[limit, member, pause_ms])):
-            self._sleep(min(wait_ms / 1000, LONGEST_SLEEP_SECONDS))
+            self._sleep(min(wait_ms / 1000, REDCAP_LONGEST_SLEEP_SECONDS))

@@ -14,9 +14,8 @@ from shared.ledger.platform.kept_configuration import last_valid
 from shared.ledger.platform.loaded_configurations import follow
 from shared.messaging.celery_config import QUEUES, TaskName
 from shared.redis_client import connect
+from shared.retry_policy import SWEEP_EVERY_SECONDS
 from worker.runtime.watchdog import touch_heartbeat
-
-SWEEP_EVERY_SECONDS = 60.0
 
 
 class ZonedCrontab(crontab):

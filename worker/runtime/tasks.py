@@ -12,7 +12,8 @@ from typing import Any
 
 from celery import Celery
 
-from shared.messaging.celery_config import LONGEST_TASK_SECONDS, STEP_SECONDS, TaskName
+from shared.messaging.celery_config import TaskName
+from shared.retry_policy import LONGEST_TASK_SECONDS, STEP_SECONDS
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask
 from worker.services import Services

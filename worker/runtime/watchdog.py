@@ -10,9 +10,7 @@ from pathlib import Path
 
 import structlog
 
-# Heartbeats arrive every two seconds. Without one for this long, the broker is unavailable (then a restart is
-# harmless: the new process waits for the broker), or Celery's main loop has ended while its process is alive.
-TIMEOUT_SECONDS = 300.0
+from shared.retry_policy import WATCHDOG_TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +35,10 @@ class Watchdog:
     """Expects heartbeats after the first one; calls `end` when they stop."""
 
     def __init__(
-        self, *, timeout_seconds: float = TIMEOUT_SECONDS, end: Callable[[], None] = _kill_this_process
+        self,
+        *,
+        timeout_seconds: float = WATCHDOG_TIMEOUT_SECONDS,
+        end: Callable[[], None] = _kill_this_process,
     ) -> None:
         self._timeout = timeout_seconds
         self._end = end

@@ -12,16 +12,13 @@ from typing import TypeVar
 from shared.ledger import keys
 from shared.ledger.work.background import BackgroundJobs
 from shared.ledger.work.locks import try_lock
-from shared.messaging.celery_config import LONGEST_TASK_SECONDS, STEP_SECONDS, TaskName
+from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.retry_policy import JOB_RETRY_AFTER, LONGEST_TASK_SECONDS, REFRESH_AHEAD_MS, STEP_SECONDS
 from worker.services import Services
 
 # Of the four processes of one worker; more workers do not make it more, as the budget of REDCap is the limit.
 PLACES = 2
-# A refresh may show an opt-out that a further record lacks: it goes before nightly runs that were asked for earlier.
-REFRESH_AHEAD_MS = 3600 * 1000
-# A job that REDCap did not let end is tried again after this long.
-RETRY_AFTER = timedelta(minutes=1)
 
 Result = TypeVar("Result")
 
@@ -61,7 +58,7 @@ def run_job(
             try:
                 result = work()
             except NotNow:
-                jobs.postpone(job, until=services.now() + RETRY_AFTER)
+                jobs.postpone(job, until=services.now() + JOB_RETRY_AFTER)
             else:
                 jobs.done(job)
     publish_jobs(services)

@@ -20,6 +20,12 @@ from shared.ledger.projects.check_results import (
     store_result,
 )
 from shared.messaging.celery_config import TaskName
+from shared.retry_policy import (
+    CHECK_AGAIN_AFTER_MS,
+    CHECK_TIMEOUT_SECONDS,
+    CHECKS_EVERY_SECONDS,
+    FIRST_CHECK_AFTER_MS,
+)
 from worker.checks.findings import Finding, Severity
 from worker.checks.runner import Report, platform_checks, project_checks, run_checks
 from worker.redcap.circuit_breaker import CircuitBreaker
@@ -27,14 +33,8 @@ from worker.services import Services
 from worker.steps.background import request_job
 
 DAY_MS = 86_400_000
-# Someone who has just added a project runs `optout check`; this is for what they have not seen.
-FIRST_AFTER_MS = 15 * 60_000
-# After an error, so that its end shows soon; also if the message or its worker was lost.
-AGAIN_AFTER_MS = 3600_000
 # Two checks a minute are enough for 2,880 projects a day, and leave REDCap and the workers to what is urgent.
 MOST_AT_ONCE = 2
-ONCE_IN_SECONDS = 50
-TIMEOUT_SECONDS = 300.0
 
 # Findings after which the check cannot see the rest: what it found before is neither gone nor new.
 _BLIND = {
@@ -48,12 +48,12 @@ log = structlog.get_logger(__name__)
 
 def request_due_checks(services: Services) -> None:
     """Ask for the checks that are due, a few at a time; beat's sweep calls this each minute."""
-    if not services.deduplicator.claim("checks", seconds=ONCE_IN_SECONDS):
+    if not services.deduplicator.claim("checks", seconds=CHECKS_EVERY_SECONDS):
         return
     now_ms = milliseconds(services.now())
     _track_scopes(services, now_ms)
     for scope in services.redis.zrangebyscore(keys.CHECKS_DUE, "-inf", now_ms, start=0, num=MOST_AT_ONCE):
-        services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + AGAIN_AFTER_MS})
+        services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + CHECK_AGAIN_AFTER_MS})
         request_job(services, TaskName.CHECK, scope)
 
 
@@ -62,7 +62,7 @@ def _track_scopes(services: Services, now_ms: int) -> None:
     scopes = {PLATFORM, *services.config.projects}
     known = set(services.redis.zrange(keys.CHECKS_DUE, 0, -1))
     for scope in scopes - known:
-        services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + FIRST_AFTER_MS}, nx=True)
+        services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + FIRST_CHECK_AFTER_MS}, nx=True)
     remove_results(services.redis, known - scopes)
 
 
@@ -85,7 +85,7 @@ def next_check_ms(scope: str, now_ms: int, *, soon: bool) -> int:
     """When to check again: at the scope's own time of day, or `soon`. Pure."""
     own_time = zlib.crc32(scope.encode()) % DAY_MS
     tomorrow = now_ms + ((own_time - now_ms) % DAY_MS or DAY_MS)
-    return min(tomorrow, now_ms + AGAIN_AFTER_MS) if soon else tomorrow
+    return min(tomorrow, now_ms + CHECK_AGAIN_AFTER_MS) if soon else tomorrow
 
 
 def _redcap_pauses(scope: str, services: Services) -> bool:
@@ -102,9 +102,9 @@ def _redcap_pauses(scope: str, services: Services) -> bool:
 
 def _report(scope: str, services: Services) -> Report:
     if scope != PLATFORM:
-        return run_checks(project_checks(services, scope), timeout_seconds=TIMEOUT_SECONDS)
+        return run_checks(project_checks(services, scope), timeout_seconds=CHECK_TIMEOUT_SECONDS)
     checks = platform_checks(services, list(services.config.projects), services.config.public_url)
-    return run_checks(checks, timeout_seconds=TIMEOUT_SECONDS)
+    return run_checks(checks, timeout_seconds=CHECK_TIMEOUT_SECONDS)
 
 
 def result_of(scope: str, report: Report, before: CheckResult | None, services: Services) -> CheckResult:

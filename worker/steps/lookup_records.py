@@ -12,6 +12,7 @@ from shared.domain.scopes import staff_key
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import EventOutcome, StoredEvent
 from shared.messaging.celery_config import TaskName
+from shared.retry_policy import BACKGROUND_LOOKUP_WITHIN, GATHER_FOR, GIVE_UP_LOOKUPS_AFTER
 from worker.projects.problems import known_problem, note_problem
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.phone_index import CHANGE_VISIBILITY_DELAY, is_in_any_index
@@ -20,17 +21,9 @@ from worker.steps.background import request_job
 from worker.steps.complete_events import complete_events
 from worker.steps.start_times import TimeUnknown, is_time_unconfirmed, with_confirmed_time
 
-# After an outage of this length the event ends as failed and the team is notified. The reconciliation still fixes the
-# record when REDCap is available again.
-GIVE_UP_AFTER = timedelta(days=1)
-
 # At a time, so that the first of a storm are on their way to REDCap while the others are looked up.
 LOOKUP_BATCH_SIZE = 500
 
-# How long texts gather for one export, where another project knows the number.
-GATHER_FOR = timedelta(seconds=59)
-# What the background has not done by then is done at once.
-BACKGROUND_LOOKUP_WITHIN = timedelta(minutes=15)
 # Nightly runs refresh every index.
 INDEX_RELIED_UPON = timedelta(hours=26)
 
@@ -128,7 +121,7 @@ def _with_confirmed_time(entry: StoredEvent, services: Services) -> StoredEvent 
     try:
         return with_confirmed_time(entry, services)
     except TimeUnknown as error:
-        if services.now() - entry.received_at <= GIVE_UP_AFTER:
+        if services.now() - entry.received_at <= GIVE_UP_LOOKUPS_AFTER:
             log.warning("start_waits", project=entry.project, event_id=entry.event_id, error=str(error))
             services.schedule_quick_retry("lookup", entry.project, entry.event_id)
             return None
@@ -265,7 +258,7 @@ def _ask_for_update(project: str, found: Sequence[tuple[StoredEvent, list[str]]]
 
 
 def _put_off(entry: StoredEvent, error: RedcapUnavailable, services: Services) -> None:
-    if services.now() - entry.received_at > GIVE_UP_AFTER:
+    if services.now() - entry.received_at > GIVE_UP_LOOKUPS_AFTER:
         _end(entry, services, State.FAILED, reason=f"{error}, for a day", notice=Notice.UNSAVED)
         return
     log.warning("lookup_put_off", project=entry.project, event_id=entry.event_id, error=str(error))

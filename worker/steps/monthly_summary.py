@@ -14,6 +14,7 @@ from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import StoredEvent, keys
 from shared.ledger.projects.nights import NightOutcome, Nights
 from shared.ledger.work.locks import try_lock
+from shared.retry_policy import SUMMARY_AGAIN_SECONDS
 from worker.mail.smtp import SENT, outcome_of
 from worker.mail.summary_mail import Summary, Week, compose_summary
 from worker.services import Services
@@ -22,7 +23,6 @@ from worker.services import Services
 MAILED_FROM_HOUR = 7
 # A mail server that is away for longer has a larger problem than this e-mail.
 MAILED_UNTIL_DAY = 8
-TRY_AGAIN_SECONDS = 900
 MOST_AT_ONCE = 10
 
 log = structlog.get_logger(__name__)
@@ -114,7 +114,7 @@ def send_due_summaries(services: Services) -> None:
     due = [project for project in wanted if _is_due(project, mailed.get(project), services)]
     for project in due[:MOST_AT_ONCE]:
         with try_lock(services.redis, f"summary:{project}") as acquired:
-            if acquired and services.deduplicator.claim(f"summary:{project}", seconds=TRY_AGAIN_SECONDS):
+            if acquired and services.deduplicator.claim(f"summary:{project}", seconds=SUMMARY_AGAIN_SECONDS):
                 _send(project, last_month(project, services), services)
 
 

@@ -24,17 +24,17 @@ from shared.ledger.platform.loaded_configurations import invalid_files, loaded_c
 from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.ledger.work.locks import try_lock
+from shared.retry_policy import (
+    FAULT_LASTS_MS,
+    FINDINGS_MAIL_EVERY_SECONDS,
+    OPERATOR_MAIL_EVERY_SECONDS,
+    PING_EVERY_SECONDS,
+    PING_TIMEOUT_SECONDS,
+)
 from worker.mail.operator_mail import Changes, Condition, StudyWeek, addressed, changes_mail, weekly_mail
 from worker.mail.smtp import outcome_of
 from worker.services import Services
 
-# Shorter than this is a restart, or a fault that retries heal.
-LASTS_MS = 5 * 60 * 1000
-MAIL_EVERY_SECONDS = 300
-# What the daily check finds in many studies after another becomes one e-mail an hour.
-MAIL_FINDINGS_EVERY_SECONDS = 3600
-PING_EVERY_SECONDS = 50
-PING_TIMEOUT_SECONDS = 5
 WEEKLY_HOUR = 8
 EXPECTED = ("beat", "web")
 MOST_REASONS = 3
@@ -227,7 +227,7 @@ def _changes(current: dict[str, Condition], stored: dict[str, dict[str, Any]], n
         started=[
             condition
             for key, condition in current.items()
-            if key not in mailed and now_ms - stored[key]["since_ms"] >= LASTS_MS
+            if key not in mailed and now_ms - stored[key]["since_ms"] >= FAULT_LASTS_MS
         ],
         worse=[
             condition
@@ -249,7 +249,7 @@ def _is_time_for(changes: Changes, services: Services) -> bool:
     every = (*changes.started, *changes.worse, *changes.resolved)
     if any(not condition.found_daily for condition in every):
         return True
-    return services.deduplicator.claim("operator-findings", seconds=MAIL_FINDINGS_EVERY_SECONDS)
+    return services.deduplicator.claim("operator-findings", seconds=FINDINGS_MAIL_EVERY_SECONDS)
 
 
 def _store(services: Services, condition: Condition, *, since_ms: int, mailed: bool) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def _study_week(project: str, now: datetime, services: Services) -> StudyWeek:
 
 def _send(message: EmailMessage, name: str, services: Services) -> bool:
     """Whether it was sent. One that fails is tried again after five minutes."""
-    if not services.deduplicator.claim(name, seconds=MAIL_EVERY_SECONDS):
+    if not services.deduplicator.claim(name, seconds=OPERATOR_MAIL_EVERY_SECONDS):
         return False
     try:
         mailer = services.mailer

@@ -13,13 +13,14 @@ from shared.ledger import StoredEvent
 from shared.ledger.mails.deliveries import Delivery
 from shared.ledger.mails.report_mails import REPORT
 from shared.ledger.work.locks import try_lock
+from shared.retry_policy import GIVE_UP_MAILS_AFTER
 from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, Mailer, partly_rejected
 from worker.mail.verdicts import Recipients
 from worker.redcap.gateway import last_schema
 from worker.redcap.schema import ProjectSchema
-from worker.services import GIVE_UP_MAILS_AFTER, MAILS_PER_MESSAGE, Services
+from worker.services import MAILS_PER_MESSAGE, Services
 from worker.steps.reconcile.report_mail import send_waiting_report
 
 # More events than this go into a further mail.

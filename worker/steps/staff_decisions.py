@@ -15,15 +15,13 @@ from shared.errors import OptOutError, RedcapUnavailable
 from shared.ledger import Accepted, EventOutcome, StaffDecision, StoredEvent
 from shared.ledger.opt_outs.blocks import BlockState
 from shared.ledger.opt_outs.written_values import WrittenValues
+from shared.retry_policy import COMMAND_WAITS_SECONDS
 from worker.redcap.opt_out_fields import Plan, RecordState, plan
 from worker.services import Services
 from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import look_up
 from worker.steps.update_records import update_records
-
-# How long a command waits for a worker that is updating the project.
-PATIENCE_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -138,7 +136,7 @@ def _accept_as_stop(entry: StoredEvent, services: Services) -> None:
 
 def _process(project: str, event_id: str, services: Services) -> StoredEvent:
     """Look an event up and write it, here and now; what REDCap does not accept yet is left to the workers."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + COMMAND_WAITS_SECONDS
     entry = _loaded(project, event_id, services)
     if entry.state in UNFINISHED:
         look_up(entry, services)
@@ -148,7 +146,7 @@ def _process(project: str, event_id: str, services: Services) -> StoredEvent:
             break
         time.sleep(0.2)
     if _loaded(project, event_id, services).block.state is BlockState.WAITING:
-        block_at_twilio(project, services, wait_seconds=PATIENCE_SECONDS)
+        block_at_twilio(project, services, wait_seconds=COMMAND_WAITS_SECONDS)
     return _loaded(project, event_id, services)
 
 

@@ -10,8 +10,9 @@ from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.retry_policy import GRACE_PERIOD, RECONCILE_AGAIN_MS
 from worker.projects.problems import projects_to_check
-from worker.projects.removed import GRACE_PERIOD, retire, track_configured_projects
+from worker.projects.removed import retire, track_configured_projects
 from worker.services import Services
 from worker.steps.background import publish_jobs, request_job
 from worker.steps.failover import reconcile_after_failover
@@ -19,7 +20,6 @@ from worker.steps.failover import reconcile_after_failover
 # Per sweep; what is left over is taken a minute later.
 MOST_AT_ONCE = 2_000
 
-RECONCILE_AGAIN_MS = 3600 * 1000
 
 # What every study has; blocks are reported where there are any.
 _EVERY_STUDY: tuple[str, ...] = ("lookup", "update", "email", "digest")

@@ -14,11 +14,11 @@ from twilio.rest import Client
 
 from shared.config.schema import TwilioAccount
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
+from shared.retry_policy import TWILIO_TIMEOUT_SECONDS
 from worker.http_session import failure_in_words, trusting
 
 Found = TypeVar("Found")
 
-TIMEOUT_SECONDS = 30.0  # twilio-python has none by default
 # Number redaction replaces the last four digits by this. Source: Twilio docs, message redaction.
 REDACTED_DIGITS = "XXXX"
 # "Authorization failed": a restricted API key lacks a permission. Source: Twilio error 70051.
@@ -33,7 +33,7 @@ def rest_client(account: TwilioAccount, *, token: int | None = None) -> Client:
 
     `OPTOUT_TWILIO_API_URL` points it at another base URL, for tests.
     """
-    http = TwilioHttpClient(timeout=TIMEOUT_SECONDS)
+    http = TwilioHttpClient(timeout=TWILIO_TIMEOUT_SECONDS)
     trusting(http.session)
     client = Client(*_login(account, token), account.account_sid, http_client=http)
     base_url = os.environ.get("OPTOUT_TWILIO_API_URL")
@@ -97,7 +97,7 @@ def translate_errors() -> Iterator[None]:
     except TwilioException as error:
         raise _failure(status_of(error), getattr(error, "code", None)) from None
     except requests.RequestException as error:
-        cause = failure_in_words(error, timeout_seconds=TIMEOUT_SECONDS)
+        cause = failure_in_words(error, timeout_seconds=TWILIO_TIMEOUT_SECONDS)
         raise TwilioUnavailable("twilio_unreachable", cause) from None
     except ValueError:  # a page that is not JSON
         raise TwilioUnavailable("twilio_strange_answer", "not JSON") from None

@@ -17,8 +17,8 @@ from shared.ledger.projects.change_counts import (
     WEEKS_COUNTED,
     local_offset_ms,
 )
-from shared.ledger.work.due_work import FIRST_PAUSE_MS
 from shared.redis_client import execute_replicated, raise_first
+from shared.retry_policy import FIRST_PAUSE_MS
 
 # What complete.lua returns if an e-mail waits for Twilio's answer to a block.
 ASKS_TWILIO_FIRST = "block"

@@ -11,11 +11,8 @@ from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase, load_script
 from shared.ledger.events.models import Accepted, StaffDecision
-from shared.ledger.work.due_work import FIRST_PAUSE_MS
 from shared.redis_client import execute_replicated, raise_first
-
-# For how long a lookup in the queue is believed to be there: what comes after that sends another.
-LOOKUP_WAITS_MS = 5_000
+from shared.retry_policy import FIRST_PAUSE_MS, LOOKUP_WAITS_MS
 
 
 class EventRecorder(LedgerBase):

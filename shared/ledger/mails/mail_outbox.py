@@ -9,7 +9,8 @@ from shared.ledger import keys
 from shared.ledger.base import LedgerBase
 from shared.ledger.events.models import StoredEvent
 from shared.ledger.mails.deliveries import Delivery
-from shared.ledger.work.due_work import FIRST_PAUSE_MS, Kind
+from shared.ledger.work.due_work import Kind
+from shared.retry_policy import FIRST_PAUSE_MS
 
 # Longer than a day in any time zone.
 REVIEW_DAYS_KEPT_SECONDS = 3 * 86_400

@@ -7,8 +7,8 @@ from typing import Any
 
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
-from shared.ledger.work.due_work import FIRST_PAUSE_MS
 from shared.redis_client import RedisClient
+from shared.retry_policy import FIRST_PAUSE_MS
 
 # Precedes a report's name where other e-mails have an event id.
 REPORT = "report:"

@@ -11,9 +11,7 @@ from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
 from shared.ledger.base import load_script
 from shared.redis_client import RedisClient
-
-# When sweep asks Twilio for what nobody has asked for until then.
-FIRST_PAUSE_MS = 60_000
+from shared.retry_policy import FIRST_PAUSE_MS
 
 
 class BlockState(StrEnum):

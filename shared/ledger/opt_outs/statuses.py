@@ -8,7 +8,7 @@ from shared.domain.events import milliseconds
 from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase
-from shared.ledger.work.due_work import FIRST_PAUSE_MS
+from shared.retry_policy import FIRST_PAUSE_MS
 
 
 class Statuses(LedgerBase):

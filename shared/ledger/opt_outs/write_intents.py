@@ -7,7 +7,7 @@ from types import MappingProxyType
 from shared.domain.events import milliseconds
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase
-from shared.ledger.work.due_work import FIRST_PAUSE_MS
+from shared.retry_policy import FIRST_PAUSE_MS
 
 
 class WriteIntents(LedgerBase):

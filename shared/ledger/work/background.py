@@ -7,9 +7,7 @@ from shared.domain.events import milliseconds
 from shared.ledger import keys
 from shared.ledger.base import load_script
 from shared.redis_client import RedisClient
-
-# A job whose message was lost, or whose worker was killed before it began, is published again after this long.
-PUBLISHED_FOR_MS = 60_000
+from shared.retry_policy import JOB_PUBLISHED_FOR_MS
 
 
 class BackgroundJobs:
@@ -33,7 +31,7 @@ class BackgroundJobs:
 
     def claim(self, *, now: datetime) -> tuple[str, ...] | None:
         """Return the next job, which the caller publishes; None if none is due."""
-        found = self._claim(keys=[keys.BACKGROUND], args=[milliseconds(now), PUBLISHED_FOR_MS])
+        found = self._claim(keys=[keys.BACKGROUND], args=[milliseconds(now), JOB_PUBLISHED_FOR_MS])
         return tuple(json.loads(found)) if found else None
 
     def count(self) -> int:

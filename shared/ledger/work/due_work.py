@@ -7,13 +7,7 @@ from typing import Literal
 from shared.domain.events import milliseconds
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase
-
-# When sweep publishes a piece of work again that nobody has finished: first after a minute, then at
-# doubling pauses, of which the longest also bounds how long a recovery of REDCap goes unnoticed.
-FIRST_PAUSE_MS = 60_000
-LONGEST_PAUSE_MS = 300_000
-# What failed is tried again sooner a few times, for what passes within a minute.
-QUICK_PAUSES_SECONDS = (5.0, 15.0, 30.0)
+from shared.retry_policy import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, QUICK_PAUSES_SECONDS
 
 Kind = Literal["lookup", "update", "email", "digest", "block"]
 

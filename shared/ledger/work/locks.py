@@ -10,9 +10,7 @@ from redis.lock import Lock
 
 from shared.ledger import keys
 from shared.redis_client import RedisClient, redis_cause
-
-# How long a killed holder keeps the others waiting.
-LEASE_SECONDS = 20.0
+from shared.retry_policy import LOCK_LEASE_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +18,7 @@ log = structlog.get_logger(__name__)
 @contextmanager
 def try_lock(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Iterator[bool]:
     """Hold the lock `name` for the block; yields False where another process has it."""
-    lock = Lock(redis, keys.lock(name), timeout=LEASE_SECONDS, thread_local=False)
+    lock = Lock(redis, keys.lock(name), timeout=LOCK_LEASE_SECONDS, thread_local=False)
     if not lock.acquire(blocking=wait_seconds > 0, blocking_timeout=wait_seconds or None):
         yield False
         return
@@ -36,9 +34,9 @@ def try_lock(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Ite
 
 
 def _renew(lock: Lock, stop: threading.Event) -> None:
-    while not stop.wait(LEASE_SECONDS / 4):
+    while not stop.wait(LOCK_LEASE_SECONDS / 4):
         try:
-            lock.extend(LEASE_SECONDS, replace_ttl=True)
+            lock.extend(LOCK_LEASE_SECONDS, replace_ttl=True)
         except (LockError, RedisError) as error:
             log.warning("lock_not_renewed", error=redis_cause(error))
 

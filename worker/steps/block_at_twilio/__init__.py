@@ -4,7 +4,7 @@ Due work like everything else: what did not succeed stays in the ledger, and swe
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -14,6 +14,7 @@ from shared.errors import ConfigError, Failure, Transient, TwilioRejected
 from shared.ledger import StoredEvent
 from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
 from shared.ledger.work.locks import try_lock
+from shared.retry_policy import GIVE_UP_BLOCKS_AFTER
 from worker.redcap.rate_limit import RateLimiter
 from worker.services import Services
 from worker.steps.block_at_twilio.consents import Impossible, NotNeeded, PlannedConsent, Planner
@@ -21,8 +22,6 @@ from worker.twilio.consents import MOST_PER_REQUEST, REQUESTS_PER_MINUTE, Result
 
 # Events per round: one export of REDCap, and a few requests to Twilio.
 MOST_PER_ROUND = 100
-# What could not be sent for so long ends as failed; the nightly reconciliation tries again.
-GIVE_UP_AFTER = timedelta(days=1)
 SWITCHED_OFF = "block_at_twilio was switched off"
 
 log = structlog.get_logger(__name__)
@@ -158,7 +157,7 @@ class _Sender:
     def _wait(
         self, entry: StoredEvent, problem: str, since: datetime, numbers: Sequence[BlockedNumber] = ()
     ) -> None:
-        given_up = self._services.now() - since > GIVE_UP_AFTER
+        given_up = self._services.now() - since > GIVE_UP_BLOCKS_AFTER
         self._end(entry, BlockState.FAILED if given_up else BlockState.WAITING, problem, numbers)
 
     def _end(

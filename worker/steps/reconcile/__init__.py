@@ -24,6 +24,7 @@ from shared.errors import ConfigError, Failure, ProjectProblem, RedcapRejected
 from shared.ledger import keys
 from shared.ledger.projects.nights import Nights
 from shared.ledger.work.locks import try_lock
+from shared.retry_policy import RECONCILE_JUST_RAN
 from worker.projects.problems import note_checked, note_problem
 from worker.services import Services
 from worker.steps.reconcile.blocks import NightlyBlocks
@@ -37,8 +38,6 @@ from worker.steps.reconcile.report_mail import send_report
 OVERLAP = timedelta(days=2)
 # The first run reads all that Twilio keeps.
 TWILIO_KEEPS = timedelta(days=400)
-# Two beats by mistake publish two runs: the second finds that one has just ended.
-JUST_RAN = timedelta(minutes=10)
 # Lists that may be long.
 _NOT_LOGGED = {
     "corrected", "kept_entries", "would_set", "would_clear", "texts_after_opt_out", "block_faults", "not_blocked",
@@ -109,7 +108,7 @@ def _run(report: Report, services: Services, since: datetime, progress: Progress
 
 def _just_ran(project: str, services: Services) -> bool:
     ended = services.redis.hget(keys.reconciled(project), "success_ms")
-    return ended is not None and services.now() - from_milliseconds(int(ended)) < JUST_RAN
+    return ended is not None and services.now() - from_milliseconds(int(ended)) < RECONCILE_JUST_RAN
 
 
 def _needed(project: str, services: Services) -> datetime:

@@ -8,6 +8,7 @@ from shared.domain.events import Change, State, milliseconds
 from shared.domain.precedence import Decision, Status, decide
 from shared.ledger import EventOutcome, StoredEvent
 from shared.ledger.opt_outs.written_values import WrittenValue, WrittenValues
+from shared.retry_policy import RECONCILE_WAITS_SECONDS
 from worker.redcap.gateway import RedcapProject
 from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
 from worker.services import Services
@@ -18,9 +19,6 @@ from worker.steps.reconcile.recover import DryRunLedger, LedgerView
 from worker.steps.reconcile.report import MOST_RECORDS_NAMED, Report
 from worker.steps.update_records import update_records
 from worker.steps.update_records.outcomes import NO_RECORD
-
-# How long to wait for another worker that is updating the project.
-UPDATE_TIMEOUT_SECONDS = 600.0
 
 _BATCH = 500
 
@@ -208,7 +206,7 @@ class Comparison:
 
     def _drain(self) -> None:
         """Have the updater write what is pending, here."""
-        deadline = time.monotonic() + UPDATE_TIMEOUT_SECONDS
+        deadline = time.monotonic() + RECONCILE_WAITS_SECONDS
         while self._ledger.clear_update_if_empty(self._project) and time.monotonic() < deadline:
             update_records(self._project, self._services)
             if not self._services.is_updating(self._project):

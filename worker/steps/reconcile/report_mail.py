@@ -14,14 +14,13 @@ from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.mails.report_mails import FAILURE, REPORT, ReportMail, ReportMails
 from shared.ledger.work.locks import try_lock
+from shared.retry_policy import FAILURE_MAIL_EVERY_MS, GIVE_UP_MAILS_AFTER
 from worker.mail.event_mail import encoding, render
 from worker.mail.smtp import SENT, partly_rejected
-from worker.services import GIVE_UP_MAILS_AFTER, Services
+from worker.services import Services
 from worker.steps.reconcile.report import MOST_REASONS_NAMED, MOST_RECORDS_NAMED, Report
 from worker.steps.reconcile.sends import TextsAfterOptOut
 
-# A run that fails is tried again each hour; the team hears of it once a day.
-FAILURE_MAIL_EVERY_MS = 20 * 3600 * 1000
 # An older version may have stored others.
 _FIELDS = {field.name for field in fields(Report)}
 PARTS = ("report.subject", "report.txt", "report.html")

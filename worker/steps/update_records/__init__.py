@@ -6,7 +6,6 @@ written at once, a storm of thousands costs a few requests.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 import structlog
 
@@ -17,16 +16,14 @@ from shared.ledger import EventOutcome
 from shared.ledger.work.locks import try_lock
 from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.retry_policy import GIVE_UP_LOOKUPS_AFTER, REFRESH_PAUSE
 from worker.projects.problems import note_problem
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
 from worker.services import Services
 from worker.steps.background import request_job
 from worker.steps.complete_events import complete_events
-from worker.steps.lookup_records import GIVE_UP_AFTER, is_about_schema
+from worker.steps.lookup_records import is_about_schema
 from worker.steps.update_records.round import Round, SchemaChanged
-
-# After a round, another record may hold the phone by now: check, but not more often than this in a storm.
-REFRESH_PAUSE = timedelta(seconds=10)
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +95,7 @@ def _look_again(project: str, services: Services) -> None:
 
 def _give_up_old(project: str, error: RedcapUnavailable, services: Services) -> None:
     """End what has waited for a day as failed, so that the team knows; the reconciliation still fixes it."""
-    old = services.ledger.pending_since(project, services.now() - GIVE_UP_AFTER)
+    old = services.ledger.pending_since(project, services.now() - GIVE_UP_LOOKUPS_AFTER)
     _fail(project, old, f"{error}, for a day", services)
 
 
