@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
+from shared.ledger.lua_script import SCRIPTS, LuaScript
 from shared.redis_client import RedisClient
-
-LUA = Path(__file__).parent / "scripts"
 
 # What is read or removed of many events at a time.
 CHUNK = 500
@@ -21,16 +18,12 @@ class LedgerBase:
         self._retention_seconds = retention_days * 86_400
 
     @cached_property
-    def _scripts(self) -> dict[str, Any]:
-        return {path.stem: self.redis.register_script(load_script(path.stem)) for path in LUA.glob("*.lua")}
+    def _scripts(self) -> dict[str, LuaScript]:
+        names = {path.stem for path in SCRIPTS.glob("*.lua")} - {"prelude"}
+        return {name: LuaScript(self.redis, name) for name in names}
 
     def _members(self, sorted_set: str, members: Sequence[str]) -> set[str]:
         if not members:
             return set()
         scores = self.redis.zmscore(sorted_set, members)
         return {member for member, score in zip(members, scores, strict=True) if score is not None}
-
-
-def load_script(name: str) -> str:
-    """The text of a script, with the prelude."""
-    return (LUA / "prelude.lua").read_text() + (LUA / f"{name}.lua").read_text()

@@ -17,34 +17,12 @@ from shared.domain.phone import PhoneHasher
 from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import UNKNOWN, scope_of
 from shared.ledger import Ledger, StoredEvent, keys
+from shared.ledger.lua_script import LuaScript
 from shared.ledger.version import LEDGER_VERSION, SCOPES, ledger_version
 from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 
 _BATCH = 500
-# Replaces a status only if nobody has changed it in the meantime. KEYS: 1 status. ARGV: phone, old and new text, ….
-_REPLACE = """
-for i = 1, #ARGV, 3 do
-  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
-end
-"""
-# KEYS: 1 events. ARGV: prefix of event keys, prefix of the lists, the listed states, '', event ids. Returns how many
-# events were listed.
-_LIST_BY_STATE = """
-local listed, number, place = {}, 0, 3
-while ARGV[place] ~= '' do
-  listed[ARGV[place]] = true
-  place = place + 1
-end
-for i = place + 1, #ARGV do
-  local state, received = redis.call('HGET', ARGV[1] .. ARGV[i], 'state'), redis.call('ZSCORE', KEYS[1], ARGV[i])
-  if received and listed[state] then
-    redis.call('ZADD', ARGV[2] .. state, received, ARGV[i])
-    number = number + 1
-  end
-end
-return number
-"""
 
 log = structlog.get_logger(__name__)
 
@@ -66,9 +44,11 @@ def migrate(redis: RedisClient, config: Config, hasher: PhoneHasher) -> None:
 
 def _list_by_state(project: str, redis: RedisClient) -> None:
     listed = 0
+    prefixes = {"event_prefix": keys.event(project, ""), "lists": keys.ended(project, "")}
+    arguments = prefixes | {"states": "\n".join(sorted(LISTED))}
+    list_by_state = LuaScript(redis, "list_by_state")
     for ids in batches(redis.zrange(keys.events(project), 0, -1), _BATCH):
-        prefixes = keys.event(project, ""), keys.ended(project, "")
-        listed += redis.eval(_LIST_BY_STATE, 1, keys.events(project), *prefixes, *sorted(LISTED), "", *ids)
+        listed += list_by_state(keys={"events": keys.events(project)}, args=arguments, rest=ids)
     if listed:
         log.info("events_listed_by_state", project=project, events=listed)
 
@@ -86,13 +66,14 @@ def _migrate_project(project: str, scope: str, redis: RedisClient) -> None:
     stops = _stop_times(ledger.entries(project))
     _remember_starts(project, ledger)
     converted = 0
+    replace_statuses = LuaScript(redis, "replace_statuses")
     for batch in batches(_old_statuses(project, ledger), _BATCH):
         args = [
             part
             for phone, text, status in batch
             for part in (phone, text, _converted(status, scope, stops[phone]).encode())
         ]
-        redis.eval(_REPLACE, 1, keys.status(project), *args)
+        replace_statuses(keys={"statuses": keys.status(project)}, rest=args)
         converted += len(batch)
     _set_scopes(project, scope, ledger)
     redis.delete(f"{keys.PREFIX}:ordinary:{project}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from shared.domain.events import milliseconds
+from shared.domain.events import LISTED, milliseconds
 from shared.ledger import keys
 from shared.ledger.base import CHUNK
 from shared.ledger.events.event_store import EventStore
@@ -28,8 +28,15 @@ class Retention(EventStore, Statuses, MailOutbox):
         with self.redis.pipeline(transaction=False) as pipe:
             for project in projects:
                 self._scripts["prune_expired"](
-                    keys=[keys.events(project), *keys.ended_lists(project)],
-                    args=[keys.event(project, ""), oldest, MOST_TRIMMED, now_ms // 60_000],
+                    keys={"events": keys.events(project)},
+                    args={
+                        "event_prefix": keys.event(project, ""),
+                        "lists": keys.ended(project, ""),
+                        "oldest_ms": oldest,
+                        "limit": MOST_TRIMMED,
+                        "turn": now_ms // 60_000,
+                    },
+                    rest=sorted(LISTED),
                     client=pipe,
                 )
             numbers = list(map(int, pipe.execute()))

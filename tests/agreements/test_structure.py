@@ -305,6 +305,9 @@ class TestKeys:
         ]
         assert wrong == []
 
+    def test_lua_scripts_are_files(self) -> None:
+        assert [name for name, path in modules() if "redis.call(" in path.read_text()] == []
+
     def test_every_key_has_the_prefix(self) -> None:
         from shared.ledger import keys
 

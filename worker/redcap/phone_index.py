@@ -6,6 +6,8 @@ former record. The index gives hints: an update reads the records before it reli
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
 
 import structlog
 
@@ -15,6 +17,7 @@ from shared.domain.phone import READING_VERSION
 from shared.domain.scopes import record_of
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
+from shared.ledger.lua_script import LuaScript
 from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 from worker.redcap.gateway import RedcapProject
@@ -37,84 +40,9 @@ SHRINK_CHECKED_FROM = 20
 LONGEST_EXPORT_MS = 3600 * 1000
 
 RECORDS_PER_SCRIPT = 500
+SCRIPTS = Path(__file__).parent / "scripts"
 
 log = structlog.get_logger(__name__)
-
-# Sets the phones of records. A phone that is new to a record and has a known status is added to the pending set: a
-# record that was added or renumbered after its participant opted out receives the status without further action.
-# A record that comes twice in one generation (its rows stood apart in the export) keeps the phones of both.
-# What an export that began later has said about a record takes precedence: the reconciliation's may be read for
-# minutes, while a lookup's refresh ends. Generation 0 is not an export, but certain knowledge: it always applies.
-# KEYS: 1 phones, 2 records, 3 status, 4 pending, 5 due, 6 since when a phone that was added later is known
-# ARGV: 1 generation, 2 now ms, 3 due member, 4 due ms, 5 by how many ms a later export is believed to be later,
-#       6 "1" if the index was complete before, so that a phone that is new now was added since,
-#       then per record: id, number of phones, the phones
-# Returns the number of phones that were added to the pending set.
-_SET = """
-local generation, now, found = ARGV[1], ARGV[2], 0
-local function without(ids, id)
-  local kept = {}
-  for other in string.gmatch(ids, '[^\\n]+') do
-    if other ~= id then kept[#kept + 1] = other end
-  end
-  return table.concat(kept, '\\n')
-end
-local function set(id, first, n)
-  local old, phones, have, seen = redis.call('HGET', KEYS[2], id), {}, {}, {}
-  local known = old and string.match(old, '^[^\\n]+')
-  local newer = known and tonumber(known) - tonumber(generation) or 0
-  if generation ~= '0' and newer > 0 and newer <= tonumber(ARGV[5]) then return end
-  if old then
-    local heading = true
-    local same = known == generation
-    for part in string.gmatch(old, '[^\\n]+') do
-      if heading then
-        heading = false
-      elseif same then
-        phones[#phones + 1] = part
-        seen[part] = true
-      else
-        have[part] = true
-      end
-    end
-  end
-  for j = 1, n do
-    local phone = ARGV[first + j - 1]
-    if not seen[phone] then
-      seen[phone] = true
-      phones[#phones + 1] = phone
-      if have[phone] then
-        have[phone] = nil
-      else
-        local others = without(redis.call('HGET', KEYS[1], phone) or '', id)
-        redis.call('HSET', KEYS[1], phone, others == '' and id or others .. '\\n' .. id)
-        if ARGV[6] == '1' then redis.call('HSET', KEYS[6], phone .. '|' .. id, generation) end
-        if redis.call('HEXISTS', KEYS[3], phone) == 1 then
-          found = found + redis.call('ZADD', KEYS[4], 'NX', now, phone)
-        end
-      end
-    end
-  end
-  for phone in pairs(have) do
-    redis.call('HDEL', KEYS[6], phone .. '|' .. id)
-    local left = without(redis.call('HGET', KEYS[1], phone) or '', id)
-    if left == '' then redis.call('HDEL', KEYS[1], phone) else redis.call('HSET', KEYS[1], phone, left) end
-  end
-  if #phones == 0 then
-    redis.call('HDEL', KEYS[2], id)
-  else
-    redis.call('HSET', KEYS[2], id, generation .. '\\n' .. table.concat(phones, '\\n'))
-  end
-end
-local i = 7
-while i <= #ARGV do
-  local n = tonumber(ARGV[i + 1])
-  set(ARGV[i], i + 2, n)
-  i = i + 2 + n
-end
-if found > 0 then redis.call('ZADD', KEYS[5], 'NX', ARGV[4], ARGV[3]) end
-return found
-"""
 
 
 def is_in_any_index(phone: str, projects: Iterable[str], redis: RedisClient) -> bool:
@@ -135,7 +63,7 @@ class PhoneIndex:
         self._records = keys.index_records(project)
         self._state = keys.index_state(project)
         self._since = keys.index_since(project)
-        self._set = redis.register_script(_SET)
+        self._put = LuaScript(redis, "put_phones", folder=SCRIPTS)
 
     def records(self, phones: Sequence[str]) -> dict[str, list[str]]:
         """Return record ids by phone hash, without phones that no record holds."""
@@ -255,20 +183,24 @@ class PhoneIndex:
     def _set_batch(self, phones: Sequence[tuple[str, frozenset[str]]], generation: int) -> None:
         project = self._project
         was_complete = "1" if self.refreshed_at() else "0"
-        args: list[str | int] = [generation, generation, f"update|{project}|", generation, LONGEST_EXPORT_MS]
-        args.append(was_complete)
-        for record, held_phones in phones:
-            args += [record, len(held_phones), *sorted(held_phones)]
-        self._set(
-            keys=[
-                self._phones,
-                self._records,
-                keys.status(project),
-                keys.pending(project),
-                keys.DUE,
-                self._since,
-            ],
-            args=args,
+        self._put(
+            keys={
+                "phones_index": self._phones,
+                "records_index": self._records,
+                "statuses": keys.status(project),
+                "pending": keys.pending(project),
+                "due": keys.DUE,
+                "since": self._since,
+            },
+            args={
+                "project": project,
+                "generation": generation,
+                "now_ms": generation,
+                "due_ms": generation,
+                "believed_ms": LONGEST_EXPORT_MS,
+                "was_complete": was_complete,
+            },
+            rest=chain.from_iterable((record, "\n".join(sorted(held))) for record, held in phones),
         )
 
     def _raise_if_shrunk(self, count: int) -> None:
@@ -284,7 +216,7 @@ class PhoneIndex:
             raise RedcapUnavailable("redcap_partial_export", f"{count} records, {before} before")
 
     def _forget_older(self, generation: int) -> None:
-        """Remove what only earlier exports have shown. What a later one adds in the meantime stays (see _SET)."""
+        """Remove what only earlier exports have shown; what a later one adds in the meantime stays."""
         entries = self._redis.hscan_iter(self._records, count=1000)
         older = [record for record, entry in entries if not _is_current(entry, generation)]
         self.forget(older, generation=generation)

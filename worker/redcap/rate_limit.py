@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.ledger import keys
+from shared.ledger.lua_script import Argument, LuaScript
 from shared.redis_client import RedisClient
 from shared.retry_policy import REDCAP_LONGEST_SLEEP_SECONDS
 
-SCRIPT = Path(__file__).parent / "scripts" / "take_request.lua"
+SCRIPTS = Path(__file__).parent / "scripts"
 
 # Of the budget, what nobody waits for leaves the rest to what somebody does.
 BACKGROUND_SHARE = 0.85
@@ -31,15 +32,15 @@ class RateLimiter:
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         self.per_minute = per_minute
-        self._keys = [keys.rate(host), keys.background_pause(host)]
+        self._keys = {"window": keys.rate(host), "pause": keys.background_pause(host)}
         limit = max(1, int(per_minute * BACKGROUND_SHARE)) if background else per_minute
         self._limits = limit, 60_000 // limit if background else 0
         self._sleep = sleep or time.sleep
-        self._take = redis.register_script(SCRIPT.read_text())
+        self._take = LuaScript(redis, "take_request", folder=SCRIPTS)
 
     def acquire(self) -> None:
         """Return as soon as one more request fits into the budget."""
         limit, pause_ms = self._limits
-        member = uuid.uuid4().hex
-        while wait_ms := int(self._take(keys=self._keys, args=[limit, member, pause_ms])):
+        request: dict[str, Argument] = {"limit": limit, "member": uuid.uuid4().hex, "pause_ms": pause_ms}
+        while wait_ms := int(self._take(keys=self._keys, args=request)):
             self._sleep(min(wait_ms / 1000, REDCAP_LONGEST_SLEEP_SECONDS))

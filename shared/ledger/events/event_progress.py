@@ -43,14 +43,20 @@ class EventProgress(EventStore):
         now_ms = milliseconds(now)
         with self.redis.pipeline(transaction=False) as pipe:
             for entry, records in found:
-                self._scripts["match"](
-                    keys=[
-                        keys.event(project, entry.event_id),
-                        keys.pending(project),
-                        keys.DUE,
-                        keys.ATTEMPTS,
-                    ],
-                    args=[project, entry.event_id, json.dumps(records), now_ms, now_ms + FIRST_PAUSE_MS],
+                self._scripts["attach_records"](
+                    keys={
+                        "event": keys.event(project, entry.event_id),
+                        "pending": keys.pending(project),
+                        "due": keys.DUE,
+                        "attempts": keys.ATTEMPTS,
+                    },
+                    args={
+                        "project": project,
+                        "id": entry.event_id,
+                        "records": json.dumps(records),
+                        "now_ms": now_ms,
+                        "due_ms": now_ms + FIRST_PAUSE_MS,
+                    },
                     client=pipe,
                 )
             answers = pipe.execute()
@@ -93,48 +99,54 @@ class EventProgress(EventStore):
     ) -> None:
         gather_ms, offset_ms = times
         self._scripts["complete"](
-            keys=[
-                keys.event(project, outcome.event_id),
-                keys.unfinished(project),
-                keys.DUE,
-                keys.COUNTS,
-                keys.intents(project),
-                keys.mailing(project),
-                keys.ATTEMPTS,
-                keys.gathered(project),
-                keys.reviews(project),
-                keys.change_counts(project),
-                keys.latencies(project),
-                keys.failures(project),
-                keys.blocks_waiting(project),
-                keys.ended(project, ""),
-            ],
-            args=[
-                project,
-                outcome.event_id,
-                outcome.phone_hash,
-                outcome.state,
-                outcome.reason,
-                json.dumps(list(outcome.records)),
-                outcome.notice or "",
-                now_ms,
-                now_ms + FIRST_PAUSE_MS,
-                self._retention_seconds,
-                gather_ms,
-                "\n".join(outcome.written),
-                "" if outcome.event_id.startswith(TEST_SID_PREFIX) else offset_ms,
-                DAYS_COUNTED,
-                WEEKS_COUNTED,
-                "1" if outcome.ask_twilio else "",
-                *LATENCY_BOUNDS_MS,
-            ],
+            keys={
+                "event": keys.event(project, outcome.event_id),
+                "unfinished": keys.unfinished(project),
+                "due": keys.DUE,
+                "counts": keys.COUNTS,
+                "intents": keys.intents(project),
+                "mailing": keys.mailing(project),
+                "attempts": keys.ATTEMPTS,
+                "gathered": keys.gathered(project),
+                "reviews": keys.reviews(project),
+                "change_counts": keys.change_counts(project),
+                "latencies": keys.latencies(project),
+                "failures": keys.failures(project),
+                "blocks_waiting": keys.blocks_waiting(project),
+            },
+            args={
+                "project": project,
+                "id": outcome.event_id,
+                "phone": outcome.phone_hash,
+                "state": outcome.state,
+                "reason": outcome.reason,
+                "records": json.dumps(list(outcome.records)),
+                "notice": outcome.notice or "",
+                "now_ms": now_ms,
+                "due_ms": now_ms + FIRST_PAUSE_MS,
+                "retention": self._retention_seconds,
+                "gather_ms": gather_ms,
+                "written": "\n".join(outcome.written),
+                "offset_ms": "" if outcome.event_id.startswith(TEST_SID_PREFIX) else offset_ms,
+                "days_counted": DAYS_COUNTED,
+                "weeks_counted": WEEKS_COUNTED,
+                "may_ask_twilio": "1" if outcome.ask_twilio else "",
+                "lists": keys.ended(project, ""),
+            },
+            rest=LATENCY_BOUNDS_MS,
             client=pipe,
         )
 
     def _release(self, project: str, phone: str, status: str, now_ms: int, pipe: Any) -> None:
         self._scripts["release"](
-            keys=[keys.status(project), keys.pending(project), keys.DUE],
-            args=[project, phone, status, now_ms, now_ms + FIRST_PAUSE_MS],
+            keys={"statuses": keys.status(project), "pending": keys.pending(project), "due": keys.DUE},
+            args={
+                "project": project,
+                "phone": phone,
+                "written": status,
+                "now_ms": now_ms,
+                "due_ms": now_ms + FIRST_PAUSE_MS,
+            },
             client=pipe,
         )
 
@@ -143,14 +155,20 @@ class EventProgress(EventStore):
         now_ms = milliseconds(now)
         return bool(
             self._scripts["reopen"](
-                keys=[
-                    keys.event(project, event_id),
-                    keys.unfinished(project),
-                    keys.DUE,
-                    keys.ATTEMPTS,
-                    keys.events(project),
-                ],
-                args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS, keys.ended(project, "")],
+                keys={
+                    "event": keys.event(project, event_id),
+                    "unfinished": keys.unfinished(project),
+                    "due": keys.DUE,
+                    "attempts": keys.ATTEMPTS,
+                    "events": keys.events(project),
+                },
+                args={
+                    "project": project,
+                    "id": event_id,
+                    "now_ms": now_ms,
+                    "due_ms": now_ms + FIRST_PAUSE_MS,
+                    "lists": keys.ended(project, ""),
+                },
             )
         )
 

@@ -1,16 +1,16 @@
 """Where a STOP or START is recorded."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property, partial
+from functools import lru_cache
 from secrets import token_hex
 from typing import Any
 
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.ledger import keys
-from shared.ledger.base import LedgerBase, load_script
+from shared.ledger.base import LedgerBase
 from shared.ledger.events.models import Accepted, StaffDecision
+from shared.ledger.lua_script import Argument
 from shared.redis_client import execute_replicated, raise_first
 from shared.retry_policy import FIRST_PAUSE_MS, LOOKUP_WAITS_MS
 
@@ -71,61 +71,65 @@ class EventRecorder(LedgerBase):
     def _accept_one(
         self, event: OptOutEvent, now: datetime, pipe: Any, *, lookups: bool, confirmed: bool
     ) -> None:
-        project, now_ms = event.project, milliseconds(now)
-        newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
-        names = [
-            keys.event(project, event.event_id),
-            keys.status(project),
-            keys.pending(project),
-            keys.unfinished(project),
-            keys.events(project),
-            keys.DUE,
-            keys.COUNTS,
-            keys.intents(project),
-            keys.arrived(project),
-            keys.queued(f"lookup:{project}"),
-            keys.ATTEMPTS,
-            keys.seen_starts(project),
-            keys.reviews(project),
-        ]
-        unconfirmed = (
-            event.change is Change.START
-            and event.source is Source.WEBHOOK
-            and not (confirmed or event.is_exact)
+        script = self._scripts["accept"]
+        names = script.source.keys(
+            {"event": keys.event(event.project, event.event_id), **_project_keys(event.project)}
+        )
+        arguments = script.source.arguments(
+            {
+                "retention": self._retention_seconds,
+                "call": token_hex(8) if lookups else "",
+                **_arguments(event, milliseconds(now), confirmed=confirmed),
+            }
         )
         # The first one brings the script's whole text, so that the server knows it by its hash for the others:
         # redis-py would ask for that first, at the cost of a round trip.
-        script = (
-            partial(pipe.evalsha, self._accept_hash) if len(pipe) else partial(pipe.eval, self._accept_script)
-        )
-        script(
-            len(names),
-            *names,
-            project,
-            event.event_id,
-            event.change,
-            milliseconds(event.occurred_at),
-            now_ms,
-            event.phone_hash,
-            event.source,
-            now_ms + FIRST_PAUSE_MS,
-            "oldest" if newest_first else "newest",
-            keys.event(project, ""),
-            self._retention_seconds,
-            token_hex(8) if lookups else "",
-            LOOKUP_WAITS_MS,
-            event.scope,
-            "1" if event.is_exact else "0",
-            "1" if event.blocked else "0",
-            "1" if unconfirmed else "0",
-            "1" if confirmed else "0",
-            keys.ended(project, ""),
-        )
+        if len(pipe):
+            pipe.evalsha(script.sha, len(names), *names, *arguments)
+        else:
+            pipe.eval(script.source.text, len(names), *names, *arguments)
 
-    @cached_property
-    def _accept_script(self) -> str:
-        return load_script("accept")
 
-    @cached_property
-    def _accept_hash(self) -> str:
-        return hashlib.sha1(self._accept_script.encode(), usedforsecurity=False).hexdigest()
+@lru_cache(maxsize=1_000)
+def _project_keys(project: str) -> Mapping[str, str]:
+    return {
+        "status": keys.status(project),
+        "pending": keys.pending(project),
+        "unfinished": keys.unfinished(project),
+        "events": keys.events(project),
+        "due": keys.DUE,
+        "counts": keys.COUNTS,
+        "intents": keys.intents(project),
+        "arrived": keys.arrived(project),
+        "waiting_lookup": keys.queued(f"lookup:{project}"),
+        "attempts": keys.ATTEMPTS,
+        "seen_starts": keys.seen_starts(project),
+        "reviews": keys.reviews(project),
+    }
+
+
+def _arguments(event: OptOutEvent, now_ms: int, *, confirmed: bool) -> dict[str, Argument]:
+    is_read_newest_first = event.source in {Source.MESSAGE_LOG, Source.BLOCKED_MESSAGE}
+    is_exact = event.is_exact
+    unconfirmed = (
+        event.change is Change.START and event.source is Source.WEBHOOK and not (confirmed or is_exact)
+    )
+    return {
+        "project": event.project,
+        "id": event.event_id,
+        "change": event.change,
+        "occurred_ms": milliseconds(event.occurred_at),
+        "received_ms": now_ms,
+        "phone": event.phone_hash,
+        "source": event.source,
+        "due_ms": now_ms + FIRST_PAUSE_MS,
+        "order": "oldest" if is_read_newest_first else "newest",
+        "event_prefix": keys.event(event.project, ""),
+        "lookup_waits_ms": LOOKUP_WAITS_MS,
+        "scope": event.scope,
+        "is_exact": "1" if is_exact else "0",
+        "is_blocked": "1" if event.blocked else "0",
+        "is_unconfirmed": "1" if unconfirmed else "0",
+        "is_confirmation": "1" if confirmed else "0",
+        "lists": keys.ended(event.project, ""),
+    }

@@ -43,8 +43,9 @@ class MailOutbox(LedgerBase):
         self, project: str, event_ids: Sequence[str], gather_ms: int | str, client: Any
     ) -> None:
         self._scripts["mark_in_digest"](
-            keys=[keys.gathered(project), keys.DUE, keys.ATTEMPTS],
-            args=[project, gather_ms, *event_ids],
+            keys={"gathered": keys.gathered(project), "due": keys.DUE, "attempts": keys.ATTEMPTS},
+            args={"project": project, "gather_ms": gather_ms},
+            rest=event_ids,
             client=client,
         )
 
@@ -66,9 +67,12 @@ class MailOutbox(LedgerBase):
         with self.redis.pipeline(transaction=True) as pipe:
             for entry in entries:
                 if entry.notice is not None:
-                    event = keys.event(entry.project, entry.event_id)
-                    args = delivery.encode(entry.notice, entry.notice_number)
-                    self._scripts["note_delivery"](keys=[event], args=args, client=pipe)
+                    accepted, rejected = delivery.encode(entry.notice, entry.notice_number)
+                    self._scripts["note_delivery"](
+                        keys={"event": keys.event(entry.project, entry.event_id)},
+                        args={"accepted": accepted, "rejected": rejected},
+                        client=pipe,
+                    )
             pipe.execute()
 
     def record_mail_outcome(
@@ -82,16 +86,21 @@ class MailOutbox(LedgerBase):
         now_ms = milliseconds(now or datetime.now(UTC))
         return bool(
             self._scripts["record_mail_outcome"](
-                keys=[keys.event(project, event_id), keys.DUE, keys.mailing(project), keys.ATTEMPTS],
-                args=[
-                    project,
-                    event_id,
-                    notice,
-                    outcome,
-                    self._retention_seconds,
-                    entry.notice_number,
-                    now_ms,
-                ],
+                keys={
+                    "event": keys.event(project, event_id),
+                    "due": keys.DUE,
+                    "mailing": keys.mailing(project),
+                    "attempts": keys.ATTEMPTS,
+                },
+                args={
+                    "project": project,
+                    "id": event_id,
+                    "notice": notice,
+                    "outcome": outcome,
+                    "retention": self._retention_seconds,
+                    "notice_number": entry.notice_number,
+                    "now_ms": now_ms,
+                },
             )
         )
 
@@ -99,13 +108,19 @@ class MailOutbox(LedgerBase):
         """Make an event's undelivered mail due again, alone or in a digest. None if there is nothing to send."""
         now_ms = milliseconds(now)
         kind = self._scripts["renotify"](
-            keys=[
-                keys.event(project, event_id),
-                keys.DUE,
-                keys.mailing(project),
-                keys.ATTEMPTS,
-                keys.gathered(project),
-            ],
-            args=[project, event_id, now_ms, now_ms + FIRST_PAUSE_MS, "1" if digest else ""],
+            keys={
+                "event": keys.event(project, event_id),
+                "due": keys.DUE,
+                "mailing": keys.mailing(project),
+                "attempts": keys.ATTEMPTS,
+                "gathered": keys.gathered(project),
+            },
+            args={
+                "project": project,
+                "id": event_id,
+                "now_ms": now_ms,
+                "due_ms": now_ms + FIRST_PAUSE_MS,
+                "sends_digests": "1" if digest else "",
+            },
         )
         return kind or None

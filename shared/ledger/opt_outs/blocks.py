@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
-from shared.ledger.base import load_script
+from shared.ledger.lua_script import LuaScript
 from shared.redis_client import RedisClient
 from shared.retry_policy import FIRST_PAUSE_MS
 
@@ -60,8 +60,8 @@ class Blocks:
         self._redis = redis
 
     @cached_property
-    def _end(self) -> Any:
-        return self._redis.register_script(load_script("end_block"))
+    def _end(self) -> LuaScript:
+        return LuaScript(self._redis, "end_block")
 
     def waiting(self) -> dict[str, datetime]:
         """Return the ids of events whose block waits, longest first, with the time since when."""
@@ -90,26 +90,25 @@ class Blocks:
 
         WAITING puts it among the due work, or leaves it there.
         """
-        lines = [f"{number.phone_hash}|{number.scope}" for number in numbers]
         self._end(
-            keys=[
-                keys.event(self._project, event_id),
-                keys.blocks_waiting(self._project),
-                keys.blocks_failed(self._project),
-                keys.DUE,
-                keys.ATTEMPTS,
-                keys.blocks(self._project),
-            ],
-            args=[
-                self._project,
-                event_id,
-                state,
-                reason,
-                milliseconds(now),
-                milliseconds(now) + FIRST_PAUSE_MS,
-                "1" if unblocked else "",
-                *lines,
-            ],
+            keys={
+                "event": keys.event(self._project, event_id),
+                "waiting": keys.blocks_waiting(self._project),
+                "failed": keys.blocks_failed(self._project),
+                "due": keys.DUE,
+                "attempts": keys.ATTEMPTS,
+                "blocks": keys.blocks(self._project),
+            },
+            args={
+                "project": self._project,
+                "id": event_id,
+                "state": state,
+                "reason": reason,
+                "now_ms": milliseconds(now),
+                "due_ms": milliseconds(now) + FIRST_PAUSE_MS,
+                "unblocked": "1" if unblocked else "",
+            },
+            rest=[f"{number.phone_hash}|{number.scope}" for number in numbers],
         )
 
     def in_force(self) -> dict[BlockedNumber, datetime]:

@@ -87,6 +87,7 @@ class Statuses(LedgerBase):
         """Forget the due update of a project if nothing is pending. Returns how many are pending."""
         return int(
             self._scripts["clear_update_if_empty"](
-                keys=[keys.pending(project), keys.DUE, keys.ATTEMPTS], args=[project]
+                keys={"pending": keys.pending(project), "due": keys.DUE, "attempts": keys.ATTEMPTS},
+                args={"project": project},
             )
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from types import MappingProxyType
 
 from shared.domain.events import milliseconds
@@ -35,8 +36,14 @@ class WriteIntents(LedgerBase):
         now_ms = milliseconds(now)
         each = [(phone, event_id, begun.get(phone, "-")) for phone, event_id in writes.items()]
         outdated = self._scripts["begin_writes"](
-            keys=[keys.intents(project), keys.status(project), keys.pending(project), keys.DUE],
-            args=[project, now_ms, now_ms + FIRST_PAUSE_MS, *(part for parts in each for part in parts)],
+            keys={
+                "intents": keys.intents(project),
+                "status": keys.status(project),
+                "pending": keys.pending(project),
+                "due": keys.DUE,
+            },
+            args={"project": project, "now_ms": now_ms, "due_ms": now_ms + FIRST_PAUSE_MS},
+            rest=chain.from_iterable(each),
         )
         return list(outdated)
 

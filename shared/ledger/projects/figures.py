@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from shared.ledger import keys
-from shared.ledger.base import load_script
+from shared.ledger.lua_script import LuaScript
 from shared.redis_client import RedisClient
 
 
@@ -36,8 +36,12 @@ _NAMES = [field.name for field in fields(ProjectFigures)]
 
 def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, ProjectFigures]:
     """Return the figures of these projects, and of those that have been taken out of the configuration."""
-    script = redis.register_script(load_script("figures"))
-    rows = script(keys=[keys.PROJECTS, keys.ATTEMPTS], args=[keys.PREFIX, *projects])
+    count = LuaScript(redis, "figures")
+    rows = count(
+        keys={"projects": keys.PROJECTS, "attempts": keys.ATTEMPTS},
+        args={"prefix": keys.PREFIX},
+        rest=projects,
+    )
     return {name: _decode(values) for name, *values in rows}
 
 

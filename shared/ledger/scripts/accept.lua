@@ -1,41 +1,35 @@
 -- Records one event, once, and makes it the latest change of its phone in its scope unless a newer one is known.
 -- The rules are those of shared/domain/precedence.py; a property test compares the two.
--- KEYS: 1 event, 2 status, 3 pending, 4 unfinished, 5 events, 6 due, 7 counts, 8 intents, 9 arrived,
---       10 mark of a lookup that waits in the queue, 11 attempts, 12 STARTs that were ever seen, 13 reviews
--- ARGV: 1 project, 2 event id, 3 change ('' = unclear), 4 occurred ms, 5 received ms, 6 phone hash ('' = none),
---       7 source, 8 due ms, 9 'newest' or 'oldest': which of two changes in the same millisecond came last,
---       10 prefix of event keys, 11 retention in seconds, 12 name of this call ('' = the caller wants no lookup),
---       13 how many ms the mark stays, 14 scope, 15 '1' if the time is exact, 16 '1' if Twilio blocks further texts,
---       17 '1' if the time of a START has yet to be confirmed, 18 '1' if this confirms the time of a known START,
---       19 prefix of the lists by state
 -- Returns 'known', 'stale' (an older change: superseded), 'new', or 'ask': new, and the caller publishes a lookup.
-local project, id, change, occurred = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local received, phone, source, due_at = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
-local call, mark_ms = ARGV[12], tonumber(ARGV[13])
-local newest_first, retention, exact = ARGV[9] == 'oldest', tonumber(ARGV[11]), ARGV[15] == '1'
+local event, status, pending, unfinished, events, due, counts, intents, arrived,
+  waiting_lookup,  -- exists while a lookup waits in the queue
+  attempts,
+  seen_starts,     -- all STARTs that were ever seen
+  reviews
+  = unpack(KEYS)
+local project, id,
+  change,            -- '' = unclear
+  occurred_ms, received_ms,
+  phone,             -- its hash; '' = none
+  source, due_ms,
+  order,             -- 'newest' or 'oldest': which of two changes in the same millisecond came last
+  event_prefix,
+  retention,         -- in seconds
+  call,              -- name of this call; '' = the caller wants no lookup
+  lookup_waits_ms,   -- for how long a lookup is believed to be in the queue
+  scope,
+  is_exact,          -- '1' if the time is exact
+  is_blocked,        -- '1' if Twilio blocks further texts
+  is_unconfirmed,    -- '1' if the time of a START has yet to be confirmed
+  is_confirmation,   -- '1' if this confirms the time of a known START
+  lists              -- prefix of the lists by state
+  = arguments(19)
+local occurred, received = tonumber(occurred_ms), tonumber(received_ms)
+local newest_first, exact = order == 'oldest', is_exact == '1'
+local lookup = work('lookup', project, id)
 
 local function count(of_source, state)
-  redis.call('HINCRBY', KEYS[7], project .. '|' .. of_source .. '|' .. state, 1)
-end
-
-local function number(value) return string.format('%.0f', value) end
-
--- The latest changes of the phone, a line per scope. A line of version 1 has no scope.
-local function read_lines()
-  local lines = {}
-  for line in string.gmatch(redis.call('HGET', KEYS[2], phone) or '', '[^\n]+') do
-    local s, c, o, i, l, f, p, e =
-      string.match(line, '^([^|]*)|(%u+)|(%d+)|([^|]+)|(%d+)|(%d+)|(%d+)|([01])$')
-    if not s then
-      s, e = '', '0'
-      c, o, i, l = string.match(line, '^(%u+)|(%d+)|([^|]+)|(%d+)$')
-      f = c == 'STOP' and o or '0'
-      p = f
-    end
-    lines[#lines + 1] = {scope = s, change = c, occurred = tonumber(o), id = i, start = tonumber(l),
-      since = tonumber(f), stop = tonumber(p), exact = e == '1'}
-  end
-  return lines
+  redis.call('HINCRBY', counts, project .. '|' .. of_source .. '|' .. state, 1)
 end
 
 local function write_lines(lines)
@@ -44,7 +38,7 @@ local function write_lines(lines)
     texts[#texts + 1] = table.concat({line.scope, line.change, number(line.occurred), line.id, number(line.start),
       number(line.since), number(line.stop), line.exact and '1' or '0'}, '|')
   end
-  redis.call('HSET', KEYS[2], phone, table.concat(texts, '\n'))
+  redis.call('HSET', status, phone, table.concat(texts, '\n'))
 end
 
 local function line_of(lines, scope)
@@ -96,56 +90,56 @@ local function add_older(old, late)
 end
 
 local function record(state, reason)
-  local first_received = redis.call('HGET', KEYS[1], 'received_ms')
-  if first_received then redis.call('HSETNX', KEYS[1], 'arrived_ms', first_received) end
-  redis.call('HSET', KEYS[1], 'change', change, 'occurred_ms', ARGV[4], 'received_ms', ARGV[5], 'phone', phone,
-    'source', source, 'scope', ARGV[14])
-  set_text(KEYS[1], 'blocked', ARGV[16] == '1' and '1' or '')
-  set_state(KEYS[1], ARGV[19], id, state)
-  set_text(KEYS[1], 'reason', reason)
-  redis.call('ZADD', KEYS[5], received, id)
+  local first_received = redis.call('HGET', event, 'received_ms')
+  if first_received then redis.call('HSETNX', event, 'arrived_ms', first_received) end
+  redis.call('HSET', event, 'change', change, 'occurred_ms', occurred_ms, 'received_ms', received_ms, 'phone', phone,
+    'source', source, 'scope', scope)
+  set_text(event, 'blocked', is_blocked == '1' and '1' or '')
+  set_state(event, lists, id, state)
+  set_text(event, 'reason', reason)
+  redis.call('ZADD', events, received, id)
   if state == 'received' then
-    redis.call('ZADD', KEYS[4], received, id)
-    redis.call('ZADD', KEYS[6], due_at, 'lookup|' .. project .. '|' .. id)
+    redis.call('ZADD', unfinished, received, id)
+    redis.call('ZADD', due, due_ms, lookup)
   else
-    redis.call('HSET', KEYS[1], 'finished_ms', ARGV[5])
-    redis.call('EXPIRE', KEYS[1], retention)
+    redis.call('HSET', event, 'finished_ms', received_ms)
+    redis.call('EXPIRE', event, retention)
     count(source, state)
   end
 end
 
 local function end_superseded(old, reason)
-  local key = ARGV[10] .. old
-  set_state(key, ARGV[19], old, 'superseded')
-  redis.call('HSET', key, 'reason', reason, 'finished_ms', ARGV[5])
+  local key = event_prefix .. old
+  set_state(key, lists, old, 'superseded')
+  redis.call('HSET', key, 'reason', reason, 'finished_ms', received_ms)
   redis.call('EXPIRE', key, retention)
-  redis.call('ZREM', KEYS[4], old)
-  redis.call('ZREM', KEYS[6], 'lookup|' .. project .. '|' .. old)
-  redis.call('HDEL', KEYS[11], 'lookup|' .. project .. '|' .. old)
+  redis.call('ZREM', unfinished, old)
+  redis.call('ZREM', due, work('lookup', project, old))
+  redis.call('HDEL', attempts, work('lookup', project, old))
   count(redis.call('HGET', key, 'source'), 'superseded')
 end
 
 -- An unfinished event that is overtaken ends here, unless its write may already have reached REDCap
 -- (an intent is open): then the updater checks first.
 local function supersede(old)
-  local state = redis.call('HGET', ARGV[10] .. old, 'state')
-  if (state == 'received' or state == 'pending') and redis.call('HGET', KEYS[8], phone) ~= old then
+  local state = redis.call('HGET', event_prefix .. old, 'state')
+  if (state == 'received' or state == 'pending') and redis.call('HGET', intents, phone) ~= old then
     end_superseded(old, 'overtaken by ' .. id)
   end
 end
 
 local function request_update()
-  redis.call('ZADD', KEYS[3], received, phone)
-  redis.call('ZADD', KEYS[6], due_at, 'update|' .. project .. '|')
+  redis.call('ZADD', pending, received, phone)
+  redis.call('ZADD', due, due_ms, work('update', project))
 end
 
 -- Makes `new` the latest change of its scope. Returns nil if it is, else the line of a newer change.
-local function apply(new, scope, comes_now)
-  local lines = read_lines()
-  local line = line_of(lines, scope)
+local function apply(new, of_scope, comes_now)
+  local lines = status_lines(status, phone)
+  local line = line_of(lines, of_scope)
   if not line then
     local stop = new.change == 'STOP' and new.occurred or 0
-    lines[#lines + 1] = {scope = scope, change = new.change, occurred = new.occurred, id = new.id,
+    lines[#lines + 1] = {scope = of_scope, change = new.change, occurred = new.occurred, id = new.id,
       start = new.change == 'START' and new.occurred or 0, since = stop, stop = stop, exact = new.exact}
   elseif line.id == new.id then
     return line
@@ -162,7 +156,7 @@ end
 
 -- Only Twilio knows when a START was sent that came by webhook.
 local function confirm(known_scope, time, time_exact)
-  redis.call('HSET', KEYS[1], 'timed', '1', 'occurred_ms', number(time))
+  redis.call('HSET', event, 'timed', '1', 'occurred_ms', number(time))
   local newer = apply({change = change, occurred = time, id = id, exact = time_exact}, known_scope, false)
   if newer and newer.id ~= id then
     end_superseded(id, 'older than ' .. newer.id)
@@ -174,16 +168,16 @@ end
 -- Only the message log has Twilio's time of a webhook (the time of receipt includes retries and clock error), so it
 -- may correct the stored time and the order of changes.
 local function corrected()
-  local known = redis.call('HMGET', KEYS[1], 'source', 'occurred_ms', 'state', 'timed', 'scope', 'change')
+  local known = redis.call('HMGET', event, 'source', 'occurred_ms', 'state', 'timed', 'scope', 'change')
   if known[1] == 'blocked_message' or known[1] == 'staff' or known[6] ~= change then return 'known' end
-  local from_events, scope = known[1] == 'event_stream', known[5] or ''
+  local from_events, known_scope = known[1] == 'event_stream', known[5] or ''
   local time, time_exact = from_events and tonumber(known[2]) or occurred, from_events or exact
-  local unfinished = known[3] == 'received' or known[3] == 'pending'
+  local is_unfinished = known[3] == 'received' or known[3] == 'pending'
   if change == 'START' and known[1] == 'webhook' and not known[4] then
-    return unfinished and confirm(scope, time, time_exact) or 'known'
+    return is_unfinished and confirm(known_scope, time, time_exact) or 'known'
   end
-  local lines = read_lines()
-  local line = line_of(lines, scope)
+  local lines = status_lines(status, phone)
+  local line = line_of(lines, known_scope)
   if not line then return 'known' end
   if line.id == id then
     if known[1] == 'webhook' and change == 'STOP' then
@@ -200,35 +194,35 @@ local function corrected()
   supersede(line.id)
   replace(line, new)
   write_lines(lines)
-  redis.call('PERSIST', KEYS[1])
-  redis.call('HDEL', KEYS[1], 'finished_ms')
+  redis.call('PERSIST', event)
+  redis.call('HDEL', event, 'finished_ms')
   record('received', '')
-  redis.call('HSET', KEYS[1], 'scope', scope, 'timed', '1')
+  redis.call('HSET', event, 'scope', known_scope, 'timed', '1')
   return 'new'
 end
 
-local stored_change = redis.call('HGET', KEYS[1], 'change')
+local stored_change = redis.call('HGET', event, 'change')
 if stored_change and (stored_change ~= '' or change == '') then
   -- The same call again: its connection was lost before the answer came.
-  if call ~= '' and redis.call('GET', KEYS[10]) == call then return 'ask' end
-  if (newest_first or ARGV[18] == '1') and phone ~= '' and change ~= '' then return corrected() end
+  if call ~= '' and redis.call('GET', waiting_lookup) == call then return 'ask' end
+  if (newest_first or is_confirmation == '1') and phone ~= '' and change ~= '' then return corrected() end
   return 'known'
 end
 if stored_change then  -- what was unclear is decided now
-  redis.call('PERSIST', KEYS[1])
-  redis.call('HDEL', KEYS[1], 'finished_ms', 'notice')
-  redis.call('ZREM', KEYS[13], id)
+  redis.call('PERSIST', event)
+  redis.call('HDEL', event, 'finished_ms', 'notice')
+  redis.call('ZREM', reviews, id)
 elseif change == 'START' then
   -- A request that is repeated after its event's retention is not a new wish.
-  if redis.call('ZADD', KEYS[12], 'NX', received, id) == 0 then return 'known' end
+  if redis.call('ZADD', seen_starts, 'NX', received, id) == 0 then return 'known' end
 end
 
-local unconfirmed = ARGV[17] == '1'
+local unconfirmed = is_unconfirmed == '1'
 if phone ~= '' and change ~= '' and not unconfirmed then
   -- A webhook comes now: after all that is known, even if our clock was set back or another host's is ahead. Not so a
   -- START: if in doubt, the opt-out stays.
   local comes_now = source == 'webhook' and occurred == received and change == 'STOP'
-  local newer = apply({change = change, occurred = occurred, id = id, exact = exact}, ARGV[14], comes_now)
+  local newer = apply({change = change, occurred = occurred, id = id, exact = exact}, scope, comes_now)
   if newer and newer.id == id then return 'known' end
   if newer then
     record('superseded', 'older than ' .. newer.id)
@@ -238,8 +232,8 @@ end
 record('received', '')
 if call == '' then return 'new' end
 -- One lookup includes all that have arrived: another message is needed only if none waits in the queue.
-redis.call('RPUSH', KEYS[9], id)
-if not redis.call('SET', KEYS[10], call, 'NX', 'PX', mark_ms) then return 'new' end
+redis.call('RPUSH', arrived, id)
+if not redis.call('SET', waiting_lookup, call, 'NX', 'PX', lookup_waits_ms) then return 'new' end
 -- Sweep finds it soon if the caller ends before it has published, or cannot publish.
-redis.call('ZADD', KEYS[6], received + mark_ms, 'lookup|' .. project .. '|' .. id)
+redis.call('ZADD', due, received + lookup_waits_ms, lookup)
 return 'ask'

@@ -1,33 +1,34 @@
 -- Records how far the block of an event at Twilio has come.
--- KEYS: 1 event, 2 waiting, 3 failed, 4 due, 5 attempts, 6 blocks in force
--- ARGV: 1 project, 2 event id, 3 state, 4 reason, 5 now ms, 6 due ms, 7 '1' if the numbers are unblocked,
---       then the numbers that Twilio has blocked, or unblocked
-local id, state, now, due = ARGV[2], ARGV[3], ARGV[5], 'block|' .. ARGV[1] .. '|'
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  redis.call('HSET', KEYS[1], 'block', state, 'block_reason', ARGV[4])
-  if state == 'blocked' or state == 'unblocked' then redis.call('HSET', KEYS[1], 'block_ms', now) end
+local event, waiting, failed, due, attempts, blocks = unpack(KEYS)
+local project, id, state, reason, now_ms, due_ms, unblocked = arguments(7)  -- unblocked: '1' if the numbers are, else ''
+-- Then the numbers that Twilio has blocked, or unblocked.
+
+local block = work('block', project)
+if redis.call('EXISTS', event) == 1 then
+  redis.call('HSET', event, 'block', state, 'block_reason', reason)
+  if state == 'blocked' or state == 'unblocked' then redis.call('HSET', event, 'block_ms', now_ms) end
 else
   state = ''  -- the event's retention is over
 end
-for i = 8, #ARGV do
-  if ARGV[7] == '1' then
-    redis.call('HDEL', KEYS[6], ARGV[i])
+for phone_and_scope in rest(1) do
+  if unblocked == '1' then
+    redis.call('HDEL', blocks, phone_and_scope)
   else
-    redis.call('HSET', KEYS[6], ARGV[i], now)
+    redis.call('HSET', blocks, phone_and_scope, now_ms)
   end
 end
 if state == 'waiting' then
-  redis.call('ZADD', KEYS[2], 'NX', now, id)
-  redis.call('ZADD', KEYS[4], 'NX', ARGV[6], due)
+  redis.call('ZADD', waiting, 'NX', now_ms, id)
+  redis.call('ZADD', due, 'NX', due_ms, block)
 else
-  redis.call('ZREM', KEYS[2], id)
+  redis.call('ZREM', waiting, id)
 end
 if state == 'failed' then
-  redis.call('ZADD', KEYS[3], 'NX', now, id)
+  redis.call('ZADD', failed, 'NX', now_ms, id)
 else
-  redis.call('ZREM', KEYS[3], id)
+  redis.call('ZREM', failed, id)
 end
-if redis.call('ZCARD', KEYS[2]) == 0 then
-  redis.call('ZREM', KEYS[4], due)
-  redis.call('HDEL', KEYS[5], due)
+if redis.call('ZCARD', waiting) == 0 then
+  redis.call('ZREM', due, block)
+  redis.call('HDEL', attempts, block)
 end

@@ -1,16 +1,17 @@
 -- Takes events from those that wait for a digest: it has named them, or they are forgotten. The next one's time goes
 -- by the oldest that is left.
--- KEYS: 1 gathered, 2 due, 3 attempts
--- ARGV: 1 project, 2 for how many ms notices are gathered ('' = leave the next one's time as it is), then the
---       event ids
-local due = 'digest|' .. ARGV[1] .. '|'
-for i = 3, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end
-local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
-if oldest and ARGV[2] == '' then return 1 end
-redis.call('HDEL', KEYS[3], due)
+local gathered, due, attempts = unpack(KEYS)
+local project, gather_ms = arguments(2)  -- gather_ms: '' = leave the next one's time as it is
+-- Then the event ids.
+
+local digest = work('digest', project)
+for id in rest(1) do redis.call('ZREM', gathered, id) end
+local oldest = redis.call('ZRANGE', gathered, 0, 0, 'WITHSCORES')[2]
+if oldest and gather_ms == '' then return 1 end
+redis.call('HDEL', attempts, digest)
 if oldest then
-  redis.call('ZADD', KEYS[2], string.format('%.0f', oldest + ARGV[2]), due)
+  redis.call('ZADD', due, number(oldest + gather_ms), digest)
 else
-  redis.call('ZREM', KEYS[2], due)
+  redis.call('ZREM', due, digest)
 end
 return 1

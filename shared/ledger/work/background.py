@@ -5,7 +5,7 @@ from datetime import datetime
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
-from shared.ledger.base import load_script
+from shared.ledger.lua_script import LuaScript
 from shared.redis_client import RedisClient
 from shared.retry_policy import JOB_PUBLISHED_FOR_MS
 
@@ -15,7 +15,7 @@ class BackgroundJobs:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
-        self._claim = redis.register_script(load_script("claim_job"))
+        self._claim = LuaScript(redis, "claim_job")
 
     def add(self, job: tuple[str, ...], *, now: datetime, ahead_ms: int = 0) -> None:
         """Have a job done, before those that were added up to `ahead_ms` ago; nothing if it waits already."""
@@ -31,7 +31,10 @@ class BackgroundJobs:
 
     def claim(self, *, now: datetime) -> tuple[str, ...] | None:
         """Return the next job, which the caller publishes; None if none is due."""
-        found = self._claim(keys=[keys.BACKGROUND], args=[milliseconds(now), JOB_PUBLISHED_FOR_MS])
+        found = self._claim(
+            keys={"jobs": keys.BACKGROUND},
+            args={"now_ms": milliseconds(now), "claimed_ms": JOB_PUBLISHED_FOR_MS},
+        )
         return tuple(json.loads(found)) if found else None
 
     def count(self) -> int:

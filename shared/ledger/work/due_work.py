@@ -27,8 +27,13 @@ class DueWorkSchedule(LedgerBase):
     def claim_due(self, *, now: datetime, limit: int) -> list[DueWork]:
         """Overdue work; each piece comes again at growing pauses until it is done."""
         members = self._scripts["claim_due"](
-            keys=[keys.DUE, keys.ATTEMPTS],
-            args=[milliseconds(now), limit, FIRST_PAUSE_MS, LONGEST_PAUSE_MS],
+            keys={"due": keys.DUE, "attempts": keys.ATTEMPTS},
+            args={
+                "now_ms": milliseconds(now),
+                "limit": limit,
+                "first_pause_ms": FIRST_PAUSE_MS,
+                "longest_pause_ms": LONGEST_PAUSE_MS,
+            },
         )
         return [DueWork(*member.split("|", 2)) for member in members]
 

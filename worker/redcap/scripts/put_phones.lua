@@ -1,0 +1,73 @@
+-- Sets the phones of records in the index. A phone that is new to a record and has a known status is added to the
+-- pending set: a record that was added or renumbered after its participant opted out receives the status without further
+-- action. A record that comes twice in one generation (its rows stood apart in the export) keeps the phones of both.
+-- What an export that began later has said about a record takes precedence: the reconciliation's may be read for
+-- minutes, while a lookup's refresh ends. Generation 0 is not an export, but certain knowledge: it always applies.
+-- Returns the number of phones that were added to the pending set.
+local phones_index, records_index, statuses, pending, due,
+  since  -- since when a phone that was added later is known
+  = unpack(KEYS)
+local project, generation, now_ms, due_ms,
+  believed_ms,  -- by how many ms a later export is believed to be later
+  was_complete  -- '1' if the index was complete before, so that a phone that is new now was added since
+  = arguments(6)
+-- Then per record: its id, and its phones, a line each.
+
+local found = 0
+
+local function without(ids, id)
+  local kept = {}
+  for other in string.gmatch(ids, '[^\n]+') do
+    if other ~= id then kept[#kept + 1] = other end
+  end
+  return table.concat(kept, '\n')
+end
+
+-- The record gained a phone.
+local function add(phone, id)
+  local others = without(redis.call('HGET', phones_index, phone) or '', id)
+  redis.call('HSET', phones_index, phone, others == '' and id or others .. '\n' .. id)
+  if was_complete == '1' then redis.call('HSET', since, phone .. '|' .. id, generation) end
+  if redis.call('HEXISTS', statuses, phone) == 1 then
+    found = found + redis.call('ZADD', pending, 'NX', now_ms, phone)
+  end
+end
+
+-- The record lost a phone.
+local function remove(phone, id)
+  redis.call('HDEL', since, phone .. '|' .. id)
+  local left = without(redis.call('HGET', phones_index, phone) or '', id)
+  if left == '' then redis.call('HDEL', phones_index, phone) else redis.call('HSET', phones_index, phone, left) end
+end
+
+local function put(id, held)
+  local old, phones, before, seen = redis.call('HGET', records_index, id), {}, {}, {}
+  local known = old and string.match(old, '^[^\n]+')  -- the generation
+  local newer = known and tonumber(known) - tonumber(generation) or 0
+  if generation ~= '0' and newer > 0 and newer <= tonumber(believed_ms) then return end
+  for phone in string.gmatch(old and string.sub(old, #known + 1) or '', '[^\n]+') do
+    if known == generation then
+      phones[#phones + 1] = phone
+      seen[phone] = true
+    else
+      before[phone] = true
+    end
+  end
+  for phone in string.gmatch(held, '[^\n]+') do
+    if not seen[phone] then
+      seen[phone] = true
+      phones[#phones + 1] = phone
+      if before[phone] then before[phone] = nil else add(phone, id) end
+    end
+  end
+  for phone in pairs(before) do remove(phone, id) end
+  if #phones == 0 then
+    redis.call('HDEL', records_index, id)
+  else
+    redis.call('HSET', records_index, id, generation .. '\n' .. table.concat(phones, '\n'))
+  end
+end
+
+for id, held in rest(2) do put(id, held) end
+if found > 0 then redis.call('ZADD', due, 'NX', due_ms, work('update', project)) end
+return found
