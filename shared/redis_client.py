@@ -13,10 +13,9 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from shared.causes import cause_in_words
 from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
+from shared.redis_types import RedisClient as RedisClient
+from shared.redis_types import RedisPipeline
 from shared.retry_policy import REPLICA_TIMEOUT_MS, SENTINEL_TIMEOUT_SECONDS, SOCKET_TIMEOUT_SECONDS
-
-# redis-py types every reply as "bytes or str, or something awaitable"; here all of them are decoded text.
-RedisClient = Any
 
 
 def redis_cause(error: BaseException) -> str:
@@ -75,7 +74,7 @@ def sentinel_options(address: SentinelAddress) -> dict[str, Any]:
     }
 
 
-def _client(url: str, options: dict[str, Any]) -> RedisClient:
+def _client(url: str, options: dict[str, Any]) -> Any:
     """A client of one server, or of the primary that the sentinels name.
 
     With sentinels, each new connection asks them, and one that replies READONLY is dropped and made again
@@ -103,7 +102,7 @@ def connect(url: str) -> RedisClient:
         "retry": OneMoreTry(),
     }
     try:
-        client = _client(url, options)
+        client: RedisClient = _client(url, options)
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # does not connect
     except (TypeError, ValueError, RedisError):  # its text may repeat the address
@@ -116,7 +115,7 @@ class NotReplicated(RedisError):
     """The primary has a change, but no replica confirmed it in time."""
 
 
-def execute_replicated(redis: RedisClient, pipe: Any) -> list[Any]:
+def execute_replicated(redis: RedisClient, pipe: RedisPipeline) -> list[Any]:
     """Execute a pipeline as a transaction; with sentinels, wait until a replica has it, too. Errors are results.
 
     WAIT counts what its own connection has written, so it follows EXEC in the same request. Raises RedisError.

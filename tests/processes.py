@@ -160,7 +160,7 @@ class Platform:
             "OPTOUT_LOG_LEVEL": level,
             "PYTHONUNBUFFERED": "1",
         }
-        self.redis = Redis(port=self.redis_port, decode_responses=True)
+        self.redis: Any = Redis(port=self.redis_port, decode_responses=True)
         self.processes = {name: self._process(name, command) for name, command in self._commands().items()}
 
     def _commands(self) -> dict[str, list[str]]:

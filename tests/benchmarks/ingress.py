@@ -127,7 +127,7 @@ def _run(made: Platform, contestant: Contestant, prepared: list[bytes]) -> tuple
 
 def _floor_of_the_store(made: Platform) -> str:
     """A script that sets one key, with nothing around it: alone, and sixteen in one transaction."""
-    redis = connect(made.redis_url)
+    redis: Any = connect(made.redis_url)
     sha = redis.script_load("return redis.call('SET', KEYS[1], ARGV[1])")
     alone = [_calls(redis, sha, 1) for _ in range(ROUNDS)]
     together = [_calls(redis, sha, CONNECTIONS) for _ in range(ROUNDS)]

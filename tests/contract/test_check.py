@@ -854,7 +854,8 @@ def test_a_redis_that_is_away_is_found() -> None:
         def info(self, _section: str) -> dict[str, Any]:
             raise RedisConnectionError
 
-    assert ids(list(check_redis(Away(), lambda: NOW))) == {"redis-unreachable"}
+    away: Any = Away()
+    assert ids(list(check_redis(away, lambda: NOW))) == {"redis-unreachable"}
 
 
 @pytest.mark.parametrize("name", ["OPTOUT_REDIS_URL", "OPTOUT_BROKER_URL"])

@@ -27,7 +27,7 @@ from tests.processes import free_port
 
 @pytest.fixture
 def redis(valkey_url: str) -> Iterator[Any]:
-    client = connect(valkey_url)
+    client: Any = connect(valkey_url)
     client.flushall()
     yield client
     client.close()

@@ -23,7 +23,7 @@ def proxy(valkey_port: int) -> Iterator[Blackhole]:
 
 @pytest.fixture
 def client(proxy: Blackhole) -> Iterator[Any]:
-    client = connect(f"redis://127.0.0.1:{proxy.port}/0")
+    client: Any = connect(f"redis://127.0.0.1:{proxy.port}/0")
     client.flushall()
     yield client
     client.close()

@@ -262,7 +262,7 @@ class TestForgeries:
 
 
 def test_what_is_under_way_when_the_server_is_stopped_is_answered(platform: Platform) -> None:
-    platform.redis.execute_command("CLIENT", "PAUSE", "1500", "ALL")  # type: ignore[no-untyped-call]
+    platform.redis.execute_command("CLIENT", "PAUSE", "1500", "ALL")
     with ThreadPoolExecutor(12) as twilio:
         sent = [twilio.submit(text_stop, platform) for _ in range(12)]
         wait_until(lambda: len(established(platform)) >= 12, what="all are under way")

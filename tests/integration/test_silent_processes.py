@@ -20,7 +20,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 
 def kinds(running: Deployment) -> list[str]:
-    found: list[str] = running.world.platform.redis.hkeys(keys.HEARTBEATS)  # type: ignore[assignment]
+    found: list[str] = running.world.platform.redis.hkeys(keys.HEARTBEATS)
     return sorted(field.split("|")[0] for field in found)
 
 

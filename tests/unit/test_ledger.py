@@ -92,9 +92,10 @@ class TestAccept:
     def test_a_redelivered_event_is_known_and_changes_nothing(self, ledger: Ledger) -> None:
         event = stop()
         accept(ledger, event)
-        before = {key: ledger.redis.dump(key) for key in ledger.redis.keys("*")}
+        redis: Any = ledger.redis
+        before = {key: redis.dump(key) for key in redis.keys("*")}
         assert accept(ledger, event, now=minutes(5)) == ["known"]
-        assert {key: ledger.redis.dump(key) for key in ledger.redis.keys("*")} == before
+        assert {key: redis.dump(key) for key in redis.keys("*")} == before
 
     def test_the_same_event_twice_in_one_batch_is_stored_once(self, ledger: Ledger) -> None:
         event = stop()

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from types import MappingProxyType
-from typing import Any
 
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Notice, milliseconds
@@ -18,6 +17,7 @@ from shared.ledger.projects.change_counts import (
     local_offset_ms,
 )
 from shared.redis_client import execute_replicated, raise_first
+from shared.redis_types import RedisPipeline
 from shared.retry_policy import FIRST_PAUSE_MS
 
 # What complete.lua returns if an e-mail waits for Twilio's answer to a block.
@@ -95,7 +95,7 @@ class EventProgress(EventStore):
         ]
 
     def _complete_one(
-        self, project: str, outcome: EventOutcome, now_ms: int, times: tuple[int, int], pipe: Any
+        self, project: str, outcome: EventOutcome, now_ms: int, times: tuple[int, int], pipe: RedisPipeline
     ) -> None:
         gather_ms, offset_ms = times
         self._scripts["complete"](
@@ -137,7 +137,7 @@ class EventProgress(EventStore):
             client=pipe,
         )
 
-    def _release(self, project: str, phone: str, status: str, now_ms: int, pipe: Any) -> None:
+    def _release(self, project: str, phone: str, status: str, now_ms: int, pipe: RedisPipeline) -> None:
         self._scripts["release"](
             keys={"statuses": keys.status(project), "pending": keys.pending(project), "due": keys.DUE},
             args={

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from secrets import token_hex
-from typing import Any
 
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.ledger import keys
@@ -12,6 +11,7 @@ from shared.ledger.base import LedgerBase
 from shared.ledger.events.models import Accepted, StaffDecision
 from shared.ledger.lua_script import Argument
 from shared.redis_client import execute_replicated, raise_first
+from shared.redis_types import RedisPipeline
 from shared.retry_policy import FIRST_PAUSE_MS, LOOKUP_WAITS_MS
 
 
@@ -69,7 +69,7 @@ class EventRecorder(LedgerBase):
         return [answer if isinstance(answer, Exception) else Accepted(answer) for answer in answers]
 
     def _accept_one(
-        self, event: OptOutEvent, now: datetime, pipe: Any, *, lookups: bool, confirmed: bool
+        self, event: OptOutEvent, now: datetime, pipe: RedisPipeline, *, lookups: bool, confirmed: bool
     ) -> None:
         script = self._scripts["accept"]
         names = script.source.keys(

@@ -37,7 +37,7 @@ def note_actions(
         }
         retention = timedelta(days=retention_days)
         with redis.pipeline(transaction=True) as pipe:
-            pipe.zadd(keys.staff_actions(project), {json.dumps(fields): fields["ms"]})
+            pipe.zadd(keys.staff_actions(project), {json.dumps(fields): milliseconds(action.at)})
             pipe.zremrangebyscore(keys.staff_actions(project), "-inf", milliseconds(action.at - retention))
             pipe.expire(keys.staff_actions(project), int(retention.total_seconds()))
             pipe.execute()

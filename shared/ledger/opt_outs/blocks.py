@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
 
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
 from shared.ledger.lua_script import LuaScript
 from shared.redis_client import RedisClient
+from shared.redis_types import RedisPipeline
 from shared.retry_policy import FIRST_PAUSE_MS
 
 
@@ -116,7 +116,7 @@ class Blocks:
         stored = self._redis.hgetall(keys.blocks(self._project))
         return {_number(line): from_milliseconds(int(since)) for line, since in stored.items()}
 
-    def forget(self, phone: str, event_ids: Sequence[str], pipe: Any) -> None:
+    def forget(self, phone: str, event_ids: Sequence[str], pipe: RedisPipeline) -> None:
         """Remove the traces of a phone and its events."""
         lines = [
             line for line in self._redis.hkeys(keys.blocks(self._project)) if line.startswith(f"{phone}|")

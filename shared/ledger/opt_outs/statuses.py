@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
 from shared.domain.events import milliseconds
 from shared.domain.precedence import Status, decode_statuses
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase
+from shared.redis_types import RedisPipeline
 from shared.retry_policy import FIRST_PAUSE_MS
 
 
@@ -42,7 +42,7 @@ class Statuses(LedgerBase):
     def restore_status(self, project: str, phone: str, event_id: str, before: str | None) -> bool:
         """Set a phone's latest status back (None: unknown). False where it is no longer that of `event_id`."""
 
-        def restore(pipe: Any) -> bool:
+        def restore(pipe: RedisPipeline) -> bool:
             current = pipe.hget(keys.status(project), phone)
             pipe.multi()
             if event_id not in {status.event_id for status in decode_statuses(current or "")}:
