@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 T ?=
-# Test processes; the tests of a file stay in one, as they may share a platform.
-JOBS ?= 2
+# Test processes; the tests of a file stay in one, as they may share a platform. Two per core, as they mostly wait.
+JOBS ?= 4
 PARALLEL = --numprocesses $(JOBS) --dist loadfile
 
 ##@ Try it

@@ -55,6 +55,7 @@ def test_valkey_killed_three_times_while_workers_run_and_they_still_consume(scen
     wait_until(lambda: scene.value(late.who), seconds=20, what="the worker consumes")
 
 
+@pytest.mark.timeout(400)
 def test_half_open_connections_are_noticed(scene: Scene) -> None:
     before = text(scene)
     scene.expect_all_saved([before])
@@ -64,7 +65,7 @@ def test_half_open_connections_are_noticed(scene: Scene) -> None:
     if not told.accepted:
         told = accepted_again(scene, told)
     # The worker's blocking connection is dropped after brpop_timeout + 2 * health_check_interval (kombu 5.7).
-    wait_until(lambda: scene.value(told.who), seconds=90, what="the worker consumes again")
+    wait_until(lambda: scene.value(told.who), seconds=240, what="the worker consumes again")
     scene.expect_all_saved([told], repeats=1)
 
 
