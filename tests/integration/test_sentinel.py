@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from redis.exceptions import RedisError
 
 from shared.domain.events import Source
 from shared.ledger import Ledger, StaffDecision
-from shared.redis_client import NotReplicated, connect, execute_replicated
+from shared.redis_client import NotReplicated, RedisClient, connect, execute_replicated
 from tests.builders import opt_out_event
 from tests.integration.world import HASH_KEY, STUDIES, World, configuration, sender_of, service_sid
 from tests.processes import REDIS_CONF, Platform, Process, free_port, valkey_binary, wait_until
@@ -199,16 +201,15 @@ def test_the_primary_is_killed_in_a_burst(servers: Servers, tmp_path: Path) -> N
         assert all(world.platform[name].running for name in ("web", "worker", "beat", "flower", "console"))
 
 
-def test_a_planned_switch_loses_nothing(servers: Servers) -> None:
-    for server in servers.servers.values():
-        if not server.running:
-            server.start()
-    redis, old, confirmed, ended = connect(servers.url), servers.primary(), set[str](), threading.Event()
+@contextmanager
+def writing(redis: RedisClient, key: str) -> Iterator[set[str]]:
+    """Add numbers to a set all the time. Yields those that were confirmed."""
+    confirmed, ended = set[str](), threading.Event()
 
     def write() -> None:
         for number in itertools.takewhile(lambda _: not ended.is_set(), itertools.count()):
             with suppress(RedisError), redis.pipeline(transaction=True) as pipe:
-                pipe.sadd("switched", number)
+                pipe.sadd(key, number)
                 execute_replicated(redis, pipe)
                 confirmed.add(str(number))
 
@@ -216,15 +217,81 @@ def test_a_planned_switch_loses_nothing(servers: Servers) -> None:
         pool.submit(write)
         try:
             wait_until(lambda: confirmed, what="a write")
-            with Redis(port=old, password=PASSWORD) as primary:
-                primary.execute_command("CLIENT", "PAUSE", "30000", "WRITE")
-            wait_until(partial(_switch, servers.sentinel_ports[1]), what="the sentinel agrees")
-            wait_until(lambda: servers.primary() != old, what="another primary")
-            before = len(confirmed)
-            wait_until(lambda: len(confirmed) > before, what="a write to the new primary")
+            yield confirmed
         finally:
             ended.set()
+
+
+def more_than(confirmed: set[str]) -> None:
+    before = len(confirmed)
+    wait_until(lambda: len(confirmed) > before, what="a further write")
+
+
+def all_together(servers: Servers) -> None:
+    """Have all servers run as one primary and two replicas."""
+    for server in servers.servers.values():
+        if not server.running:
+            server.start()
+
+    def in_sync() -> bool:
+        with Redis(port=servers.primary(), password=PASSWORD, decode_responses=True) as primary:
+            return _replicas_in_sync(primary) == 2
+
+    wait_until(in_sync, seconds=60, what="two replicas")
+
+
+@contextmanager
+def stopped(servers: Servers, *ports: int) -> Iterator[None]:
+    """Servers that hang: their connections stay open."""
+    pids = [servers.servers[port].pid for port in ports]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_planned_switch_loses_nothing(servers: Servers) -> None:
+    all_together(servers)
+    redis, old = connect(servers.url), servers.primary()
+    with writing(redis, "switched") as confirmed:
+        with Redis(port=old, password=PASSWORD) as primary:
+            primary.execute_command("CLIENT", "PAUSE", "30000", "WRITE")
+        wait_until(partial(_switch, servers.sentinel_ports[1]), what="the sentinel agrees")
+        wait_until(lambda: servers.primary() != old, what="another primary")
+        more_than(confirmed)
     assert confirmed <= redis.smembers("switched")
+
+
+def test_what_a_hanging_primary_confirms_is_kept_after_it_has_come_back(servers: Servers) -> None:
+    """It still believes that it is the primary, and clients are still connected to it."""
+    all_together(servers)
+    redis, old = connect(servers.url), servers.primary()
+    with writing(redis, "came-back") as confirmed:
+        with stopped(servers, old):
+            wait_until(lambda: servers.primary() != old, what="another primary")
+        more_than(confirmed)
+        all_together(servers)
+        more_than(confirmed)
+    assert servers.primary() != old
+    assert confirmed <= redis.smembers("came-back")
+
+
+def test_a_replica_that_hangs_delays_nothing_and_two_confirm_nothing(servers: Servers) -> None:
+    all_together(servers)
+    redis, primary = connect(servers.url), servers.primary()
+    one, other = (port for port in servers.ports if port != primary)
+    with writing(redis, "slow") as confirmed:
+        with stopped(servers, one):
+            more_than(confirmed)
+            with stopped(servers, other), redis.pipeline(transaction=True) as pipe:
+                pipe.incr("unconfirmed")
+                with pytest.raises(NotReplicated):
+                    execute_replicated(redis, pipe)
+        more_than(confirmed)
+    assert confirmed <= redis.smembers("slow")
 
 
 def _switch(port: int) -> bool:
@@ -233,7 +300,7 @@ def _switch(port: int) -> bool:
 
 
 def test_without_a_replica_nothing_is_confirmed(servers: Servers) -> None:
-    wait_until(lambda: connect(servers.url).ping(), what="a primary")
+    all_together(servers)
     redis, primary = connect(servers.url), servers.primary()
     with redis.pipeline(transaction=True) as pipe:
         pipe.incr("written")
