@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 T ?=
-# Test processes; the tests of a file stay in one, as they may share a platform. Two per core, as they mostly wait.
+# Test processes; the tests of a file stay in one, as they may share a platform. Two per core, as they mostly wait;
+# the many short unit tests come last, and fill the time in which the last long ones end.
 JOBS ?= 4
-PARALLEL = --numprocesses $(JOBS) --dist loadfile
+PARALLEL = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 ##@ Try it
 .PHONY: demo

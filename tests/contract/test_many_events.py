@@ -42,9 +42,9 @@ FAILED = 7
 @pytest.fixture
 def redis(valkey_url: str) -> Iterator[Any]:
     with Redis.from_url(valkey_url, decode_responses=True) as client:
-        client.flushall()
+        client.execute_command("FLUSHALL", "SYNC")
         yield client
-        client.flushall()
+        client.execute_command("FLUSHALL", "SYNC")
 
 
 def fill(redis: Any, number: int) -> None:
