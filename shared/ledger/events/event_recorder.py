@@ -75,13 +75,10 @@ class EventRecorder(LedgerBase):
         names = script.source.keys(
             {"event": keys.event(event.project, event.event_id), **_project_keys(event.project)}
         )
-        arguments = script.source.arguments(
-            {
-                "retention": self._retention_seconds,
-                "call": token_hex(8) if lookups else "",
-                **_arguments(event, milliseconds(now), confirmed=confirmed),
-            }
-        )
+        named = _arguments(event, milliseconds(now), confirmed=confirmed)
+        named["retention"] = self._retention_seconds
+        named["call"] = token_hex(8) if lookups else ""
+        arguments = script.source.arguments(named)
         # The first one brings the script's whole text, so that the server knows it by its hash for the others:
         # redis-py would ask for that first, at the cost of a round trip.
         if len(pipe):
