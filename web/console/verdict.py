@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.ledger.lateness import Reconciled, reconciled, waits_too_long
+from shared.ledger.projects.lateness import Reconciled, reconciled, waits_too_long
 from shared.ledger.projects.overview import StudyOverview
 from web.console.words import FIXES, number_of, problem_words
 

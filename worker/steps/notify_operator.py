@@ -18,11 +18,11 @@ from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.events.failures import failed_ids
-from shared.ledger.lateness import Reconciled, reconciled, waits_too_long
 from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files, loaded_configurations
 from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.projects.figures import ProjectFigures, project_figures
+from shared.ledger.projects.lateness import Reconciled, reconciled, waits_too_long
 from shared.ledger.work.locks import try_lock
 from shared.retry_policy import (
     FAULT_LASTS_MS,
