@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import pytest
+import requests
 
 from tests.compose.stack import BASE, PLATFORM, SCALE, TLS, Stack
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -95,3 +98,14 @@ def test_web_and_flower_have_no_way_out(stack: Stack) -> None:
     for network in ("public", "admin"):
         described = json.loads(stack.run("docker", "network", "inspect", f"{stack.project}_{network}").stdout)
         assert described[0]["Options"]["com.docker.network.bridge.enable_ip_masquerade"] == "false"
+
+
+def test_every_part_says_the_same_version(stack: Stack) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert requests.get(f"{stack.web_url}/healthz", timeout=10).json() == {"status": "ok", "version": version}
+    assert version in stack.run("./optout", "--version").stdout
+    console = requests.get(f"{stack.console_url}/platform", auth=stack.console_login, timeout=10).text
+    assert f"the console runs version {version}" in console
+    for service in ("web", "worker"):
+        [container] = stack.containers(service)
+        assert container["Config"]["Labels"]["org.opencontainers.image.version"] == version
