@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from redis.exceptions import ConnectionError as RedisDown
@@ -97,6 +98,14 @@ class TestStudies:
     def test_a_silent_process_is_said(self, console: Console, kind: str) -> None:
         console.redis.hdel(keys.CONFIGURATIONS, f"{kind}|host|1")
         assert f"Platform: {kind} does not run" in verdict(console.text("/"))
+
+    def test_one_of_several_processes_that_is_silent_is_named(self, console: Console) -> None:
+        moment = console.now - timedelta(minutes=5)
+        publish(console.redis, "worker|c0ffee|9", "abc", now_ms=milliseconds(moment))
+        page = verdict(console.text("/platform"))
+        since = moment.astimezone(ZoneInfo(console.config.time_zone)).strftime("%Y-%m-%d %H:%M")
+        assert f"orker on c0ffee (process 9) has been silent since {since}" in page
+        assert "does not run" not in page
 
     def test_a_row_counts_what_is_opted_out_and_what_changed(self, console: Console) -> None:
         console.event()
