@@ -291,7 +291,7 @@ first two endpoints; [monitoring](../how-to/monitor.md) uses the others.
 CHECKS_INTRODUCTION = """\
 # Checks
 
-<!-- Written by `python -m docs.generate` from worker/checks/findings.py: edit there. -->
+<!-- Written by `python -m docs.generate` from worker/checks/catalogue.toml: edit there. -->
 
 `optout check` compares the configuration with the live REDCap, Twilio, Redis and mail server. It changes nothing. At
 Twilio it only reads. At REDCap its only import has no rows; it shows whether the token may import.

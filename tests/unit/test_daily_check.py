@@ -15,17 +15,19 @@ from shared.ledger.projects.check_results import MOST_ITEMS, PLATFORM, check_res
 from shared.messaging.celery_config import TaskName
 from tests.builders import document, project_table
 from tests.fakes import Study, study
-from worker.checks.findings import Finding, Passed
+from worker.checks.findings import Finding, FindingId, Passed
 from worker.checks.runner import Report, platform_checks, project_checks
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.steps import daily_check as module
 from worker.steps.daily_check import DAY_MS, daily_check, next_check_ms, request_due_checks
 from worker.steps.notify_operator import notify_operator
 
-UNREADABLE = "phones-unreadable"
+UNREADABLE: FindingId = "phones-unreadable"
 
 
-def finding(id_: str = UNREADABLE, count: int = 0, *, subject: str = "asthma", observed: str = "") -> Finding:
+def finding(
+    id_: FindingId = UNREADABLE, count: int = 0, *, subject: str = "asthma", observed: str = ""
+) -> Finding:
     return Finding(id=id_, subject=subject, observed=observed or f"{count} of them", count=count)
 
 

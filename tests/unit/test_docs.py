@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -23,7 +23,7 @@ from shared.ledger import Ledger, keys
 from tests import builders
 from tests.unit.test_notice_templates import entry
 from web.monitoring.metrics import LedgerCollector
-from worker.checks.findings import CATALOGUE
+from worker.checks.findings import CATALOGUE, FindingId
 from worker.cli import COMMANDS, load_command
 from worker.mail.event_mail import mail_facts
 from worker.mail.template_check import template_problems
@@ -87,6 +87,10 @@ def test_every_finding_has_its_heading() -> None:
     assert headings == list(CATALOGUE)
 
 
+def test_every_finding_has_an_id_that_mypy_knows() -> None:
+    assert list(get_args(FindingId)) == list(CATALOGUE)
+
+
 def test_the_data_model_lists_every_redis_key_and_every_state() -> None:
     page = (DOCS / "explanation/data-model.md").read_text()
     constants = {value for name, value in vars(keys).items() if name.isupper() and name != "PREFIX"}
@@ -138,7 +142,7 @@ def test_links_between_pages_lead_somewhere(name: str) -> None:
             assert anchor in anchors(page), target
 
 
-@pytest.mark.parametrize("name", [*WRITTEN, "../worker/checks/findings.py"])
+@pytest.mark.parametrize("name", [*WRITTEN, "../worker/checks/catalogue.toml"])
 def test_commands_and_options_that_are_named_exist(name: str) -> None:
     text = (DOCS / name).read_text()
     for command, rest in re.findall(r"optout ([a-z]+(?:-[a-z]+)?)([ \w-]*)", text):

@@ -12,7 +12,7 @@ from shared.config.secrets import Secret
 from shared.errors import ConfigError, PublishedSecret
 from shared.ledger.platform.loaded_configurations import LoadedConfiguration, loaded_configurations
 from shared.redis_client import RedisClient
-from worker.checks.findings import Finding, Passed
+from worker.checks.findings import Finding, FindingId, Passed
 
 SHORTEST_HASH_KEY = 32
 # REDCap's default limit is 600 per minute and address; a third of it is left to everybody else there.
@@ -86,7 +86,7 @@ def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
         try:
             secret.resolve()
         except ConfigError as error:
-            id_ = "secret-published" if isinstance(error, PublishedSecret) else "secret-missing"
+            id_: FindingId = "secret-published" if isinstance(error, PublishedSecret) else "secret-missing"
             if id_ == "secret-missing" and key == "auth_token" and subject in with_api_key:
                 id_ = "auth-token-not-here"
             yield Finding(id=id_, subject=subject, observed=f"{key}: {error.problems[0]}")

@@ -1,7 +1,7 @@
 """The mail server: connection, login, sender and recipients; and the projects' own templates."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from urllib.parse import parse_qs, urlsplit
 
@@ -10,7 +10,7 @@ from shared.config.schema import Smtp
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.redis_client import RedisClient
 from worker.checks.configuration import in_the_clear
-from worker.checks.findings import Finding, Passed
+from worker.checks.findings import Finding, FindingId, Passed
 from worker.mail.smtp import Mailer, make_mailer
 from worker.mail.template_check import template_problems
 from worker.mail.verdicts import Recipients
@@ -20,7 +20,7 @@ SUBJECT = "smtp"
 MAX_RECIPIENTS = 100
 
 # Codes of errors, and the findings that they are; others are smtp-refused.
-_FINDINGS = {
+_FINDINGS: dict[str, FindingId] = {
     "smtp_unreachable": "smtp-unreachable",
     "smtp_deferred": "smtp-deferred",
     "smtp_greeting_rejected": "smtp-helo-rejected",
@@ -33,7 +33,7 @@ _FINDINGS = {
 }
 # Replies whose code says more than the stage: servers such as Postfix judge greeting and sender at RCPT, Exchange
 # Online judges the sender after the content. RFC 4954, section 6: 530 demands a login.
-_BY_REPLY = (
+_BY_REPLY: tuple[tuple[str, FindingId], ...] = (
     (r"code 504\b", "smtp-helo-rejected"),
     (r"code 530\b", "smtp-login-rejected"),
     (r"code (\d{3} 5\.1\.[78]|553 5\.7\.1|\d{3} 5\.7\.60|\d{3} 5\.2\.252)\b", "smtp-sender-rejected"),
@@ -69,7 +69,7 @@ def _observed(error: MailDeferred | MailRejected, address: str) -> str:
     return str(error) if error.detail.startswith(address) else f"{address}: {error}"
 
 
-def _finding_of(error: MailDeferred | MailRejected, smtp: Smtp) -> str:
+def _finding_of(error: MailDeferred | MailRejected, smtp: Smtp) -> FindingId:
     if isinstance(error, MailRejected):
         return "smtp-recipient-rejected"
     if "oauth2_client_rejected" in str(error):  # also if it is why logins are paused
@@ -78,7 +78,7 @@ def _finding_of(error: MailDeferred | MailRejected, smtp: Smtp) -> str:
     return "smtp-token-rejected" if found == "smtp-login-rejected" and smtp.oauth2 else found
 
 
-def _by_reply(detail: str) -> str | None:
+def _by_reply(detail: str) -> FindingId | None:
     return next((found for pattern, found in _BY_REPLY if re.search(pattern, detail)), None)
 
 
@@ -99,10 +99,11 @@ def _missed(subject: str, key: str, recipients: Sequence[str], missed: Recipient
     """Findings about recipients, which are named by their place, not by their address."""
     denied = _by_reply(missed.reason) or "smtp-relay-denied"
     deferred = denied if missed.reason.startswith("code 5") else "smtp-deferred"
-    for found, addresses, reason in (
+    results: list[tuple[FindingId, Collection[str], str]] = [
         ("smtp-recipient-rejected", missed.rejected, "rejected"),
         (deferred, missed.deferred, missed.reason),
-    ):
+    ]
+    for found, addresses, reason in results:
         places = [str(place) for place, address in enumerate(recipients, 1) if address in addresses]
         if places:
             observed = f"{key}, address {', '.join(places)} of {len(recipients)}: {reason}"

@@ -21,7 +21,7 @@ from shared.domain.phone import doubts_about, numbers_in
 from shared.errors import ConfigError, RedcapRejected, RedcapUnavailable
 from shared.redis_client import RedisClient
 from worker.checks.clock import ClockWatch
-from worker.checks.findings import Finding, Passed, format_records
+from worker.checks.findings import Finding, FindingId, Passed, finding_id, format_records
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST, RedcapClient, Row, new_session
 from worker.redcap.rate_limit import RateLimiter
@@ -37,12 +37,15 @@ from worker.redcap.schema import (
     read_time,
 )
 
-_UNAVAILABLE = {
+_UNAVAILABLE: dict[str, FindingId] = {
     "redcap_banned": "redcap-banned",
     "redcap_page": "redcap-wrong-address",
     "redcap_redirects": "redcap-wrong-address",
 }
-_REJECTED = {"redcap_forbidden": "redcap-token-refused", "redcap_no_such_field": "redcap-field-missing"}
+_REJECTED: dict[str, FindingId] = {
+    "redcap_forbidden": "redcap-token-refused",
+    "redcap_no_such_field": "redcap-field-missing",
+}
 
 
 class OptionalRateLimiter(RateLimiter):
@@ -138,7 +141,7 @@ class RedcapCheck:
         self._client = client
         self._info = ProjectInfo(client)
 
-    def finding(self, id_: str, observed: str, count: int = 0) -> Finding:
+    def finding(self, id_: FindingId, observed: str, count: int = 0) -> Finding:
         return Finding(id=id_, subject=self._name, observed=observed, count=count)
 
     def run(self) -> Iterator[Finding | Passed]:
@@ -148,7 +151,7 @@ class RedcapCheck:
         yield from self._import_right()
         yield from self._group()
         for problem in inspect(self._project, self._info):
-            yield self.finding(problem.finding, problem.observed)
+            yield self.finding(finding_id(problem.finding), problem.observed)
         yield from self._data()
 
     # --- rights -----------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ class RedcapCheck:
         )
         yield from self._listed("opt-out-values-foreign", "", list(data.foreign_values))
 
-    def _listed(self, id_: str, text: str, records: list[str]) -> Iterator[Finding]:
+    def _listed(self, id_: FindingId, text: str, records: list[str]) -> Iterator[Finding]:
         if records:
             yield self.finding(id_, format_records(records) + text, len(records))
 

@@ -12,7 +12,7 @@ from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Ledger, StoredEvent
 from shared.ledger.platform.service_senders import ServiceSenders
 from shared.redis_client import RedisClient
-from worker.checks.findings import Finding, Passed
+from worker.checks.findings import Finding, FindingId, Passed
 from worker.twilio.account import (
     MessagingService,
     Number,
@@ -131,7 +131,7 @@ class _Way:
         self._redis = redis
         self._streams = False
 
-    def _finding(self, id_: str, observed: str) -> Finding:
+    def _finding(self, id_: FindingId, observed: str) -> Finding:
         return Finding(id=id_, subject=self._name, observed=observed)
 
     def all(self) -> Iterator[Finding | Passed]:
