@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks [--full] [--only ingress,storm]     with --only, nothing is written
 
+`--only hospital` takes longer than all the others, and has a page of its own.
+
 It lies under tests/ because it stands on the same processes and simulators, and so that the same strict types and
 lint rules hold for it.
 """
@@ -24,7 +26,7 @@ from tests.benchmarks import (
     storm,
     wishes,
 )
-from tests.benchmarks.report import machine, print_section, write_page
+from tests.benchmarks.report import HOSPITAL_PAGE, NOTES, PAGE, machine, page, print_section, write_charts
 
 MEASURES = {
     "ingress": ingress.measure,
@@ -36,7 +38,6 @@ MEASURES = {
     "wishes": wishes.measure,
     "console": console.measure,
 }
-# Longer than the others together; `--only hospital`, or `make bench HOSPITAL=1`.
 BY_ITSELF = {"hospital": hospital.measure}
 
 
@@ -54,8 +55,16 @@ def main() -> None:
             sections.append(section)
             print_section(section)
             print(f"[{name}: {time.monotonic() - before:.0f} s]\n", flush=True)
+    seconds = time.monotonic() - began
     if not chosen.only:
-        write_page(sections, facts, full=chosen.full, seconds=time.monotonic() - began)
+        write_charts(sections)
+        text = page(
+            "Benchmarks", "make bench FULL=1" if chosen.full else "make bench", sections, facts, seconds
+        )
+        PAGE.write_text(f"{text}\n{NOTES.read_text()}")
+    elif names == list(BY_ITSELF):
+        command = "make bench HOSPITAL=1" if chosen.full else "python -m tests.benchmarks --only hospital"
+        HOSPITAL_PAGE.write_text(page("Benchmark: a whole hospital", command, sections, facts, seconds))
 
 
 if __name__ == "__main__":

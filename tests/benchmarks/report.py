@@ -18,6 +18,7 @@ from tests.benchmarks.chart import bar_chart
 from tests.processes import ROOT, valkey_binary
 
 PAGE = ROOT / "docs/explanation/benchmarks.md"
+HOSPITAL_PAGE = ROOT / "docs/explanation/benchmark-hospital.md"
 CHARTS = ROOT / "docs/explanation/benchmarks"
 NOTES = Path(__file__).parent / "notes.md"
 
@@ -112,19 +113,22 @@ def _flush_time() -> str:
     return f"p50 {taken[100]:.2f} ms, p99 {taken[197]:.2f} ms"
 
 
-def write_page(
-    sections: Sequence[Section], facts: Sequence[tuple[str, str]], *, full: bool, seconds: float
-) -> None:
-    """Write docs/explanation/benchmarks.md and its charts."""
+def write_charts(sections: Sequence[Section]) -> None:
+    """Write the charts of docs/explanation/benchmarks.md in place of the former ones."""
     CHARTS.mkdir(exist_ok=True)
     for old in CHARTS.glob("*.svg"):
         old.unlink()
     for section in sections:
         for name, svg in section.charts.items():
             (CHARTS / name).write_text(svg)
-    command = "make bench FULL=1" if full else "make bench"
+
+
+def page(
+    title: str, command: str, sections: Sequence[Section], facts: Sequence[tuple[str, str]], seconds: float
+) -> str:
+    """A page of docs/explanation with what `command` measured on a machine with these `facts`."""
     lines = [
-        "# Benchmarks",
+        f"# {title}",
         "",
         f"Written by `{command}` ({datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.1f} minutes). Do not edit this page: "
         "edit `tests/benchmarks/`.",
@@ -141,8 +145,7 @@ def write_page(
     ]
     for section in sections:
         lines += [f"## {section.title}", "", *section.lines]
-    lines.append(NOTES.read_text().rstrip())
-    PAGE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def print_section(section: Section) -> None:

@@ -19,7 +19,7 @@ LONGEST = 1_600
 
 def measure(_folder: Path, *, full: bool) -> Section:
     """Time per text: the tests' texts, and hostile ones of the greatest length."""
-    section = Section("What a text asks for")
+    section = Section("7. What a text asks for")
     rows = list(csv.DictReader(TEXTS.open(encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE))
     ordinary, hostile = [row["text"] for row in rows], _hostile(200 if full else 60)
     measured = {
