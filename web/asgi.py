@@ -3,7 +3,10 @@
 `web.wsgi:app` alone is for WSGI servers that buffer request bodies themselves.
 """
 
-from web.request_buffering import RequestBuffering
-from web.wsgi import app as flask_app
+from importlib import import_module
 
-app = RequestBuffering(flask_app)
+from shared.logs.lean import leave_out_rich
+from web.request_buffering import RequestBuffering
+
+leave_out_rich()
+app = RequestBuffering(import_module("web.wsgi").app)

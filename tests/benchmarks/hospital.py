@@ -173,7 +173,7 @@ def _hospital(
             stack.enter_context(running(more))
         redcap = Redcap(urls["redcap"])
         with _without_rate_limit(made):
-            made.start("web", "worker")
+            made.start("web", "worker", "beat")
             wait_until(
                 lambda: made.redis.hlen(keys.VERIFIED) == studies,
                 seconds=900,
