@@ -3,10 +3,7 @@
 `web.wsgi:app` alone is for WSGI servers that buffer request bodies themselves.
 """
 
-from importlib import import_module
-
-from shared.logs.lean import leave_out_rich
 from web.request_buffering import RequestBuffering
+from web.wsgi import app as flask_app
 
-leave_out_rich()
-app = RequestBuffering(import_module("web.wsgi").app)
+app = RequestBuffering(flask_app)
