@@ -100,9 +100,8 @@ def review(
         _accept_as_stop(entry, services)
     else:
         services.ledger.reopen(entry.project, entry.event_id, now=services.now())
-    services.ledger.record_decision(
-        entry.project, entry.event_id, decision
-    )  # a replica has what it led to, too
+    # Once more, so that a replica has what the decision led to, too.
+    services.ledger.record_decision(entry.project, entry.event_id, decision)
     return _process(entry.project, entry.event_id, services)
 
 
@@ -120,15 +119,7 @@ def _dismiss(entry: StoredEvent, services: Services) -> None:
 
 def _accept_as_stop(entry: StoredEvent, services: Services) -> None:
     """The text was an opt-out, and counts from the time when it was sent."""
-    event = OptOutEvent(
-        project=entry.project,
-        event_id=entry.event_id,
-        change=Change.STOP,
-        occurred_at=entry.occurred_at,
-        source=entry.source,
-        phone_hash=entry.phone_hash,
-        scope=entry.scope,
-    )
+    event = replace(entry.as_event(), change=Change.STOP)
     [accepted] = services.ledger.accept([event], now=services.now())
     if accepted is Accepted.STALE:
         log.warning("review_overtaken", project=entry.project, event_id=entry.event_id)

@@ -23,7 +23,7 @@ class TimeUnknown(Exception):
 
 def is_time_unconfirmed(entry: StoredEvent) -> bool:
     """Return whether an event is a START that came by webhook, and Twilio has not been asked yet."""
-    event = _event(entry)
+    event = entry.as_event()
     return (
         entry.change is Change.START
         and entry.source is Source.WEBHOOK
@@ -36,7 +36,7 @@ def with_confirmed_time(entry: StoredEvent, services: Services) -> StoredEvent |
 
     Raises TimeUnknown.
     """
-    event = replace(_event(entry), occurred_at=_time(entry, services))
+    event = replace(entry.as_event(), occurred_at=_time(entry, services))
     _confirm_stops_after(event, services)
     [accepted] = services.ledger.accept([event], now=services.now(), confirmed=True)
     if accepted is Accepted.STALE:
@@ -54,7 +54,7 @@ def _confirm_stops_after(start: OptOutEvent, services: Services) -> None:
             continue
         with suppress(TwilioUnavailable, TwilioRejected, ConfigError):
             time = services.time_of_text(start.project, status.event_id)
-            stop = replace(_event(known), occurred_at=time, source=Source.MESSAGE_LOG)
+            stop = replace(known.as_event(), occurred_at=time, source=Source.MESSAGE_LOG)
             services.ledger.accept([stop], now=services.now())
 
 
@@ -71,16 +71,3 @@ def _is_doubtful(entry: StoredEvent, services: Services) -> bool:
     statuses = services.ledger.status(entry.project, entry.phone_hash)
     stops = [status.occurred_at for status in statuses if status.change is Change.STOP]
     return any(abs(entry.received_at - stop) < DOUBTFUL for stop in stops)
-
-
-def _event(entry: StoredEvent) -> OptOutEvent:
-    return OptOutEvent(
-        project=entry.project,
-        event_id=entry.event_id,
-        change=entry.change,
-        occurred_at=entry.occurred_at,
-        source=entry.source,
-        phone_hash=entry.phone_hash,
-        scope=entry.scope,
-        blocked=entry.blocked,
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from shared.domain.events import Change, Notice, Source, State, from_milliseconds
+from shared.domain.events import Change, Notice, OptOutEvent, Source, State, from_milliseconds
 from shared.ledger.mails.deliveries import Delivery
 from shared.ledger.opt_outs.blocks import Block
 
@@ -59,6 +59,19 @@ class StoredEvent:
     def came_at(self) -> datetime:
         """When the participant texted; a text that the log shows days later arrives long after that."""
         return min(self.occurred_at, self.arrived_at)
+
+    def as_event(self) -> OptOutEvent:
+        """The event as `Ledger.accept` takes it."""
+        return OptOutEvent(
+            project=self.project,
+            event_id=self.event_id,
+            change=self.change,
+            occurred_at=self.occurred_at,
+            source=self.source,
+            phone_hash=self.phone_hash,
+            scope=self.scope,
+            blocked=self.blocked,
+        )
 
     @classmethod
     def decode(cls, project: str, event_id: str, stored: dict[str, str]) -> "StoredEvent":
