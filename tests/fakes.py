@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
+from importlib import import_module
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import requests
+from click.testing import CliRunner, Result
 from fakeredis import FakeRedis
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
@@ -28,6 +30,7 @@ from shared.messaging.publisher import Publisher
 from shared.messaging.record_events import publish_lookups
 from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
+from worker.cli import COMMANDS, main
 from worker.mail.verdicts import Recipients
 from worker.services import Services
 from worker.steps.background import run_job
@@ -313,3 +316,12 @@ def study(project: Project | None = None, **changes: Any) -> Study:
 def host() -> str:
     """The host of the studies' REDCap, as the limiter names it."""
     return urlsplit(builders.REDCAP_URL).netloc
+
+
+def command_line(study: Study, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Returns what runs `optout ARGS` over the study's services."""
+    for name in COMMANDS:
+        module = import_module(f"worker.cli.{name.replace('-', '_')}")
+        monkeypatch.setattr(module, "make_services", lambda: study.services, raising=False)
+    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
+    return lambda *args, **more: CliRunner().invoke(main, args, **more)

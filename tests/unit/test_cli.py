@@ -25,7 +25,7 @@ from shared.errors import (
 from shared.ledger import keys
 from shared.messaging.celery_config import TaskName
 from tests.builders import config, hashed, project_table, sid
-from tests.fakes import Study, study
+from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from worker.cli import main
 
@@ -42,12 +42,7 @@ def asthma() -> Study:
 
 @pytest.fixture
 def run(asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `optout ARGS` over the study's services."""
-    for name in ("events", "status", "replay"):
-        module = import_module(f"worker.cli.{name}")
-        monkeypatch.setattr(module, "make_services", lambda: asthma.services)
-    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
-    return lambda *args, **more: CliRunner().invoke(main, args, **more)
+    return command_line(asthma, monkeypatch)
 
 
 class TestEvents:

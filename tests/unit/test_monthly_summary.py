@@ -8,12 +8,11 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import parseaddr
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import pytest
 import time_machine
-from click.testing import CliRunner
 
 from shared.domain.months import Month
 from shared.errors import MailDeferred, MailRejected
@@ -21,9 +20,8 @@ from shared.ledger import keys
 from shared.ledger.projects.nights import Night, NightOutcome, Nights
 from shared.messaging.celery_config import TaskName
 from tests.builders import at
-from tests.fakes import Study, study
+from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker.cli import main
 from worker.steps.monthly_summary import send_due_summaries, summarise
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -158,9 +156,7 @@ class TestMail:
 class TestCommand:
     @pytest.fixture
     def run(self, asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-        monkeypatch.setattr(import_module("worker.cli.summary"), "make_services", lambda: asthma.services)
-        monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
-        return lambda *args: CliRunner().invoke(main, ["summary", "--project", "asthma", *args])
+        return partial(command_line(asthma, monkeypatch), "summary", "--project", "asthma")
 
     def test_it_prints_the_last_month_or_another_one(self, run: Callable[..., Any]) -> None:
         assert "October 2026" in run().stdout

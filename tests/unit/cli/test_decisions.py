@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from shared.domain.events import Change
 from shared.redis_client import NotReplicated
 from tests.builders import hashed
-from tests.fakes import Study, study
+from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone, fictional_phone_as_typed
-from worker.cli import main
 
 pytestmark = pytest.mark.usefixtures("naps")
 Run = Callable[..., Result]
@@ -32,12 +30,10 @@ def asthma() -> Study:
 @pytest.fixture
 def run(asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `optout ARGS` over the study's services, then the tasks that it published."""
-    for name in ("record", "review", "events"):
-        monkeypatch.setattr(import_module(f"worker.cli.{name}"), "make_services", lambda: asthma.services)
-    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
+    optout = command_line(asthma, monkeypatch)
 
     def invoke(*args: str) -> Result:
-        result = CliRunner().invoke(main, args)
+        result = optout(*args)
         asthma.work()
         return result
 

@@ -7,10 +7,9 @@ import io
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from importlib import import_module
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from shared.domain.events import Change
 from shared.errors import MailRejected
@@ -18,9 +17,8 @@ from shared.ledger import CHUNK, keys
 from shared.ledger.events.audit_trail import AUDIT_COLUMNS
 from shared.ledger.events.staff_actions import StaffAction, note_actions
 from tests.builders import hashed, opt_out_event
-from tests.fakes import Study, study
+from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone, fictional_phone_as_typed
-from worker.cli import main
 
 pytestmark = pytest.mark.usefixtures("naps")
 Run = Callable[..., Result]
@@ -35,10 +33,7 @@ def asthma() -> Study:
 
 @pytest.fixture
 def run(asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in ("export", "record", "replay", "review"):
-        monkeypatch.setattr(import_module(f"worker.cli.{name}"), "make_services", lambda: asthma.services)
-    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
-    return lambda *args: CliRunner().invoke(main, args)
+    return command_line(asthma, monkeypatch)
 
 
 def exported(run: Run, *more: str) -> list[dict[str, str]]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from importlib import import_module
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from shared.domain.events import Change, State
-from tests.fakes import Study, study
+from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
-from worker.cli import main
 
 pytestmark = pytest.mark.usefixtures("naps")
 Run = Callable[..., Result]
@@ -28,10 +26,7 @@ def asthma() -> Study:
 
 @pytest.fixture
 def run(asthma: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in ("events", "review", "replay", "export"):
-        monkeypatch.setattr(import_module(f"worker.cli.{name}"), "make_services", lambda: asthma.services)
-    monkeypatch.setattr("worker.cli.configure_logging", lambda _level: None)
-    return lambda *args: CliRunner().invoke(main, args)
+    return command_line(asthma, monkeypatch)
 
 
 def three(asthma: Study, change: Change) -> tuple[list[str], str]:
