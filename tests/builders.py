@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shared.config import Config, parse_config
+from shared.domain.addresses import PhoneHasher
 from shared.domain.events import Change, OptOutEvent, Source
-from shared.domain.phone import PhoneHasher
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 
 HASH_KEY = "a-key-for-tests-only"

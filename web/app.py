@@ -7,7 +7,7 @@ from flask import Flask
 
 from shared.config import Config
 from shared.config.secrets import Secret
-from shared.domain.phone import PhoneHasher
+from shared.domain.addresses import PhoneHasher
 from shared.errors import ConfigError
 from shared.ledger import Ledger
 from shared.ledger.platform.learned_words import LearnedWords

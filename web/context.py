@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flask import Flask, current_app, g
 
 from shared.config import Config
-from shared.domain.phone import PhoneHasher
+from shared.domain.addresses import PhoneHasher
 from shared.ledger import Ledger
 from shared.ledger.platform.learned_words import LearnedWords
 from shared.messaging.publisher import Publisher

@@ -14,8 +14,8 @@ import requests
 from twilio.rest import Client
 
 from shared.config import Config, Project
+from shared.domain.addresses import PhoneHasher
 from shared.domain.events import Notice
-from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Kind, Ledger, keys
 from shared.ledger.work.deduplication import MessageDeduplicator

@@ -1,7 +1,5 @@
-"""Phone numbers: text to E.164, and E.164 to the keyed hash that is stored (promise P5)."""
+"""Phone numbers: text to E.164."""
 
-import base64
-import hmac
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -13,9 +11,6 @@ from phonenumbers import PhoneNumber, PhoneNumberType, ValidationResult
 
 # Changes with the rules below: an index that was built by other rules is rebuilt.
 READING_VERSION = "3"
-
-# 128 bits of HMAC-SHA256: no two of a billion numbers collide, and an index entry stays small.
-HASH_BYTES = 16
 
 # North American numbers in their usual spellings. A test compares with libphonenumber, which takes twenty times as
 # long; with a hundred thousand records that matters.
@@ -57,17 +52,6 @@ _SHORTEST_ALONE = 9
 _DIAL_OUT = re.compile(r"^(?:0011|011|00) ?(?=[1-9])")
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
 _MEXICO, _NORTH_AMERICAN_CODE = 52, 1
-
-
-class PhoneHasher:
-    """Turns E.164 numbers into keyed hashes: 22 characters of base64url."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key.encode()
-
-    def __call__(self, e164: str) -> str:
-        digest = hmac.digest(self._key, e164.encode(), "sha256")[:HASH_BYTES]
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def sender_number(address: str) -> str | None:
@@ -377,9 +361,3 @@ def _without_mexican_one(number: PhoneNumber) -> PhoneNumber:
 
 def _e164(number: PhoneNumber) -> str:
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
-
-
-def channel_and_address(address: str) -> tuple[str, str]:
-    """Split `whatsapp:+1…`, `rcs:+1…` or a bare `+1…` (channel "sms", which includes MMS)."""
-    channel, colon, rest = address.partition(":")
-    return (channel.lower(), rest) if colon else ("sms", address)

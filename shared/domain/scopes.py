@@ -6,7 +6,7 @@ WhatsApp senders are separate. Source: Twilio help article 223134027; Twilio doc
 
 from collections.abc import Collection
 
-from shared.domain.phone import PhoneHasher, channel_and_address
+from shared.domain.addresses import PhoneHasher, channel_and_address
 
 # The scope of a decision by staff. It concerns a record, whatever numbers that record holds.
 STAFF = "staff"

@@ -12,8 +12,8 @@ import structlog
 
 from shared.batches import batches
 from shared.config import Config, Project
+from shared.domain.addresses import PhoneHasher
 from shared.domain.events import LISTED, Change, milliseconds
-from shared.domain.phone import PhoneHasher
 from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import UNKNOWN, scope_of
 from shared.ledger import Ledger, StoredEvent, keys

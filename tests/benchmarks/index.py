@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shared.domain.phone import PhoneHasher, numbers_in
+from shared.domain.addresses import PhoneHasher
+from shared.domain.phone import numbers_in
 from shared.ledger import keys
 from shared.redis_client import connect
 from tests.benchmarks.load import percentile

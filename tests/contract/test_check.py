@@ -23,9 +23,9 @@ from redis.exceptions import ResponseError
 from werkzeug.serving import make_server
 
 from shared.config import parse_config, redis_url
+from shared.domain.addresses import PhoneHasher
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Source, State
-from shared.domain.phone import PhoneHasher
 from shared.errors import TwilioRejected
 from shared.ledger import EventOutcome, Ledger, keys
 from shared.ledger.platform.loaded_configurations import Trouble, publish

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from shared.domain.phone import PhoneHasher
+from shared.domain.addresses import PhoneHasher
 from tests.builders import hashed
 from tests.unit.test_reconcile import PAT, Night, Nights, seconds, shown
 

@@ -15,7 +15,7 @@ import requests
 from redis import Redis
 
 from shared.config import Config, parse_config
-from shared.domain.phone import PhoneHasher
+from shared.domain.addresses import PhoneHasher
 from shared.errors import ConfigError, OptOutError
 from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import make_publisher

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.phone import PhoneHasher, channel_and_address, doubts_about, numbers_in, sender_number
+from shared.domain.addresses import PhoneHasher, channel_and_address
+from shared.domain.phone import doubts_about, numbers_in, sender_number
 
 
 def found(text: str, region: str = "US") -> list[str]:

@@ -5,8 +5,9 @@ from datetime import datetime
 
 from shared.config import Config
 from shared.config.keywords import keywords_of
+from shared.domain.addresses import PhoneHasher, channel_and_address
 from shared.domain.events import Change, OptOutEvent
-from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
+from shared.domain.phone import sender_number
 from shared.domain.scopes import scope_of
 from shared.ledger.platform.service_senders import ServiceSenders
 from web.twilio.parsing import InboundMessage

@@ -5,9 +5,9 @@ from typing import Any
 
 from shared.config import Config, Project
 from shared.config.schema import TwilioAccount
+from shared.domain.addresses import PhoneHasher
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Source
-from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, TwilioRejected, TwilioUnavailable
 from shared.ledger import Ledger, StoredEvent
 from shared.ledger.platform.service_senders import ServiceSenders

@@ -20,8 +20,8 @@ from shared.config import Config
 from shared.config.certificates import client_context
 from shared.config.schema import Smtp, SmtpOAuth2
 from shared.config.urls import address_parts
+from shared.domain.addresses import PhoneHasher
 from shared.domain.mailbox import Mailbox
-from shared.domain.phone import PhoneHasher
 from shared.errors import ConfigError, MailDeferred
 from shared.ledger import keys
 from shared.redis_client import RedisClient

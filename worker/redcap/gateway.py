@@ -14,8 +14,9 @@ from zoneinfo import ZoneInfo
 
 from shared.batches import batches
 from shared.config.schema import Project
+from shared.domain.addresses import PhoneHasher
 from shared.domain.events import milliseconds
-from shared.domain.phone import PhoneHasher, numbers_in
+from shared.domain.phone import numbers_in
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
 from shared.redis_client import RedisClient

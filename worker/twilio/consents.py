@@ -13,7 +13,7 @@ from typing import Any
 
 from twilio.rest import Client
 
-from shared.domain.phone import channel_and_address
+from shared.domain.addresses import channel_and_address
 from shared.errors import TwilioRejected, TwilioUnavailable
 from worker.twilio.client import translate_errors
 

@@ -12,9 +12,10 @@ from twilio.rest import Client
 from shared.config import Project
 from shared.config.keywords import keywords_of
 from shared.config.schema import TwilioAccount
+from shared.domain.addresses import PhoneHasher, channel_and_address
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.keywords import Keywords
-from shared.domain.phone import PhoneHasher, channel_and_address, sender_number
+from shared.domain.phone import sender_number
 from shared.domain.scopes import scope_of
 from worker.twilio.client import REDACTED_DIGITS, message_time, retry, translate_errors, working_client
 from worker.twilio.service_senders import service_senders

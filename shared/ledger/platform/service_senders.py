@@ -6,7 +6,7 @@ An Event Streams message may lack the SID of the service that received it; then 
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from shared.domain.phone import PhoneHasher
+from shared.domain.addresses import PhoneHasher
 from shared.ledger import keys
 from shared.redis_client import RedisClient
 
