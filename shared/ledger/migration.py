@@ -2,7 +2,8 @@
 
 Version 1 knew one status per phone and no scopes. Until they are migrated, and where the migration leaves one out, a
 status of version 1 is read as one of an unknown scope, which no START ends. Version 2 did not list events by state.
-Until they are, all events of a project are read to find those in a state.
+Until they are, all events of a project are read to find those in a state. Version 3 wrote out the generations of the
+phone index.
 """
 
 from collections import defaultdict
@@ -17,12 +18,15 @@ from shared.domain.events import LISTED, Change, milliseconds
 from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import UNKNOWN, scope_of
 from shared.ledger import Ledger, StoredEvent, keys
+from shared.ledger.generations import generation_text
 from shared.ledger.lua_script import LuaScript
-from shared.ledger.version import LEDGER_VERSION, SCOPES, ledger_version
+from shared.ledger.version import LEDGER_VERSION, LISTS_BY_STATE, SCOPES, ledger_version
 from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 
 _BATCH = 500
+# Milliseconds have 13 digits from 2001 to 2286; a new entry's first line is longer: seven characters and a hash.
+_OLD_GENERATION = 13
 
 log = structlog.get_logger(__name__)
 
@@ -34,12 +38,29 @@ def migrate(redis: RedisClient, config: Config, hasher: PhoneHasher) -> None:
     with try_lock(redis, "migrate-ledger", wait_seconds=60) as acquired:
         if not acquired or ledger_version(redis) >= LEDGER_VERSION:
             return
-        if ledger_version(redis) < SCOPES:
+        version = ledger_version(redis)
+        if version < SCOPES:
             for name, project in config.projects.items():
                 _migrate_project(name, only_scope(project, hasher), redis)
         for name in {*config.projects, *redis.hkeys(keys.PROJECTS)}:
-            _list_by_state(name, redis)
+            if version < LISTS_BY_STATE:
+                _list_by_state(name, redis)
+            _shorten_generations(name, redis)
         redis.set(keys.LEDGER_VERSION, LEDGER_VERSION)
+
+
+def _shorten_generations(project: str, redis: RedisClient) -> None:
+    """Before version 4, an index entry began with its generation's milliseconds and a line break."""
+    records = keys.index_records(project)
+    for batch in batches(redis.hscan_iter(records, count=_BATCH), _BATCH):
+        parts = [(record, entry.partition("\n")) for record, entry in batch]
+        shortened = {
+            record: generation_text(int(generation)) + phones
+            for record, (generation, _, phones) in parts
+            if len(generation) == _OLD_GENERATION
+        }
+        if shortened:
+            redis.hset(records, mapping=shortened)
 
 
 def _list_by_state(project: str, redis: RedisClient) -> None:

@@ -5,8 +5,8 @@ from shared.ledger import keys
 from shared.redis_client import RedisClient
 
 # Raise it with every change of the stored data that an older program would misread. 2: statuses by scope; 3: ended
-# events are listed by state, and an event does not repeat what its key says.
-LEDGER_VERSION = 3
+# events are listed by state, and an event does not repeat what its key says; 4: short generations in the phone index.
+LEDGER_VERSION = 4
 SCOPES, LISTS_BY_STATE = 2, 3
 
 

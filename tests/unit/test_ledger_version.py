@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.domain.events import Change, State
+from shared.domain.events import Change, State, milliseconds
 from shared.domain.precedence import decide
 from shared.errors import ConfigError
 from shared.ledger import EventOutcome, Ledger, keys
@@ -18,6 +19,8 @@ from tests.builders import REDCAP_TOKEN, at, config, hashed, opt_out_event, proj
 from tests.fakes import Study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.simulators.twilio import SERVICE_SID
+from worker.redcap.opt_out_fields import RecordState
+from worker.redcap.phone_index import PhoneIndex
 
 # Written by version 1: two STOPs of phone 1; STOP and START of 2; START and STOP of 3; a STOP of 4, still waiting.
 DUMP = json.loads((Path(__file__).parent / "ledger-of-version-1.json").read_text())
@@ -139,6 +142,29 @@ def test_ended_events_of_version_2_are_listed_by_state_in_every_project_that_is_
         [entry] = ledger.entries(event.project, states=[State.FAILED])
         assert (entry.event_id, entry.project, entry.blocked) == (event.event_id, event.project, False)
     assert redis.hgetall(keys.status("asthma")) == before
+
+
+def in_export(record_id: str, *phones: str) -> RecordState:
+    return RecordState(record_id=record_id, phones=frozenset(phones), opt_out_value="", ticked=False)
+
+
+def test_index_entries_of_version_3_become_shorter_and_lead_to_the_same_records(redis: Any) -> None:
+    one, two = hashed(fictional_phone(1)), hashed(fictional_phone(2))
+    index = PhoneIndex("asthma", redis)
+    now = at("2026-05-04T12:00:00")
+    index.rebuild([in_export("1", one, two), in_export("2", two)], now=now)
+    redis.hset(
+        keys.index_records("asthma"),
+        mapping={"1": f"{milliseconds(now)}\n{one}\n{two}", "2": f"{milliseconds(now)}\n{two}"},
+    )
+    redis.set(keys.LEDGER_VERSION, 3)
+    for _ in range(2):
+        migrate(redis, config(), hashed)
+        redis.set(keys.LEDGER_VERSION, 3)
+    assert index.records([one, two]) == {one: ["1"], two: ["1", "2"]}
+    index.put([in_export("1", two)], now=now - timedelta(minutes=1))  # began earlier
+    index.put([in_export("2")], now=now + timedelta(minutes=1))
+    assert index.records([one, two]) == {one: ["1"], two: ["1"]}
 
 
 def test_without_a_migration_the_old_form_is_read_and_stays_opted_out(redis: Any) -> None:

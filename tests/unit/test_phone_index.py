@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from shared.domain.events import milliseconds
+from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
+from shared.ledger.generations import PERIOD_MS, generation_text, milliseconds_later
 from tests.builders import REDCAP_TOKEN, at, hashed
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
@@ -213,10 +214,27 @@ class TestTwoExportsAtOnce:
         index.rebuild([record("1", TWO)], now=NOON)
         assert holders(index, ONE, TWO) == [[], ["1"]]
 
+    def test_where_generations_begin_anew_the_later_export_still_takes_precedence(
+        self, index: PhoneIndex
+    ) -> None:
+        turn = from_milliseconds(PERIOD_MS)
+        index.rebuild([record("1", TWO)], now=turn + timedelta(seconds=1))
+        index.put([record("1", ONE), record("2", ONE)], now=turn - timedelta(seconds=1))
+        assert holders(index, ONE, TWO) == [["2"], ["1"]]
+        index.rebuild([record("1", THREE)], now=turn + timedelta(seconds=2))
+        assert holders(index, ONE, TWO, THREE) == [[], [], ["1"]]
+
     def test_a_deleted_record_is_taken_out_whatever_an_export_said(self, index: PhoneIndex) -> None:
         index.rebuild([record("1", ONE)], now=LATER)
         index.forget(["1"])
         assert holders(index, ONE) == [[]]
+
+
+@pytest.mark.parametrize("between", [0, 1, 36, 3_600_000, PERIOD_MS - 1])
+@pytest.mark.parametrize("moment", [1, milliseconds(NOON), PERIOD_MS - 1, 5 * PERIOD_MS])
+def test_a_generation_has_seven_characters_and_tells_which_is_later(moment: int, between: int) -> None:
+    earlier, later = generation_text(moment), generation_text(moment + between)
+    assert (len(earlier), milliseconds_later(later, earlier)) == (7, between)
 
 
 class TestForget:

@@ -17,6 +17,7 @@ from shared.domain.phone import READING_VERSION
 from shared.domain.scopes import record_of
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
+from shared.ledger.generations import BASE, LENGTH, PERIOD_MS, generation_text, milliseconds_later
 from shared.ledger.lua_script import LuaScript
 from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
@@ -194,11 +195,14 @@ class PhoneIndex:
             },
             args={
                 "project": project,
-                "generation": generation,
+                "generation": generation_text(generation) if generation else "",
                 "now_ms": generation,
                 "due_ms": generation,
                 "believed_ms": LONGEST_EXPORT_MS,
                 "was_complete": was_complete,
+                "length": LENGTH,
+                "base": BASE,
+                "period_ms": PERIOD_MS,
             },
             rest=chain.from_iterable((record, "\n".join(sorted(held))) for record, held in phones),
         )
@@ -218,7 +222,12 @@ class PhoneIndex:
     def _forget_older(self, generation: int) -> None:
         """Remove what only earlier exports have shown; what a later one adds in the meantime stays."""
         entries = self._redis.hscan_iter(self._records, count=1000)
-        older = [record for record, entry in entries if not _is_current(entry, generation)]
+        current = generation_text(generation)
+        older = [
+            record
+            for record, entry in entries
+            if milliseconds_later(entry[:LENGTH], current) > LONGEST_EXPORT_MS
+        ]
         self.forget(older, generation=generation)
 
     def forget_phone(self, phone: str) -> list[str]:
@@ -230,15 +239,10 @@ class PhoneIndex:
             if records:
                 pipe.hdel(self._since, *(f"{phone}|{record}" for record in records))
             for record, entry in zip(records, entries, strict=True):
-                remaining = [line for line in (entry or "").split("\n") if line != phone]
-                if len(remaining) > 1:  # the first is the generation
-                    pipe.hset(self._records, record, "\n".join(remaining))
+                generation, phones = (entry or "")[:LENGTH], (entry or "")[LENGTH:].split("\n")
+                if remaining := [line for line in phones if line != phone]:
+                    pipe.hset(self._records, record, generation + "\n".join(remaining))
                 else:
                     pipe.hdel(self._records, record)
             pipe.execute()
         return records
-
-
-def _is_current(entry: str, generation: int) -> bool:
-    """Return whether a record was in this export or in a later one."""
-    return 0 <= int(entry.partition("\n")[0]) - generation <= LONGEST_EXPORT_MS

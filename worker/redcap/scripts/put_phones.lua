@@ -2,15 +2,17 @@
 -- pending set: a record that was added or renumbered after its participant opted out receives the status without further
 -- action. A record that comes twice in one generation (its rows stood apart in the export) keeps the phones of both.
 -- What an export that began later has said about a record takes precedence: the reconciliation's may be read for
--- minutes, while a lookup's refresh ends. Generation 0 is not an export, but certain knowledge: it always applies.
+-- minutes, while a lookup's refresh ends. No generation means not an export, but certain knowledge: it always applies.
+-- An entry is the generation (shared/ledger/generations.py), directly followed by the phones, a line each.
 -- Returns the number of phones that were added to the pending set.
 local phones_index, records_index, statuses, pending, due,
   since  -- since when a phone that was added later is known
   = unpack(KEYS)
 local project, generation, now_ms, due_ms,
-  believed_ms,  -- by how many ms a later export is believed to be later
-  was_complete  -- '1' if the index was complete before, so that a phone that is new now was added since
-  = arguments(6)
+  believed_ms,   -- by how many ms a later export is believed to be later
+  was_complete,  -- '1' if the index was complete before, so that a phone that is new now was added since
+  length, base, period_ms  -- of generations
+  = arguments(9)
 -- Then per record: its id, and its phones, a line each.
 
 local found = 0
@@ -27,7 +29,7 @@ end
 local function add(phone, id)
   local others = without(redis.call('HGET', phones_index, phone) or '', id)
   redis.call('HSET', phones_index, phone, others == '' and id or others .. '\n' .. id)
-  if was_complete == '1' then redis.call('HSET', since, phone .. '|' .. id, generation) end
+  if was_complete == '1' then redis.call('HSET', since, phone .. '|' .. id, now_ms) end
   if redis.call('HEXISTS', statuses, phone) == 1 then
     found = found + redis.call('ZADD', pending, 'NX', now_ms, phone)
   end
@@ -40,12 +42,17 @@ local function remove(phone, id)
   if left == '' then redis.call('HDEL', phones_index, phone) else redis.call('HSET', phones_index, phone, left) end
 end
 
+-- A generation that is earlier seems to be later by years.
+local function is_newer(known)
+  local later = (tonumber(known, base) - tonumber(generation, base)) % period_ms
+  return later > 0 and later <= tonumber(believed_ms)
+end
+
 local function put(id, held)
-  local old, phones, before, seen = redis.call('HGET', records_index, id), {}, {}, {}
-  local known = old and string.match(old, '^[^\n]+')  -- the generation
-  local newer = known and tonumber(known) - tonumber(generation) or 0
-  if generation ~= '0' and newer > 0 and newer <= tonumber(believed_ms) then return end
-  for phone in string.gmatch(old and string.sub(old, #known + 1) or '', '[^\n]+') do
+  local old, phones, before, seen = redis.call('HGET', records_index, id) or '', {}, {}, {}
+  local known = string.sub(old, 1, length)
+  if known ~= '' and generation ~= '' and is_newer(known) then return end
+  for phone in string.gmatch(string.sub(old, length + 1), '[^\n]+') do
     if known == generation then
       phones[#phones + 1] = phone
       seen[phone] = true
@@ -64,7 +71,7 @@ local function put(id, held)
   if #phones == 0 then
     redis.call('HDEL', records_index, id)
   else
-    redis.call('HSET', records_index, id, generation .. '\n' .. table.concat(phones, '\n'))
+    redis.call('HSET', records_index, id, generation .. table.concat(phones, '\n'))
   end
 end
 
