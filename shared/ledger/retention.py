@@ -47,7 +47,7 @@ class Retention(EventStore, Statuses, MailOutbox):
 
     def forget(self, project: str, phone: str) -> dict[str, int]:
         """Remove all traces of a phone: status, pending, intent, its events and their due work. Returns how many."""
-        entries = [entry for entry in self.entries(project) if entry.phone_hash == phone]
+        entries = self.entries_of_phone(project, phone)
         ids = [entry.event_id for entry in entries]
         records = {record for entry in entries for record in entry.records}
         due = [f"{kind}|{project}|{event_id}" for event_id in ids for kind in ("lookup", "email")]

@@ -31,7 +31,7 @@ class EventStore(LedgerBase):
         mixed = bool(states) and key == keys.events(project)
         pages = self._newest_ids(key, page) if newest_first else batches(self.redis.zrange(key, 0, -1), page)
         for ids in pages:
-            chosen = self._in_states(project, ids, states) if mixed else ids
+            chosen = self._with_value(project, ids, "state", states) if mixed else ids
             entries = self.entries_of(project, chosen)
             yield from (entry for entry in entries if not states or entry.state in states)
 
@@ -52,12 +52,21 @@ class EventStore(LedgerBase):
             yield [event_id for event_id in ids if event_id not in before]
             before = ids
 
-    def _in_states(self, project: str, event_ids: Sequence[str], states: Collection[State]) -> list[str]:
+    def entries_of_phone(self, project: str, phone: str) -> list[StoredEvent]:
+        """The events of a phone, newest first; of the others only the phone is read."""
+        pages = self._newest_ids(keys.events(project), CHUNK)
+        chosen = (self._with_value(project, ids, "phone", [phone]) for ids in pages)
+        return [entry for ids in chosen for entry in self.entries_of(project, ids)]
+
+    def _with_value(
+        self, project: str, event_ids: Sequence[str], name: str, values: Collection[str]
+    ) -> list[str]:
+        """Those of the events whose field has one of some values."""
         with self.redis.pipeline(transaction=False) as pipe:
             for event_id in event_ids:
-                pipe.hget(keys.event(project, event_id), "state")
+                pipe.hget(keys.event(project, event_id), name)
             found = pipe.execute()
-        return [event_id for event_id, state in zip(event_ids, found, strict=True) if state in states]
+        return [event_id for event_id, value in zip(event_ids, found, strict=True) if value in values]
 
     def entries_between(self, project: str, since: datetime, until: datetime) -> Iterator[StoredEvent]:
         """The events of a project that were received within a time, oldest first."""
