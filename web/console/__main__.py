@@ -3,6 +3,7 @@
 A supervisor process would take 20 MB more; the container's engine, or systemd, restarts this one.
 """
 
+import gc
 import signal
 import sys
 from importlib import import_module
@@ -16,8 +17,10 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT. As a container's first process, it gets no default handler of SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     leave_out_rich()
+    app = import_module("web.console.wsgi").app
+    gc.freeze()  # the collector need not look at modules and templates while a page waits
     serve(
-        import_module("web.console.wsgi").app,
+        app,
         listen=sys.argv[1],
         ident=None,
         threads=4,

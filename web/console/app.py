@@ -40,6 +40,8 @@ def create_console(services: ConsoleServices) -> Flask:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.globals.update(words=words, number_of=words.number_of)
     app.jinja_env.filters["local"] = local_text
+    for name in app.jinja_env.list_templates(extensions=["html"]):
+        app.jinja_env.get_template(name)  # compiled now, so that the first visitor need not wait
     init_console(app, services)
     app.before_request(require_login)
     app.after_request(add_headers)
