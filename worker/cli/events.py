@@ -62,6 +62,7 @@ def events(
 def _newest_first(ledger: Ledger, projects: Sequence[str], state: str | None) -> Iterator[StoredEvent]:
     """The events of all projects in one order, in memory that does not grow with their number."""
     states = [State(state)] if state else []
-    page = max(20, EVENTS_IN_MEMORY // max(1, len(projects)))
-    each = [ledger.entries(name, states=states, page=min(page, CHUNK)) for name in projects]
+    with_events = [name for name, number in ledger.most_entries(projects, states).items() if number]
+    page = max(20, EVENTS_IN_MEMORY // max(1, len(with_events)))
+    each = [ledger.entries(name, states=states, page=min(page, CHUNK)) for name in with_events]
     return merge(*each, key=attrgetter("received_at"), reverse=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from shared.domain.events import UNFINISHED, Change, State, milliseconds
+from shared.domain.events import Change, State, milliseconds
 from shared.ledger import keys
 from shared.ledger.events.event_store import EventStore
 from shared.ledger.events.models import StoredEvent
@@ -53,7 +53,7 @@ class EventPages:
 
     def page(self, wanted: EventFilter, below: int | None = None) -> EventPage:
         """The next page. `below` is the place, counted from the oldest event, that the page before ended at."""
-        key = self._index(wanted)
+        key = self._ledger.list_of(self._project, [wanted.state] if wanted.state else [])
         first, last = self._places(key, wanted)
         place = last if below is None else min(below, last)
         found = EventPage()
@@ -69,13 +69,6 @@ class EventPages:
         if found.below and len(found.entries) < PAGE:
             found.read_back_to = self._received_at(key, place)
         return found
-
-    def _index(self, wanted: EventFilter) -> str:
-        if wanted.state in UNFINISHED:
-            return keys.unfinished(self._project)
-        if wanted.state is State.NEEDS_REVIEW:
-            return keys.reviews(self._project)
-        return keys.events(self._project)
 
     def _places(self, key: str, wanted: EventFilter) -> tuple[int, int]:
         """The first place, and that behind the last, of the events within the time."""

@@ -1,6 +1,6 @@
 """Reads events."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 
@@ -27,7 +27,7 @@ class EventStore(LedgerBase):
 
         With `states` only those in one of them: of the others nothing is read, or nothing but the state.
         """
-        key = self._list_of(project, states)
+        key = self.list_of(project, states)
         mixed = bool(states) and key == keys.events(project)
         pages = self._newest_ids(key, page) if newest_first else batches(self.redis.zrange(key, 0, -1), page)
         for ids in pages:
@@ -35,14 +35,20 @@ class EventStore(LedgerBase):
             entries = self.entries_of(project, chosen)
             yield from (entry for entry in entries if not states or entry.state in states)
 
-    def _list_of(self, project: str, states: Collection[State]) -> str:
-        """The shortest list with all events in some states; without any, of all events."""
-        if states and UNFINISHED.issuperset(states):
-            return keys.unfinished(project)
-        if len(states) == 1 and LISTED.issuperset(states) and ledger_version(self.redis) >= LISTS_BY_STATE:
-            [state] = states
-            return keys.ended(project, state)
-        return keys.events(project)
+    def most_entries(self, projects: Iterable[str], states: Collection[State] = ()) -> dict[str, int]:
+        """At most how many events of each project are in one of the states: 0 where there is none."""
+        names, has_lists = list(projects), self._has_lists_by_state()
+        with self.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.zcard(_shortest_list(name, states, has_lists))
+            return dict(zip(names, pipe.execute(), strict=True))
+
+    def list_of(self, project: str, states: Collection[State]) -> str:
+        """The key of the shortest list with all events in some states, by time of receipt; without states, of all."""
+        return _shortest_list(project, states, self._has_lists_by_state())
+
+    def _has_lists_by_state(self) -> bool:
+        return ledger_version(self.redis) >= LISTS_BY_STATE
 
     def _newest_ids(self, key: str, page: int) -> Iterator[list[str]]:
         """The members of a sorted set by falling score. One that leaves it shifts others into the next page."""
@@ -115,3 +121,12 @@ class EventStore(LedgerBase):
         """Events that wait for a person's decision, longest waiting first."""
         ids = self.redis.zrange(keys.reviews(project), 0, limit - 1 if limit > 0 else -1)
         return [entry for batch in self._in_chunks(project, ids) for entry in batch]
+
+
+def _shortest_list(project: str, states: Collection[State], has_lists_by_state: bool) -> str:
+    if states and UNFINISHED.issuperset(states):
+        return keys.unfinished(project)
+    if len(states) == 1 and LISTED.issuperset(states) and has_lists_by_state:
+        [state] = states
+        return keys.ended(project, state)
+    return keys.events(project)
