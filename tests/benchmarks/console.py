@@ -1,8 +1,10 @@
-"""8. The console: how long each page takes with many studies and events."""
+"""8. The console and the command line: how long each page and each list takes with many studies and events."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +19,17 @@ from shared.ledger import keys
 from shared.ledger.projects.change_counts import DAYS_COUNTED, LATENCY_BOUNDS_MS
 from shared.ledger.projects.check_results import CheckResult, StoredFinding, store_result
 from shared.ledger.projects.nights import NIGHTS_KEPT, Night, NightOutcome, Nights
+from shared.ledger.version import LEDGER_VERSION
 from tests.benchmarks.load import percentile
 from tests.benchmarks.report import Section, verdict
 from tests.benchmarks.world import family, pss_megabytes
-from tests.processes import CONSOLE_LOGIN, Platform
+from tests.processes import BIN, CONSOLE_LOGIN, ROOT, Platform
 
 STUDIES = 500
 LARGE = "study-000"
 TARGET_MS = 100
+LISTS = (("--state", "failed", "--limit", "20"), ("--project", LARGE, "--limit", "20"), ("--json",))
+TARGET_LIST_SECONDS, TARGET_MEGABYTES = 1, 120
 REPEATS = 30
 DAY_MS = 86_400_000
 
@@ -55,12 +60,22 @@ class Times:
     worst: float
 
 
+@dataclass(slots=True)
+class Listing:
+    """A call of `optout events`."""
+
+    options: tuple[str, ...]
+    events: int
+    seconds: float
+    peak_megabytes: float
+
+
 def names() -> list[str]:
     return [f"study-{number:03d}" for number in range(STUDIES)]
 
 
 def measure(folder: Path, *, full: bool) -> Section:
-    section = Section("8. Console")
+    section = Section("8. Console and command line")
     events = 1_000_000 if full else 100_000
     folder.mkdir(parents=True, exist_ok=True)
     studies = (STUDY.format(name=name, host=number % 5, number=number) for number, name in enumerate(names()))
@@ -68,6 +83,7 @@ def measure(folder: Path, *, full: bool) -> Section:
         platform.start("redis", "console")
         fill(platform.redis, events)
         times = [timed(platform, page) for page in pages(platform.redis)]
+        lists = [listed(platform, folder, options) for options in LISTS]
         memory = sum(pss_megabytes(pid) for pid in family(platform["console"]))
         used = int(platform.redis.info("memory")["used_memory"]) / 2**20
     section.say(
@@ -81,7 +97,36 @@ def measure(folder: Path, *, full: bool) -> Section:
     )
     met = all(each.worst < TARGET_MS for each in times)
     section.say(verdict(met, f"each page in less than {TARGET_MS} ms"))
+    section.table(
+        ["`optout events`", "Events", "Seconds", "Peak RSS MB"],
+        [
+            [" ".join(each.options), f"{each.events:,}", f"{each.seconds:.1f}", f"{each.peak_megabytes:.0f}"]
+            for each in lists
+        ],
+    )
+    met = lists[0].seconds < TARGET_LIST_SECONDS and lists[-1].peak_megabytes < TARGET_MEGABYTES
+    goal = f"the failed ones within {TARGET_LIST_SECONDS} s, all within {TARGET_MEGABYTES} MB"
+    section.say(verdict(met, goal))
     return section
+
+
+def listed(platform: Platform, folder: Path, options: tuple[str, ...]) -> Listing:
+    """List events, with the interpreter's start and all imports."""
+    output = folder / "listed"
+    began = time.perf_counter()
+    with output.open("w") as out:
+        process = subprocess.Popen(
+            [str(BIN / "optout"), "events", *options],
+            env={**platform.env, "PYTHONUNBUFFERED": ""},
+            cwd=ROOT,
+            stdout=out,
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    assert status == 0
+    lines = output.read_text().splitlines()
+    events = sum(line.startswith('    "event_id"') for line in lines) if "--json" in options else len(lines)
+    return Listing(options, events, seconds, used.ru_maxrss / 1024)
 
 
 def pages(redis: Any) -> list[str]:
@@ -110,6 +155,7 @@ def timed(platform: Platform, page: str) -> Times:
 def fill(redis: Any, events: int) -> None:
     """Write what a ledger of that size holds: events, and what is kept beside them."""
     now = datetime.now(UTC)
+    redis.set(keys.LEDGER_VERSION, LEDGER_VERSION)
     for number, (study, event_id, at_ms) in enumerate(made_events(events, now)):
         if number % 2_000 == 0:
             pipe = redis.pipeline(transaction=False)
@@ -129,7 +175,7 @@ def made_events(events: int, now: datetime) -> Iterator[tuple[str, str, int]]:
 
 
 def add_event(pipe: Any, study: str, event_id: str, at_ms: int, number: int) -> None:
-    """As the scripts of the ledger store it; one of a thousand has failed."""
+    """As the scripts of the ledger store and list it; one of a thousand has failed."""
     state = State.FAILED if number % 1_000 == 0 else State.UPDATED
     fields = {
         "project": study, "event_id": event_id, "change": "START" if number % 12 == 0 else "STOP",
@@ -140,6 +186,8 @@ def add_event(pipe: Any, study: str, event_id: str, at_ms: int, number: int) -> 
     }  # fmt: skip
     pipe.hset(keys.event(study, event_id), mapping=fields)
     pipe.zadd(keys.events(study), {event_id: at_ms})
+    if state is State.FAILED:
+        pipe.zadd(keys.ended(study, state), {event_id: at_ms})
 
 
 def add_counts(redis: Any, name: str, number: int, now: datetime) -> None:
