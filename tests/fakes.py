@@ -25,9 +25,8 @@ from shared.config import Config
 from shared.domain.events import Change, OptOutEvent
 from shared.errors import MailDeferred, TwilioRejected
 from shared.ledger import Accepted, Ledger, StoredEvent, keys
-from shared.messaging.celery_config import TaskName
-from shared.messaging.publisher import Publisher
 from shared.messaging.record_events import publish_lookups
+from shared.messaging.tasks import Publisher, TaskName
 from tests import builders
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study
 from worker.cli import COMMANDS, main

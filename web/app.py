@@ -12,7 +12,7 @@ from shared.errors import ConfigError
 from shared.ledger import Ledger
 from shared.ledger.platform.learned_words import LearnedWords
 from shared.ledger.platform.service_senders import ServiceSenders
-from shared.messaging.publisher import Publisher
+from shared.messaging.tasks import Publisher
 from shared.redis_client import RedisClient
 from web.context import Services, init_app, leave_event_loop
 from web.monitoring.health import health

@@ -11,7 +11,7 @@ from shared.config import Config
 from shared.domain.addresses import PhoneHasher
 from shared.ledger import Ledger
 from shared.ledger.platform.learned_words import LearnedWords
-from shared.messaging.publisher import Publisher
+from shared.messaging.tasks import Publisher
 from web.monitoring.request_counter import RequestCounter
 from web.twilio.routing import Router
 from web.twilio.signature import SignatureVerifier

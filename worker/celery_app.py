@@ -18,9 +18,9 @@ from shared.ledger.migration import migrate
 from shared.ledger.platform.kept_configuration import last_valid
 from shared.ledger.platform.loaded_configurations import Follower, follow
 from shared.ledger.version import require_ledger_version
-from shared.messaging.celery_config import TaskName
 from shared.messaging.publisher import make_publisher
 from shared.messaging.record_events import publish_or_leave
+from shared.messaging.tasks import TaskName
 from shared.redis_client import RedisClient, connect
 from shared.redis_rights import missing_by_address, report_missing_rights
 from worker.checks.configuration import require_own_secrets

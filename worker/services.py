@@ -19,9 +19,8 @@ from shared.domain.events import Notice
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Kind, Ledger, keys
 from shared.ledger.work.deduplication import MessageDeduplicator
-from shared.messaging.celery_config import TaskName
-from shared.messaging.publisher import Publisher
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
+from shared.messaging.tasks import Publisher, TaskName
 from shared.redis_client import RedisClient
 from shared.retry_policy import SWEEP_SLOT_SECONDS
 from worker.mail.smtp import Mailer, make_mailer

@@ -1,10 +1,5 @@
-"""Celery's settings, and the names of tasks and queues that web and worker share.
+"""Celery's settings, which web and worker share."""
 
-A message contains a project name and a message SID, nothing else: nothing personal in Redis, Flower or logs (promise
-P5).
-"""
-
-from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
 
@@ -14,39 +9,11 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from shared.config.sentinel import SentinelAddress, is_sentinel_url, sentinel_address
 from shared.errors import ConfigError
+from shared.messaging.tasks import QUEUES, TaskName
 from shared.redis_client import sentinel_options
 from shared.retry_policy import VISIBILITY_TIMEOUT_SECONDS
 
 TRANSPORT_ALIASES["amqps"] = "shared.messaging.amqps:Transport"
-
-
-class TaskName(StrEnum):
-    """The tasks. Others rely on these names."""
-
-    LOOKUP = "optout.lookup_records"
-    UPDATE = "optout.update_records"
-    EMAIL = "optout.send_email"
-    BLOCK = "optout.block_at_twilio"
-    RECONCILE = "optout.reconcile"
-    VERIFY = "optout.verify_project"
-    REFRESH = "optout.refresh_index"
-    SWEEP = "optout.sweep"
-    CHECK = "optout.daily_check"
-
-
-# One queue per task: Redis queues are served round robin, so ten thousand lookups of a storm do not delay the update
-# that they request.
-QUEUES = {
-    TaskName.LOOKUP: "optout.lookup",
-    TaskName.UPDATE: "optout.update",
-    TaskName.EMAIL: "optout.email",
-    TaskName.BLOCK: "optout.block",
-    TaskName.RECONCILE: "optout.reconcile",
-    TaskName.VERIFY: "optout.verify",
-    TaskName.REFRESH: "optout.refresh",
-    TaskName.SWEEP: "optout.sweep",
-    TaskName.CHECK: "optout.check",
-}
 
 
 def broker_connection(url: str, **options: Any) -> Connection:

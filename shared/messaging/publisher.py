@@ -1,19 +1,11 @@
 """Asks for tasks to be run, through Celery."""
 
-from typing import Protocol
-
 from celery import Celery
 
 from shared.config import broker_url
-from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import make_celery
+from shared.messaging.tasks import QUEUES, Publisher, TaskName
 from shared.retry_policy import SOCKET_TIMEOUT_SECONDS
-
-
-class Publisher(Protocol):
-    """Publishes a task. Raises OSError, RedisError or kombu's OperationalError if the broker is unavailable."""
-
-    def __call__(self, task: TaskName, *args: str, delay_seconds: float = 0) -> None: ...
-
 
 # A connection may be lost or half-open: try once more on a new one. (kombu's defaults take six seconds to give up.)
 ONE_MORE_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}

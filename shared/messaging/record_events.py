@@ -15,8 +15,7 @@ from shared.causes import cause_in_words
 from shared.domain.events import Change, OptOutEvent
 from shared.ledger import Accepted, Ledger
 from shared.ledger.platform.learned_words import LearnedWords
-from shared.messaging.celery_config import TaskName
-from shared.messaging.publisher import Publisher
+from shared.messaging.tasks import Publisher, TaskName
 from shared.redis_client import redis_cause
 
 log = structlog.get_logger(__name__)

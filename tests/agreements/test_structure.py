@@ -23,7 +23,7 @@ from shared import retry_policy
 from shared.config.schema import Config, Operator, Project, Reconcile, Smtp, SmtpOAuth2, TwilioAccount
 from shared.domain.endpoints import EVENTS_PATH, INBOUND_EVENT, INBOUND_PATH
 from shared.ledger import Ledger
-from shared.messaging.celery_config import QUEUES, TaskName
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.builders import config
 from tests.fakes import RecordingPublisher, at_once, fake_redis
 from tests.processes import ROOT

@@ -18,7 +18,8 @@ from typing import Any
 import requests
 
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import make_celery
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.benchmarks.hospital_services import RECORDS, number_of, service_of, token_of
 from tests.benchmarks.load import exchange, percentile, webhook
 from tests.benchmarks.report import Section, verdict

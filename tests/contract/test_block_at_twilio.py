@@ -14,7 +14,7 @@ from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.scopes import scope_of
 from shared.ledger import StaffDecision, StoredEvent, keys
 from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests import builders
 from tests.builders import hashed
 from tests.fakes import Study, study

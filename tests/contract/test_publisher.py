@@ -15,9 +15,10 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from shared.ledger import Ledger, keys
-from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import CeleryPublisher, make_publisher
 from shared.messaging.record_events import publish_many_or_leave
+from shared.messaging.tasks import QUEUES, TaskName
 from shared.redis_client import connect
 from tests.blackhole import Blackhole
 from tests.builders import opt_out_event

@@ -18,7 +18,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.blackhole import Blackhole
 from tests.integration.privacy import Needles
 from tests.integration.world import (

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES
+from shared.messaging.tasks import QUEUES
 from tests.faults.scene import Scene, is_alive, kill
 from tests.processes import BIN, Process, wait_until
 

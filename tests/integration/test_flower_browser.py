@@ -12,7 +12,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.integration.privacy import Needles
 from tests.integration.world import World
 

@@ -11,8 +11,9 @@ import pytest
 import requests
 
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import CeleryPublisher
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.integration.world import World
 from tests.processes import wait_until
 

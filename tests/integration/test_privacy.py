@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.integration.privacy import Needles, console_texts, flower_texts, log_texts, redis_texts, scan
 from tests.integration.world import HASH_KEY, STUDIES, World
 from tests.processes import wait_until

@@ -19,8 +19,9 @@ from kombu.exceptions import OperationalError
 
 from shared.config import broker_url
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import CeleryPublisher
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.certificates import make_authority
 from tests.processes import Platform, Process, free_port, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone

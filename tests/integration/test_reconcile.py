@@ -20,7 +20,8 @@ import requests
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES, TaskName, make_celery
+from shared.messaging.celery_config import make_celery
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.processes import BIN, ROOT, Platform, wait_until
 from tests.simulators.redcap import Project, RedcapSimulator, classic_study, enrol, fictional_phone
 from tests.simulators.smtp import SmtpSimulator

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from shared.ledger import keys
-from shared.messaging.celery_config import QUEUES, TaskName
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.integration.world import SENDER_ADDRESS, STUDIES, World
 from tests.processes import BIN, Process, wait_until
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.ledger import Ledger, StoredEvent
-from shared.messaging.celery_config import TaskName, make_celery
+from shared.messaging.celery_config import make_celery
 from shared.messaging.publisher import CeleryPublisher
+from shared.messaging.tasks import TaskName
 from tests.processes import Platform, wait_until
 from tests.simulators.redcap import (
     Project,

@@ -15,7 +15,7 @@ from fakeredis import FakeRedis, FakeServer
 from redis.client import Pipeline
 
 from shared.errors import MailDeferred
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.fakes import FakeMailer, InProcess, RecordingPublisher
 from tests.simulators.redcap import RedcapSimulator
 from worker.mail.verdicts import Recipients

@@ -37,7 +37,7 @@ from shared.domain.precedence import Decision, decide, decode_statuses
 from shared.domain.scopes import staff_key
 from shared.errors import TwilioRejected, TwilioUnavailable
 from shared.ledger import StoredEvent, keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import REDCAP_TOKEN, SECRETS, config, hashed, project_table, sid
 from tests.fakes import Message, Study
 from tests.properties.interruptions import (

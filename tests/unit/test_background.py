@@ -10,7 +10,7 @@ import pytest
 from shared.ledger import keys
 from shared.ledger.work.background import BackgroundJobs
 from shared.ledger.work.locks import try_lock
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import GATHER_FOR, JOB_PUBLISHED_FOR_MS
 from tests import builders
 from tests.fakes import Study, study

@@ -23,7 +23,7 @@ from shared.errors import (
     TwilioRejected,
 )
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import config, hashed, project_table, sid
 from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

@@ -12,7 +12,7 @@ from shared.domain.events import milliseconds
 from shared.ledger import keys
 from shared.ledger.platform.loaded_configurations import publish
 from shared.ledger.projects.check_results import MOST_ITEMS, PLATFORM, check_result, check_results
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import document, project_table
 from tests.fakes import Study, study
 from worker.checks.findings import Finding, FindingId, Passed

@@ -10,7 +10,7 @@ import pytest
 
 from shared.domain.events import OptOutEvent, Source, State
 from shared.ledger import EventOutcome, keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import REDCAP_TOKEN, hashed, opt_out_event, sid
 from tests.fakes import Study, accept, study
 from tests.simulators.redcap import Project, classic_study, enrol, fictional_phone

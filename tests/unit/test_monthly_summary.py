@@ -18,7 +18,7 @@ from shared.domain.months import Month
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
 from shared.ledger.projects.nights import Night, NightOutcome, Nights
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import at
 from tests.fakes import Study, command_line, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

@@ -23,7 +23,7 @@ from shared.ledger import keys
 from shared.ledger.mails.report_mails import ReportMails
 from shared.ledger.projects import nights as ledger_nights
 from shared.ledger.work.locks import try_lock
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import FAILURE_MAIL_EVERY_MS, RECONCILE_AGAIN_MS
 from tests.builders import NOTIFIED, REDCAP_TOKEN, config, hashed, project_table
 from tests.fakes import Study

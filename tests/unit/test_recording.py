@@ -13,7 +13,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import batch, cloud_event, inbound_form, project_table
 from tests.hostile.asgi import Answered, answer, ask
 from tests.hostile.test_attacks import with_hash

@@ -11,7 +11,7 @@ import pytest
 import time_machine
 from celery import Celery
 
-from shared.messaging.celery_config import QUEUES, TaskName
+from shared.messaging.tasks import QUEUES, TaskName
 from tests.builders import at, config, project_table
 from tests.unit.test_config_files import MAIN, study
 from worker.runtime.schedule import ConfiguredScheduler, ZonedCrontab, beat_entries

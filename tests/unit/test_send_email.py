@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from shared.domain.events import OptOutEvent
 from shared.errors import MailDeferred, MailRejected
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import config, project_table
 from tests.fakes import Study, study
 from tests.simulators.redcap import classic_study, enrol, fictional_phone

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import ConfigError, ProjectProblem
 from shared.ledger import Accepted, Ledger, keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import REDCAP_TOKEN, config, opt_out_event, project_table
 from tests.fakes import RecordingPublisher, accept, study
 from worker.services import Services

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import VERIFY_EVERY_MS
 from tests.builders import opt_out_event
 from tests.fakes import Study, study

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from shared.errors import ConfigError, RedcapUnavailable
 from shared.logs.redaction import mask_phone_numbers
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests import builders
 from worker.mail.template_check import report_templates
 from worker.runtime import safe_task, task_logging

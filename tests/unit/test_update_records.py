@@ -12,7 +12,7 @@ import pytest
 
 from shared.errors import RedcapRejected, RedcapUnavailable
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import NOTIFIED, REDCAP_TOKEN, at, config, hashed, project_table
 from tests.fakes import Study
 from tests.fakes import study as study_of

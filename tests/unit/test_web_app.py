@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 
 from shared.ledger import keys
 from shared.ledger.platform.loaded_configurations import Trouble, publish
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID

@@ -12,7 +12,7 @@ from shared.ledger.platform.loaded_configurations import program_version
 from shared.ledger.platform.platform_status import PlatformStatus
 from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.projects.overview import Overview
-from shared.messaging.celery_config import QUEUES
+from shared.messaging.tasks import QUEUES
 from web.console.context import console, now
 from web.console.platform_troubles import platform_troubles
 from web.console.verdict import Level, Verdict

@@ -13,7 +13,7 @@ from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files
 from shared.ledger.projects.check_results import PLATFORM, check_results
 from shared.ledger.projects.figures import ProjectFigures, project_figures
-from shared.messaging.celery_config import QUEUES
+from shared.messaging.tasks import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
 COUNTED = {

@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import import_module
 from textwrap import indent
 from typing import Any
 
@@ -12,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.batches import batches
-from shared.config import load_config, redis_url
+from shared.config import broker_url, load_config, redis_url
 from shared.ledger import StoredEvent, keys
 from shared.ledger.opt_outs.blocks import BlockState
-from shared.messaging.publisher import make_publisher
+from shared.messaging.tasks import Publisher, TaskName
 from shared.redis_client import connect
 from worker.services import Services
 
@@ -25,8 +27,19 @@ ROWS_PER_TABLE = 1_000
 
 def make_services() -> Services:
     """The services of one command. Raises ConfigError."""
-    redis = connect(redis_url())
-    return Services(config=load_config(), redis=redis, publish=make_publisher())
+    broker_url()
+    return Services(config=load_config(), redis=connect(redis_url()), publish=_publish)
+
+
+@cache
+def _publisher() -> Publisher:
+    # Celery is loaded only where a command publishes: most only read, and are done sooner.
+    publisher: Publisher = import_module("shared.messaging.publisher").make_publisher()
+    return publisher
+
+
+def _publish(task: TaskName, *args: str, delay_seconds: float = 0) -> None:
+    _publisher()(task, *args, delay_seconds=delay_seconds)
 
 
 def chosen_projects(services: Services, name: str | None, *, also_taken_out: bool = False) -> list[str]:

@@ -10,8 +10,8 @@ from shared.domain.events import State
 from shared.ledger import StoredEvent
 from shared.ledger.events.staff_actions import StaffAction, note_actions
 from shared.ledger.mails.report_mails import REPORT, ReportMails
-from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.messaging.tasks import TaskName
 from worker.cli.common import chosen_projects, make_services
 from worker.cli.filters import EventFilter, record_option, since_option
 from worker.cli.record import os_user

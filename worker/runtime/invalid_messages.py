@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from shared.config import redis_url
 from shared.errors import ConfigError
 from shared.ledger import Ledger, keys
-from shared.messaging.celery_config import QUEUES, TaskName
+from shared.messaging.tasks import QUEUES, TaskName
 from shared.redis_client import connect, redis_cause
 
 KEPT_ENTRIES = 1_000

@@ -12,7 +12,7 @@ from shared.config import Config, redis_url
 from shared.config.live import CHECK_EVERY_SECONDS, LiveConfiguration
 from shared.ledger.platform.kept_configuration import last_valid
 from shared.ledger.platform.loaded_configurations import follow
-from shared.messaging.celery_config import QUEUES, TaskName
+from shared.messaging.tasks import QUEUES, TaskName
 from shared.redis_client import connect
 from shared.retry_policy import SWEEP_EVERY_SECONDS
 from worker.runtime.watchdog import touch_heartbeat

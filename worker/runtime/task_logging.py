@@ -12,7 +12,7 @@ import structlog
 from celery import Task
 from celery.signals import task_postrun, task_prerun
 
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 
 # Names of each task's arguments in its log lines.
 _ARGUMENTS = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery
 
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import LONGEST_TASK_SECONDS, STEP_SECONDS
 from worker.runtime import task_logging
 from worker.runtime.safe_task import SafeTask

@@ -12,8 +12,8 @@ from typing import TypeVar
 from shared.ledger import keys
 from shared.ledger.work.background import BackgroundJobs
 from shared.ledger.work.locks import try_lock
-from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import JOB_RETRY_AFTER, LONGEST_TASK_SECONDS, REFRESH_AHEAD_MS, STEP_SECONDS
 from worker.services import Services
 

@@ -19,7 +19,7 @@ from shared.ledger.projects.check_results import (
     remove_results,
     store_result,
 )
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import (
     CHECK_AGAIN_AFTER_MS,
     CHECK_TIMEOUT_SECONDS,

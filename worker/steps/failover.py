@@ -7,7 +7,7 @@ from redis.exceptions import ResponseError
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from worker.services import Services
 from worker.steps.background import request_job
 

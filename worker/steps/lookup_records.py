@@ -11,7 +11,7 @@ from shared.domain.precedence import decide, decode_statuses
 from shared.domain.scopes import staff_key
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import EventOutcome, StoredEvent
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import BACKGROUND_LOOKUP_WITHIN, GATHER_FOR, GIVE_UP_LOOKUPS_AFTER
 from worker.projects.problems import known_problem, note_problem
 from worker.redcap.gateway import RedcapProject

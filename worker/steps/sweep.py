@@ -8,8 +8,8 @@ from shared.domain.events import milliseconds
 from shared.ledger import DueWork
 from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
-from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import GRACE_PERIOD, RECONCILE_AGAIN_MS
 from worker.projects.problems import projects_to_check
 from worker.projects.removed import retire, track_configured_projects

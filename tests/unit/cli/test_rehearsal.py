@@ -15,7 +15,7 @@ from shared.domain.events import Change
 from shared.errors import MailRejected
 from shared.ledger import keys
 from shared.ledger.work.locks import try_lock
-from shared.messaging.celery_config import TaskName
+from shared.messaging.tasks import TaskName
 from tests import builders
 from tests.fakes import Study, at_once, study
 from tests.simulators.redcap import classic_study, enrol, longitudinal_study

@@ -14,8 +14,8 @@ from shared.domain.precedence import decode_statuses
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
 from shared.ledger import EventOutcome
 from shared.ledger.work.locks import try_lock
-from shared.messaging.celery_config import TaskName
 from shared.messaging.record_events import publish_or_leave
+from shared.messaging.tasks import TaskName
 from shared.retry_policy import GIVE_UP_LOOKUPS_AFTER, REFRESH_PAUSE
 from worker.projects.problems import note_problem
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
