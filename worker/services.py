@@ -26,7 +26,7 @@ from shared.retry_policy import SWEEP_SLOT_SECONDS
 from worker.mail.smtp import Mailer, make_mailer
 from worker.redcap.circuit_breaker import CircuitBreaker
 from worker.redcap.client import RedcapClient, new_session
-from worker.redcap.gateway import RedcapProject
+from worker.redcap.gateway import RedcapProject, SchemaCache
 from worker.redcap.phone_index import PhoneIndex
 from worker.redcap.rate_limit import RateLimiter
 from worker.twilio.client import time_of_message, working_client
@@ -135,6 +135,10 @@ class Services:
         """The request budget of a project's REDCap host, which all projects on that host share."""
         host, per_minute = urlsplit(config.redcap_url).netloc, self.config.redcap_rate(config)
         return RateLimiter(self.redis, host, per_minute, background=self.background)
+
+    def schema_cache(self, name: str) -> SchemaCache:
+        """What is known of a project's schema."""
+        return SchemaCache(self.redis, name)
 
     def index(self, name: str) -> PhoneIndex:
         """A project's phone index."""

@@ -14,6 +14,7 @@ from shared.ledger.projects.change_counts import ChangeCounts
 from shared.ledger.projects.check_results import StoredFinding, check_result
 from shared.ledger.projects.nights import Nights
 from shared.ledger.projects.overview import Overview
+from shared.ledger.projects.tracked import TrackedProjects
 from web.console import charts
 from web.console.context import console, local_text, now
 from web.console.platform_troubles import platform_troubles
@@ -51,7 +52,7 @@ def index() -> str:
         page=page,
         found=len(found),
         pages=-(-len(found) // STUDIES_PER_PAGE),
-        removed=Overview(console().ledger.redis).removed(console().config.projects),
+        removed=TrackedProjects(console().ledger.redis).removed(console().config.projects),
     )
 
 
@@ -140,7 +141,7 @@ def _findings(project: str) -> Sequence[StoredFinding]:
 def require_known(project: str) -> None:
     """404 for a study that is neither configured nor known to the ledger."""
     config = console().config
-    if project not in config.projects and project not in Overview(console().ledger.redis).removed(
+    if project not in config.projects and project not in TrackedProjects(console().ledger.redis).removed(
         config.projects
     ):
         abort(404)

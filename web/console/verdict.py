@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.ledger.projects.lateness import Reconciled, reconciled, waits_too_long
 from shared.ledger.projects.overview import StudyOverview
+from shared.ledger.projects.reconciliations import Reconciled, reconciled, waits_too_long
 from web.console.words import FIXES, number_of, problem_words
 
 # The sentence at the top names so many; the list below has all.

@@ -1,6 +1,5 @@
 """Routes for monitoring: liveness, readiness and metrics."""
 
-import json
 import time
 from dataclasses import asdict
 
@@ -8,8 +7,8 @@ from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from redis.exceptions import RedisError
 
-from shared.ledger import keys
 from shared.ledger.platform.loaded_configurations import invalid_files, program_version
+from shared.ledger.projects.problems import ProjectProblems
 from shared.redis_client import redis_cause
 from web.context import leave_event_loop, services
 from web.monitoring.metrics import LedgerCollector
@@ -32,12 +31,12 @@ def readyz() -> tuple[Response, int]:
     """
     leave_event_loop()
     try:
-        problems = services().ledger.redis.hgetall(keys.PROBLEMS)
+        problems = ProjectProblems(services().ledger.redis).as_json()
         files = invalid_files(services().ledger.redis, now_ms=time.time_ns() // 1_000_000)
     except RedisError as error:
         return jsonify(status="not ready", redis=redis_cause(error)), 503
     known = services().config.projects
-    found = {name: json.loads(text) for name, text in problems.items() if name in known}
+    found = {name: problem for name, problem in problems.items() if name in known}
     if files:
         described = [{**asdict(each), "key": each.key} for each in files]
         return jsonify(status="not ready", redis="ok", projects=found, configuration=described), 503

@@ -13,6 +13,7 @@ from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files
 from shared.ledger.projects.check_results import PLATFORM, check_results
 from shared.ledger.projects.figures import ProjectFigures, project_figures
+from shared.ledger.projects.problems import ProjectProblems
 from shared.messaging.tasks import QUEUES
 
 # Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
@@ -145,7 +146,7 @@ class LedgerCollector(Collector):
             "1 while a project has a problem that prevents writing to it",
             labels=["project"],
         )
-        problems = self._redis.hkeys(keys.PROBLEMS)
+        problems = ProjectProblems(self._redis).projects()
         for project in self._projects:
             family.add_metric([project], float(project in problems))
         return family

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from shared.batches import batches
 from shared.config import broker_url, load_config, redis_url
-from shared.ledger import StoredEvent, keys
+from shared.ledger import StoredEvent
 from shared.ledger.opt_outs.blocks import BlockState
+from shared.ledger.projects.tracked import TrackedProjects
 from shared.messaging.tasks import Publisher, TaskName
 from shared.redis_client import connect
 from worker.services import Services
@@ -44,7 +45,7 @@ def _publish(task: TaskName, *args: str, delay_seconds: float = 0) -> None:
 
 def chosen_projects(services: Services, name: str | None, *, also_taken_out: bool = False) -> list[str]:
     """All projects, or the one that was named. Raises click.BadParameter for an unknown one."""
-    gone = taken_out(services) if also_taken_out else []
+    gone = TrackedProjects(services.redis).removed(services.config.projects) if also_taken_out else []
     return select_projects(list(services.config.projects), name, gone)
 
 
@@ -57,11 +58,6 @@ def select_projects(configured: list[str], name: str | None, gone: Sequence[str]
         known = ", ".join(configured) + ("; taken out were: " + ", ".join(gone) if gone else "")
         raise click.BadParameter(f"no project {name!r}; configured are: {known}", param_hint="--project")
     return [name]
-
-
-def taken_out(services: Services) -> list[str]:
-    """Projects that are not configured any more, of which something is kept."""
-    return sorted(set(services.redis.hkeys(keys.PROJECTS)) - services.config.projects.keys())
 
 
 def print_json(value: Any) -> None:

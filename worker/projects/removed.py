@@ -10,8 +10,9 @@ from datetime import timedelta
 import structlog
 
 from shared.domain.events import State, milliseconds
-from shared.ledger import EventOutcome, StoredEvent, keys
+from shared.ledger import EventOutcome, StoredEvent
 from shared.ledger.opt_outs.blocks import Blocks, BlockState
+from shared.ledger.projects.tracked import TrackedProjects
 from shared.retry_policy import GRACE_PERIOD
 from worker.services import Services
 
@@ -26,17 +27,21 @@ def track_configured_projects(services: Services, seen: Iterable[str]) -> dict[s
 
     `seen` are projects of due work: a web process with another configuration may know more than this one.
     """
-    noted, configured = services.redis.hgetall(keys.PROJECTS), services.config.projects.keys()
+    tracked, configured = TrackedProjects(services.redis), services.config.projects.keys()
+    noted = tracked.missing_since()
     for project in configured:
-        if noted.get(project) != "":
+        if noted.get(project, 0) is not None:
             _note_configured(project, services, back=project in noted)
     now_ms = milliseconds(services.now())
-    missing = {project: noted.get(project) or "" for project in sorted({*noted, *seen} - configured)}
-    for project in [project for project, since in missing.items() if not since]:
-        missing[project] = str(now_ms)
-        services.redis.hset(keys.PROJECTS, project, missing[project])
-        log.warning("project_taken_out", project=project)
-    return {project: timedelta(milliseconds=now_ms - int(since)) for project, since in missing.items()}
+    missing: dict[str, timedelta] = {}
+    for project in sorted({*noted, *seen} - configured):
+        since_ms = noted.get(project)
+        if since_ms is None:
+            since_ms = now_ms
+            tracked.note_missing(project, since_ms)
+            log.warning("project_taken_out", project=project)
+        missing[project] = timedelta(milliseconds=now_ms - since_ms)
+    return missing
 
 
 def _note_configured(project: str, services: Services, *, back: bool) -> None:
@@ -44,7 +49,7 @@ def _note_configured(project: str, services: Services, *, back: bool) -> None:
         replayed = _resume(project, services)
         log.warning("project_put_back", project=project, replayed=replayed)
     # Last, so that a crash before leaves it to the next sweep.
-    services.redis.hset(keys.PROJECTS, project, "")
+    TrackedProjects(services.redis).note_configured(project)
 
 
 def _resume(project: str, services: Services) -> int:

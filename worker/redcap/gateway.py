@@ -39,23 +39,34 @@ SCHEMA_VALID_FOR = timedelta(days=7)
 ENOUGH_IDS = 100
 
 
-def cached_schema(redis: RedisClient, project: str, config: Project) -> ProjectSchema | None:
-    """Return a project's schema as it was last read for this configuration, without a request to REDCap."""
-    stored = json.loads(redis.get(keys.structure(project)) or "{}")
-    return ProjectSchema(**stored["schema"]) if stored.get("configuration") == config.digest else None
+class SchemaCache:
+    """One project's schema as it was read last, without a request to REDCap."""
 
+    def __init__(self, redis: RedisClient, project: str) -> None:
+        self._redis = redis
+        self._current, self._last = keys.structure(project), keys.last_structure(project)
 
-def last_schema(redis: RedisClient, project: str) -> ProjectSchema | None:
-    """Return a project's schema as REDCap showed it last, however long ago: for links, and for people who type."""
-    stored = redis.get(keys.last_structure(project))
-    return ProjectSchema(**json.loads(stored)) if stored else None
+    def of(self, config: Project) -> ProjectSchema | None:
+        """Return the schema if it was read for this configuration, and not long ago."""
+        stored = json.loads(self._redis.get(self._current) or "{}")
+        return ProjectSchema(**stored["schema"]) if stored.get("configuration") == config.digest else None
 
+    def last(self) -> ProjectSchema | None:
+        """Return the schema as REDCap showed it last, however long ago: for links, and for people who type."""
+        stored = self._redis.get(self._last)
+        return ProjectSchema(**json.loads(stored)) if stored else None
 
-def _remember_schema(redis: RedisClient, project: str, schema: ProjectSchema) -> None:
-    """Keep a schema for `last_schema`, with the last version that REDCap named."""
-    if not schema.version and (last := last_schema(redis, project)):
-        schema = replace(schema, version=last.version)
-    redis.set(keys.last_structure(project), json.dumps(asdict(replace(schema, read_ms=0))))
+    def store(self, config: Project, schema: ProjectSchema) -> None:
+        """Keep a schema; as the last one with the last version that REDCap named."""
+        stored = {"configuration": config.digest, "schema": asdict(schema)}
+        self._redis.set(self._current, json.dumps(stored), ex=SCHEMA_VALID_FOR)
+        if not schema.version and (last := self.last()):
+            schema = replace(schema, version=last.version)
+        self._redis.set(self._last, json.dumps(asdict(replace(schema, read_ms=0))))
+
+    def forget(self) -> None:
+        """Have the schema read from REDCap again."""
+        self._redis.delete(self._current)
 
 
 @dataclass(repr=False, eq=False)
@@ -74,21 +85,22 @@ class RedcapProject:
     @cached_property
     def schema(self) -> ProjectSchema:
         """Where the opt-out is written; all workers together read it from REDCap once."""
-        return self._cached_schema() or self._load_schema(ProjectInfo(self.client))
+        return self._cache.of(self.config) or self._load_schema(ProjectInfo(self.client))
 
-    def _cached_schema(self) -> ProjectSchema | None:
-        return cached_schema(self.redis, self.name, self.config)
+    @cached_property
+    def _cache(self) -> SchemaCache:
+        return SchemaCache(self.redis, self.name)
 
     def confirm_schema(self) -> None:
         """Compare the data dictionary, in one request; if it has changed, read the whole schema again."""
-        info, known = ProjectInfo(self.client), self._cached_schema()
+        info, known = ProjectInfo(self.client), self._cache.of(self.config)
         if known is None or known.dictionary != info.dictionary:
             self.invalidate_schema()
             self._load_schema(info)
 
     def invalidate_schema(self) -> None:
         """Read the schema from REDCap again next time."""
-        self.redis.delete(keys.structure(self.name))
+        self._cache.forget()
         self.__dict__.pop("schema", None)
 
     def schema_changed(self, *, since: datetime) -> bool:
@@ -111,9 +123,7 @@ class RedcapProject:
         for problem in inspect(self.config, info, blocking_only=True):
             raise problem.as_error()
         schema = replace(info.schema(self.config, self._version()), read_ms=milliseconds(info.began))
-        stored = {"configuration": self.config.digest, "schema": asdict(schema)}
-        self.redis.set(keys.structure(self.name), json.dumps(stored), ex=SCHEMA_VALID_FOR)
-        _remember_schema(self.redis, self.name, schema)
+        self._cache.store(self.config, schema)
         return schema
 
     def _version(self) -> str:

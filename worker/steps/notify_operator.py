@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import requests
@@ -16,13 +14,14 @@ import structlog
 from shared.causes import cause_in_words
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
-from shared.ledger import keys
-from shared.ledger.events.failures import failed_ids
+from shared.ledger.events.failures import failed_ids, projects_with_failures
 from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files, loaded_configurations
+from shared.ledger.platform.operator_state import OpenCondition, OpenConditions, WeeklyMail
 from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.projects.figures import ProjectFigures, project_figures
-from shared.ledger.projects.lateness import Reconciled, reconciled, waits_too_long
+from shared.ledger.projects.problems import KnownProblem, ProjectProblems
+from shared.ledger.projects.reconciliations import Reconciled, Reconciliations, reconciled, waits_too_long
 from shared.ledger.work.locks import try_lock
 from shared.retry_policy import (
     FAULT_LASTS_MS,
@@ -79,8 +78,8 @@ def ping(services: Services) -> None:
 def _conditions(services: Services) -> Iterator[Condition]:
     now_ms = milliseconds(services.now())
     figures = project_figures(services.redis, services.config.projects)
-    problems = services.redis.hgetall(keys.PROBLEMS)
-    failing = _failing(services)
+    problems = ProjectProblems(services.redis).all()
+    failing = projects_with_failures(list(services.config.projects), services.redis)
     for project in services.config.projects:
         yield from _problem(project, problems.get(project))
         yield from _reconciliation(project, figures[project], services, now_ms)
@@ -125,13 +124,12 @@ def _findings(scope: str, result: CheckResult) -> Iterator[Condition]:
         yield Condition(key, text, first.severity, count, found_daily=True)
 
 
-def _problem(project: str, stored: str | None) -> Iterator[Condition]:
-    if stored:
-        problem = json.loads(stored)
-        kept = " Changes are kept until it is fixed." if problem.get("events_kept", True) else ""
+def _problem(project: str, problem: KnownProblem | None) -> Iterator[Condition]:
+    if problem:
+        kept = " Changes are kept until it is fixed." if problem.events_kept else ""
         yield Condition(
-            f"problem:{project}:{problem['problem']}",
-            f"{project}: {problem['problem']}: {problem['detail'].rstrip('.')}.{kept}",
+            f"problem:{project}:{problem.code}",
+            f"{project}: {problem.code}: {problem.detail.rstrip('.')}.{kept}",
         )
 
 
@@ -141,8 +139,7 @@ def _reconciliation(
     success = figures.success_ms
     state = reconciled(success, figures.failure_ms, now_ms)
     if state is Reconciled.FAILED:
-        report = json.loads(services.redis.hget(keys.reconciled(project), "report") or "{}")
-        errors = report.get("errors") or ["see the log"]
+        errors = Reconciliations(services.redis, project).report().get("errors") or ["see the log"]
         text = f"{project}: the last reconciliation failed: {'; '.join(errors[:3])}"
         yield Condition(f"reconciliation:{project}", text)
     elif state is Reconciled.OVERDUE:
@@ -156,16 +153,6 @@ def _waiting(project: str, figures: ProjectFigures, services: Services, now_ms: 
         many = f"{number} changes wait" if number != 1 else "1 change waits"
         text = f"{project}: {many}, the oldest since {_local(oldest_ms, services)}"
         yield Condition(f"waiting:{project}", text)
-
-
-def _failing(services: Services) -> set[str]:
-    """The projects of which a change ended as failed, in one round trip."""
-    projects = list(services.config.projects)
-    with services.redis.pipeline(transaction=False) as pipe:
-        for project in projects:
-            pipe.hlen(keys.failures(project))
-        numbers = pipe.execute()
-    return {project for project, number in zip(projects, numbers, strict=True) if number}
 
 
 def _not_saved(project: str, services: Services) -> Iterator[Condition]:
@@ -200,44 +187,42 @@ def _mail_changes(open_: Sequence[Condition], services: Services) -> None:
         services.deduplicator.release("operator-findings")
         return
     for condition in (*changes.started, *changes.worse):
-        since_ms = stored[condition.key]["since_ms"]
-        _store(services, condition, since_ms=since_ms, mailed=True)
+        _store(services, condition, since_ms=stored[condition.key].since_ms, mailed=True)
     for condition in changes.resolved:
-        services.redis.hdel(keys.OPERATOR, condition.key)
+        OpenConditions(services.redis).remove(condition.key)
 
 
-def _remember(current: dict[str, Condition], services: Services, now_ms: int) -> dict[str, dict[str, Any]]:
+def _remember(current: dict[str, Condition], services: Services, now_ms: int) -> dict[str, OpenCondition]:
     """Store what is new, and forget what ended before it was mailed. Returns what is stored, by key."""
-    stored = {key: json.loads(text) for key, text in services.redis.hgetall(keys.OPERATOR).items()}
+    conditions = OpenConditions(services.redis)
+    stored = conditions.all()
     for key in current.keys() - stored.keys():
         stored[key] = _store(services, current[key], since_ms=now_ms, mailed=False)
     for key, state in stored.items():
-        if state["mailed"] and key in current and current[key].count < state.get("count", 0):
-            stored[key] = _store(services, current[key], since_ms=state["since_ms"], mailed=True)
-    for key in [key for key, state in stored.items() if key not in current and not state["mailed"]]:
-        services.redis.hdel(keys.OPERATOR, key)
+        if state.mailed and key in current and current[key].count < state.count:
+            stored[key] = _store(services, current[key], since_ms=state.since_ms, mailed=True)
+    for key in [key for key, state in stored.items() if key not in current and not state.mailed]:
+        conditions.remove(key)
         del stored[key]
     return stored
 
 
-def _changes(current: dict[str, Condition], stored: dict[str, dict[str, Any]], now_ms: int) -> Changes:
+def _changes(current: dict[str, Condition], stored: dict[str, OpenCondition], now_ms: int) -> Changes:
     """What to mail: what lasts, what affects more than at the last e-mail, and what has ended. Pure."""
-    mailed = {key for key, state in stored.items() if state["mailed"]}
+    mailed = {key for key, state in stored.items() if state.mailed}
     return Changes(
         started=[
             condition
             for key, condition in current.items()
-            if key not in mailed and now_ms - stored[key]["since_ms"] >= FAULT_LASTS_MS
+            if key not in mailed and now_ms - stored[key].since_ms >= FAULT_LASTS_MS
         ],
         worse=[
             condition
             for key, condition in current.items()
-            if key in mailed and condition.is_worse_than(stored[key].get("count", 0))
+            if key in mailed and condition.is_worse_than(stored[key].count)
         ],
         resolved=[
-            Condition(
-                key, state["text"], state.get("severity", "error"), found_daily=key.startswith("check:")
-            )
+            Condition(key, state.text, state.severity, found_daily=key.startswith("check:"))
             for key, state in stored.items()
             if key not in current
         ],
@@ -252,29 +237,30 @@ def _is_time_for(changes: Changes, services: Services) -> bool:
     return services.deduplicator.claim("operator-findings", seconds=FINDINGS_MAIL_EVERY_SECONDS)
 
 
-def _store(services: Services, condition: Condition, *, since_ms: int, mailed: bool) -> dict[str, Any]:
-    state = {
-        "text": condition.text,
-        "since_ms": since_ms,
-        "mailed": mailed,
-        "severity": condition.severity,
-        "count": condition.count,
-    }
-    services.redis.hset(keys.OPERATOR, condition.key, json.dumps(state))
+def _store(services: Services, condition: Condition, *, since_ms: int, mailed: bool) -> OpenCondition:
+    state = OpenCondition(
+        text=condition.text,
+        since_ms=since_ms,
+        mailed=mailed,
+        severity=condition.severity,
+        count=condition.count,
+    )
+    OpenConditions(services.redis).store(condition.key, state)
     return state
 
 
 def _mail_weekly(open_: Sequence[Condition], services: Services) -> None:
     local = services.now().astimezone(ZoneInfo(services.config.time_zone))
     week = (local - timedelta(hours=WEEKLY_HOUR)).strftime("%G-W%V")
-    last = services.redis.get(keys.OPERATOR_WEEK)
+    weekly = WeeklyMail(services.redis)
+    last = weekly.last_week()
     if last is None:
-        services.redis.set(keys.OPERATOR_WEEK, week)  # the first e-mail comes on the next Monday
+        weekly.note(week)  # the first e-mail comes on the next Monday
     elif last != week:
         studies = [_study_week(project, local, services) for project in services.config.projects]
         mail = weekly_mail(open_, studies, _last_check(services), services.config.public_url)
         if _send(mail, "operator-week", services):
-            services.redis.set(keys.OPERATOR_WEEK, week)
+            weekly.note(week)
 
 
 def _last_check(services: Services) -> str:
@@ -287,10 +273,9 @@ def _last_check(services: Services) -> str:
 
 
 def _study_week(project: str, now: datetime, services: Services) -> StudyWeek:
-    since = milliseconds(now - timedelta(days=7))
-    changes = services.redis.zcount(keys.events(project), since, "+inf")
-    success = services.redis.hget(keys.reconciled(project), "success_ms")
-    return StudyWeek(project, changes, _local(int(success), services) if success else "")
+    changes = services.ledger.count_since(project, now - timedelta(days=7))
+    success = Reconciliations(services.redis, project).succeeded_at()
+    return StudyWeek(project, changes, _local(milliseconds(success), services) if success else "")
 
 
 def _send(message: EmailMessage, name: str, services: Services) -> bool:

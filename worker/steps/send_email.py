@@ -18,7 +18,6 @@ from worker.mail.digest_mail import compose_digest
 from worker.mail.event_mail import compose
 from worker.mail.smtp import SENT, Mailer, partly_rejected
 from worker.mail.verdicts import Recipients
-from worker.redcap.gateway import last_schema
 from worker.redcap.schema import ProjectSchema
 from worker.services import MAILS_PER_MESSAGE, Services
 from worker.steps.reconcile.report_mail import send_waiting_report
@@ -70,7 +69,7 @@ def _send_due(project: str, event_id: str, services: Services) -> None:
     The event is read last: a worker that was paused for longer than its lock lasts sees here that another one has
     sent the mail.
     """
-    schema = last_schema(services.redis, project)
+    schema = services.schema_cache(project).last()
     with try_lock(services.redis, f"email:{project}:{event_id}") as acquired:
         entry = services.ledger.load(project, event_id) if acquired else None
         if entry is None or entry.notice is None:
@@ -115,7 +114,7 @@ def _waiting_of(ids: Sequence[str], project: str, services: Services) -> set[str
 
     Events of which the same recipients are done go into one mail.
     """
-    schema = last_schema(services.redis, project)
+    schema = services.schema_cache(project).last()
     by_delivery: dict[Delivery, list[StoredEvent]] = {}
     for entry in services.ledger.entries_of(project, ids):
         # A change that has become unsaved is mailed by itself, immediately.

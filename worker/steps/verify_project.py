@@ -3,7 +3,7 @@
 import structlog
 
 from shared.errors import ProjectProblem, RedcapRejected, RedcapUnavailable
-from shared.ledger import keys
+from shared.ledger.projects.problems import ProjectProblems
 from worker.projects.problems import note_checked, note_problem
 from worker.services import Services
 
@@ -23,7 +23,7 @@ def verify_project(project: str, services: Services) -> None:
         note_problem(project, error, services)
         return
     note_checked(project, services)
-    if services.redis.hdel(keys.PROBLEMS, project):
+    if ProjectProblems(services.redis).remove(project):
         log.info("project_mended", project=project)
         services.ledger.make_due_now(project, now=services.now())
 

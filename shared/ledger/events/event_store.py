@@ -79,6 +79,10 @@ class EventStore(LedgerBase):
         pages = self._ids_between(keys.events(project), milliseconds(since), milliseconds(until))
         yield from chain.from_iterable(self.entries_of(project, page) for page in pages)
 
+    def count_since(self, project: str, since: datetime) -> int:
+        """How many events of a project were received since a time."""
+        return self.redis.zcount(keys.events(project), milliseconds(since), "+inf")
+
     def _ids_between(self, key: str, since_ms: float, until_ms: int) -> Iterator[list[str]]:
         """The members of a sorted set by rising score, a page at a time."""
         known = 0  # of those with the lowest score

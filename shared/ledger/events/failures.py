@@ -1,5 +1,7 @@
 """Opt-outs and opt-ins that are not in REDCap, one per participant: the last one that ended as failed."""
 
+from collections.abc import Sequence
+
 from shared.domain.events import State
 from shared.ledger import keys
 from shared.redis_client import RedisClient
@@ -15,6 +17,14 @@ def failed_ids(project: str, redis: RedisClient) -> list[str]:
     return [
         event_id for event_id, state in zip(ids, _states(project, ids, redis), strict=True) if _failed(state)
     ]
+
+
+def projects_with_failures(projects: Sequence[str], redis: RedisClient) -> set[str]:
+    """The projects of which a change ended as failed, in one round trip."""
+    with redis.pipeline(transaction=False) as pipe:
+        for project in projects:
+            pipe.hlen(keys.failures(project))
+        return {project for project, number in zip(projects, pipe.execute(), strict=True) if number}
 
 
 def prune_failures(project: str, redis: RedisClient) -> None:

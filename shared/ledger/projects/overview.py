@@ -1,22 +1,14 @@
 """How each study stands, read in a few round trips for all of them."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shared.batches import batches
 from shared.ledger import keys
 from shared.ledger.events.failures import failed_ids
+from shared.ledger.projects.problems import KnownProblem, ProjectProblems
+from shared.ledger.projects.reconciliations import Reconciliations
 from shared.redis_client import RedisClient
-
-
-@dataclass(frozen=True, slots=True)
-class KnownProblem:
-    """What keeps a study from being written; `detail` says what was observed and the fix."""
-
-    code: str
-    detail: str
-    events_kept: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +38,7 @@ class Overview:
 
     def of(self, projects: Sequence[str]) -> list[StudyOverview]:
         """The studies, in the given order."""
-        problems = self._redis.hgetall(keys.PROBLEMS)
+        problems = ProjectProblems(self._redis).all()
         unfinished = self._counts(projects, keys.unfinished, "zcard")
         reviews = self._counts(projects, keys.reviews, "zcard")
         failures = self._counts(projects, keys.failures, "hlen")
@@ -57,7 +49,7 @@ class Overview:
         return [
             StudyOverview(
                 project=project,
-                problem=_decode(problems[project]) if project in problems else None,
+                problem=problems.get(project),
                 unfinished=unfinished.get(project, 0),
                 oldest_ms=self._oldest_ms(project) if project in unfinished else 0,
                 reviews=reviews.get(project, 0),
@@ -97,15 +89,5 @@ class Overview:
                 pipe.hlen(keys.written(project))
             return dict(zip(projects, pipe.execute(), strict=True))
 
-    def removed(self, configured: Iterable[str]) -> list[str]:
-        """Projects that are not configured any more, of which something is kept."""
-        return sorted(set(self._redis.hkeys(keys.PROJECTS)) - set(configured))
-
     def _errors(self, project: str) -> tuple[str, ...]:
-        report = json.loads(self._redis.hget(keys.reconciled(project), "report") or "{}")
-        return tuple(report.get("errors", ()))
-
-
-def _decode(text: str) -> KnownProblem:
-    stored = json.loads(text)
-    return KnownProblem(stored["problem"], stored["detail"], stored.get("events_kept", True))
+        return tuple(Reconciliations(self._redis, project).report().get("errors", ()))

@@ -7,7 +7,6 @@
 4. A report says what was read, recovered, restored and left, and what could not be seen.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,10 +18,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from shared.causes import cause_in_words
-from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, Failure, ProjectProblem, RedcapRejected
-from shared.ledger import keys
 from shared.ledger.projects.nights import Nights
+from shared.ledger.projects.reconciliations import Reconciliations
 from shared.ledger.work.locks import try_lock
 from shared.retry_policy import RECONCILE_JUST_RAN
 from worker.projects.problems import note_checked, note_problem
@@ -107,36 +105,30 @@ def _run(report: Report, services: Services, since: datetime, progress: Progress
 
 
 def _just_ran(project: str, services: Services) -> bool:
-    ended = services.redis.hget(keys.reconciled(project), "success_ms")
-    return ended is not None and services.now() - from_milliseconds(int(ended)) < RECONCILE_JUST_RAN
+    ended = Reconciliations(services.redis, project).succeeded_at()
+    return ended is not None and services.now() - ended < RECONCILE_JUST_RAN
 
 
 def _needed(project: str, services: Services) -> datetime:
     """From when the log has to be read: the beginning of the last run that succeeded, and some before."""
-    stored = services.redis.hget(keys.reconciled(project), "watermark_ms")
-    if stored is None:
-        return services.now() - TWILIO_KEEPS
-    return from_milliseconds(int(stored)) - OVERLAP
+    watermark = Reconciliations(services.redis, project).watermark()
+    return services.now() - TWILIO_KEEPS if watermark is None else watermark - OVERLAP
 
 
 def _conclude(report: Report, watermark: datetime | None, services: Services) -> None:
     """Note outcome and report; the watermark moves only after a success."""
     if report.dry_run:
         return
-    key = keys.reconciled(report.project)
-    before = json.loads(services.redis.hget(key, "report") or "{}")
+    reconciliations = Reconciliations(services.redis, report.project)
+    before = reconciliations.report()
     report.newly_not_blocked = sorted(set(report.not_blocked) - set(before.get("not_blocked", [])))
     report.newly_kept = sorted(set(report.kept_entries) - set(before.get("kept_entries", [])))
-    noted: dict[str, float | str] = {
-        f"{report.outcome}_ms": milliseconds(services.now()),
-        "report": json.dumps(asdict(report)),
-        **report.figures(),
-    }
-    if report.outcome == "success" and watermark is not None:
-        noted["watermark_ms"] = milliseconds(watermark)
-    if report.outcome == "success":
+    succeeded = report.outcome == "success"
+    if succeeded:
         note_checked(report.project, services)
-    services.redis.hset(key, mapping=noted)
+    reconciliations.conclude(
+        asdict(report), report.figures(), watermark=watermark if succeeded else None, now=services.now()
+    )
     if watermark is not None:
         today = services.now().astimezone(ZoneInfo(services.config.time_zone)).date()
         Nights(services.redis).record(report.project, today, as_night(report, services.now()))

@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 
 from shared.config.keywords import keywords_of
 from shared.domain.endpoints import TEST_SID_PREFIX
-from shared.domain.events import Change, OptOutEvent, Source
+from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.keywords import Keywords
 from shared.domain.scopes import staff_key
-from shared.ledger import StoredEvent, keys
+from shared.ledger import StoredEvent
 from shared.ledger.platform.learned_words import LearnedWords
 from shared.ledger.platform.service_senders import ServiceSenders
+from shared.ledger.projects.reconciliations import Reconciliations
 from worker.services import Services
 from worker.steps.reconcile.blocks import NightlyBlocks
 from worker.steps.reconcile.recover import (
@@ -123,9 +124,9 @@ class LogReading:
 
     def report_sends(self) -> None:
         """Compare the study's texts with the opt-outs that were in force; the index is up to date by now."""
-        watermark = self._services.redis.hget(keys.reconciled(self._project), "watermark_ms")
+        watermark = Reconciliations(self._services.redis, self._project).watermark()
         # A run reads the last days again: their texts were reported before.
-        new = [text for text in self._sends if text.sent_ms >= int(watermark or 0)]
+        new = [text for text in self._sends if watermark is None or text.sent_ms >= milliseconds(watermark)]
         index = self._services.index(self._project)
         self._blocks.prove(new)
         self._report.texts_after_opt_out = sends_after_opt_out(new, self._view, index)

@@ -11,8 +11,8 @@ from shared.config import Project
 from shared.domain.events import milliseconds
 from shared.domain.mailbox import set_addresses
 from shared.errors import ConfigError, MailDeferred, MailRejected
-from shared.ledger import keys
 from shared.ledger.mails.report_mails import FAILURE, REPORT, ReportMail, ReportMails
+from shared.ledger.projects.reconciliations import Reconciliations
 from shared.ledger.work.locks import try_lock
 from shared.retry_policy import FAILURE_MAIL_EVERY_MS, GIVE_UP_MAILS_AFTER
 from worker.mail.event_mail import encoding, render
@@ -85,7 +85,7 @@ def _deliver(mail: ReportMail, config: Project, services: Services) -> None:
     if outcome.startswith("partly"):
         log.error("report_mailed_in_part", project=report.project, outcome=outcome)
     if not report.is_well and outcome not in {"failed", "given up"}:
-        _note_failure_mailed(report, services)
+        Reconciliations(services.redis, report.project).note_failure_mailed(services.now())
 
 
 def _sent(mail: ReportMail, report: Report, config: Project, services: Services) -> str:
@@ -118,12 +118,8 @@ def _sent(mail: ReportMail, report: Report, config: Project, services: Services)
 
 def _is_news(report: Report, services: Services) -> bool:
     """What was changed or found always is; the same failure only once a day."""
-    last = int(services.redis.hget(keys.reconciled(report.project), "failure_mailed_ms") or 0)
-    return report.has_news or milliseconds(services.now()) - last >= FAILURE_MAIL_EVERY_MS
-
-
-def _note_failure_mailed(report: Report, services: Services) -> None:
-    services.redis.hset(keys.reconciled(report.project), "failure_mailed_ms", milliseconds(services.now()))
+    last_ms = Reconciliations(services.redis, report.project).failure_mailed_ms()
+    return report.has_news or milliseconds(services.now()) - last_ms >= FAILURE_MAIL_EVERY_MS
 
 
 def compose_report(
