@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import requests
@@ -17,8 +16,9 @@ from shared.config import Config, Project
 from shared.domain.addresses import PhoneHasher
 from shared.domain.events import Notice
 from shared.errors import ConfigError, ProjectProblem
-from shared.ledger import Kind, Ledger, keys
+from shared.ledger import Kind, Ledger
 from shared.ledger.work.deduplication import MessageDeduplicator
+from shared.ledger.work.locks import count_held
 from shared.messaging.record_events import publish_many_or_leave, publish_or_leave
 from shared.messaging.tasks import Publisher, TaskName
 from shared.redis_client import RedisClient
@@ -124,7 +124,7 @@ class Services:
             config.redcap_url,
             token,
             rate_limiter=self.rate_limiter(config),
-            circuit_breaker=CircuitBreaker(self.redis, urlsplit(config.redcap_url).netloc),
+            circuit_breaker=CircuitBreaker(self.redis, config.redcap_host),
             count=lambda content, outcome: self.ledger.count("redcap_requests", name, content, outcome),
             session=self._session,
         )
@@ -133,8 +133,8 @@ class Services:
 
     def rate_limiter(self, config: Project) -> RateLimiter:
         """The request budget of a project's REDCap host, which all projects on that host share."""
-        host, per_minute = urlsplit(config.redcap_url).netloc, self.config.redcap_rate(config)
-        return RateLimiter(self.redis, host, per_minute, background=self.background)
+        host = config.redcap_host
+        return RateLimiter(self.redis, host, self.config.redcap_rates[host], background=self.background)
 
     def schema_cache(self, name: str) -> SchemaCache:
         """What is known of a project's schema."""
@@ -159,7 +159,7 @@ class Services:
 
     def is_updating(self, project: str) -> bool:
         """Whether a worker is writing to the project."""
-        return bool(self.redis.exists(keys.lock(f"update:{project}")))
+        return bool(count_held(self.redis, f"update:{project}"))
 
     def request_update(self, project: str) -> None:
         """Ask for the project's pending statuses to be written; one message in the queue is enough."""

@@ -323,6 +323,11 @@ class Project(Table):
     )
 
     @property
+    def redcap_host(self) -> str:
+        """Name and port of its REDCap server."""
+        return urlsplit(self.redcap_url).netloc
+
+    @property
     def scopes(self) -> frozenset[str]:
         """The Messaging Service and the numbers whose texts are the project's."""
         service = [self.messaging_service_sid] if self.messaging_service_sid else []
@@ -395,11 +400,14 @@ class Config(Table):
         """The time zone that the project's opt-out times are written in."""
         return ZoneInfo(project.time_zone or self.time_zone)
 
-    def redcap_rate(self, project: Project) -> int:
-        """Maximum requests per minute to a project's REDCap host: the lowest limit of all projects on that host."""
-        host = urlsplit(project.redcap_url).netloc
-        same_host = [other for other in self.projects.values() if urlsplit(other.redcap_url).netloc == host]
-        return min(other.redcap_requests_per_minute for other in same_host)
+    @property
+    def redcap_rates(self) -> dict[str, int]:
+        """Maximum requests per minute by REDCap host: the lowest limit of all projects on that host."""
+        limits: dict[str, int] = {}
+        for project in self.projects.values():
+            host, limit = project.redcap_host, project.redcap_requests_per_minute
+            limits[host] = min(limit, limits.get(host, limit))
+        return limits
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -1,12 +1,10 @@
 """The pages about the platform: the last daily check, processes, queues, budgets, mail and Redis."""
 
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from flask import Blueprint, render_template
 
-from shared.config import Config
 from shared.domain.events import milliseconds
 from shared.ledger.platform.loaded_configurations import program_version
 from shared.ledger.platform.platform_status import PlatformStatus
@@ -41,7 +39,7 @@ def status() -> str:
         queues=read.queues(list(QUEUES.values())),
         unfinished=sum(study.unfinished for study in studies),
         oldest_minutes=(now_ms - oldest) // 60_000 if oldest else 0,
-        budgets=read.budgets(rate_limits(config)),
+        budgets=read.budgets(config.redcap_rates),
         mail=read.mail(),
         due_mails=Overview(ledger.redis).due_mails(list(config.projects)),
         redis=read.redis(),
@@ -58,15 +56,6 @@ def _verdict(troubles: list[str]) -> Verdict:
     return Verdict(
         Level.FINE, "The platform is fine: web, worker and beat run, and Redis stores every change."
     )
-
-
-def rate_limits(config: Config) -> Mapping[str, int]:
-    """Requests per minute by REDCap host."""
-    limits: dict[str, int] = {}
-    for each in config.projects.values():
-        host, limit = urlsplit(each.redcap_url).netloc, each.redcap_requests_per_minute
-        limits[host] = min(limit, limits.get(host, limit))
-    return limits
 
 
 @platform.get("/checks")

@@ -8,7 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shared.config import broker_url, redis_url
-from shared.ledger import Ledger, keys
+from shared.ledger import Ledger
+from shared.ledger.platform.counters import Counters
 from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files
 from shared.ledger.projects.check_results import PLATFORM, check_results
@@ -16,7 +17,7 @@ from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.ledger.projects.problems import ProjectProblems
 from shared.messaging.tasks import QUEUES
 
-# Counters stored under keys.METRICS as "name|label value|…": name -> help, label names.
+# What `Ledger.count` counts: name -> help, label names.
 COUNTED = {
     "webhooks": ("Requests from Twilio by endpoint and outcome", ["endpoint", "outcome"]),
     "redcap_requests": ("Requests to REDCap's API", ["project", "content", "outcome"]),
@@ -103,18 +104,17 @@ class LedgerCollector(Collector):
         family = CounterMetricFamily(
             "optout_events", "Events that have ended", labels=["project", "source", "state"]
         )
-        for field, count in sorted(self._redis.hgetall(keys.COUNTS).items()):
-            family.add_metric(field.split("|"), int(count))
+        for labels, count in Counters(self._redis).ended().items():
+            family.add_metric(labels, count)
         return family
 
     def _counted(self) -> Iterator[Metric]:
-        stored = sorted(self._redis.hgetall(keys.METRICS).items())
+        counted = Counters(self._redis).others()
         for name, (text, labels) in COUNTED.items():
             family = CounterMetricFamily(f"optout_{name}", text, labels=labels)
-            for field, count in stored:
-                counter, *values = field.split("|")
-                if counter == name and len(values) == len(labels):
-                    family.add_metric(values, int(count))
+            for values, count in counted.get(name, {}).items():
+                if len(values) == len(labels):
+                    family.add_metric(values, count)
             yield family
 
     def _reconciled(self, figures: Mapping[str, ProjectFigures]) -> Metric:

@@ -116,7 +116,7 @@ def _rates(config: Config, projects: list[str]) -> Iterator[Finding]:
     """All projects of a host share its budget, those that were not asked about included."""
     hosts: dict[str, dict[str, Project]] = defaultdict(dict)
     for name, project in config.projects.items():
-        hosts[urlsplit(project.redcap_url).netloc][name] = project
+        hosts[project.redcap_host][name] = project
     for host, sharing in hosts.items():
         rates = {name: project.redcap_requests_per_minute for name, project in sharing.items()}
         asked = [name for name in sharing if name in projects]

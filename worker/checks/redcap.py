@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from redis.exceptions import RedisError
@@ -91,11 +90,11 @@ def check_redcap(
 
 
 def _client(project: Project, config: Config, redis: RedisClient, session: requests.Session) -> RedcapClient:
-    host = urlsplit(project.redcap_url).netloc
+    host = project.redcap_host
     return RedcapClient(
         project.redcap_url,
         project.redcap_token.resolve(),
-        rate_limiter=OptionalRateLimiter(redis, host, config.redcap_rate(project)),
+        rate_limiter=OptionalRateLimiter(redis, host, config.redcap_rates[host]),
         circuit_breaker=IgnoredCircuitBreaker(redis, host),
         session=session,
     )

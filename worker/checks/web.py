@@ -1,7 +1,6 @@
 """The public address as Twilio sees it, the workers behind it, and what waits in the ledger."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,8 +9,10 @@ from celery import Celery
 
 from shared.causes import cause_in_words
 from shared.domain.events import State, milliseconds
-from shared.ledger import Ledger, keys
+from shared.ledger import Ledger
+from shared.ledger.platform.counters import Counters
 from shared.ledger.projects.nights import RECONCILE_OVERDUE_MS
+from shared.ledger.projects.reconciliations import Reconciliations
 from shared.redis_client import RedisClient
 from shared.retry_policy import WEB_TIMEOUT_SECONDS
 from worker.checks.clock import clock_finding, server_time
@@ -83,50 +84,44 @@ def check_workers(app: Celery) -> Iterator[Finding | Passed]:
 
 def check_backlog(ledger: Ledger, project: str, now: datetime) -> Iterator[Finding | Passed]:
     """What waits and what failed, and when the project was last compared with Twilio."""
-    redis, now_ms = ledger.redis, milliseconds(now)
-    waiting = redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
-    age = (now_ms - waiting[0][1]) / 1000 if waiting else 0
-    if age > LONGEST_WAIT_SECONDS:
-        number = redis.zcard(keys.unfinished(project))
-        seen = f"{number} events, the oldest since {_span(age)}"
-        yield Finding(id="events-wait", subject=project, observed=seen, count=number)
+    now_ms = milliseconds(now)
+    waiting = ledger.backlog(project)
+    if (age := waiting.seconds(now_ms)) > LONGEST_WAIT_SECONDS:
+        seen = f"{waiting.number} events, the oldest since {_span(age)}"
+        yield Finding(id="events-wait", subject=project, observed=seen, count=waiting.number)
     yield from _reviews(ledger, project, now_ms)
     failed = sum(1 for _ in ledger.entries(project, states=[State.FAILED]))
     if failed:
         seen = f"{failed} events ended as failed"
         yield Finding(id="events-failed", subject=project, observed=seen, count=failed)
-    stored = redis.hget(keys.reconciled(project), "success_ms")
-    if stored is None:
+    reconciliations = Reconciliations(ledger.redis, project)
+    succeeded = reconciliations.succeeded_at()
+    if succeeded is None:
         yield Finding(id="reconcile-never", subject=project, observed="no run has succeeded")
-    elif now_ms - int(stored) > RECONCILE_OVERDUE_MS:
-        age = (now_ms - int(stored)) / 1000
-        yield Finding(id="reconcile-late", subject=project, observed=f"the last success was {_span(age)} ago")
-
-    yield from _erased(redis.hget(keys.reconciled(project), "report"), project)
+    elif (since_ms := now_ms - milliseconds(succeeded)) > RECONCILE_OVERDUE_MS:
+        seen = f"the last success was {_span(since_ms / 1000)} ago"
+        yield Finding(id="reconcile-late", subject=project, observed=seen)
+    yield from _erased(reconciliations.report(), project)
 
 
 def _reviews(ledger: Ledger, project: str, now_ms: int) -> Iterator[Finding]:
-    waiting = ledger.redis.zrange(keys.reviews(project), 0, 0, withscores=True)
-    age = (now_ms - waiting[0][1]) / 1000 if waiting else 0
-    if age > LONGEST_REVIEW_SECONDS:
-        number = ledger.redis.zcard(keys.reviews(project))
-        seen = f"{number} wait, the oldest for {_span(age)}"
-        yield Finding(id="reviews-wait", subject=project, observed=seen, count=number)
+    waiting = ledger.review_backlog(project)
+    if (age := waiting.seconds(now_ms)) > LONGEST_REVIEW_SECONDS:
+        seen = f"{waiting.number} wait, the oldest for {_span(age)}"
+        yield Finding(id="reviews-wait", subject=project, observed=seen, count=waiting.number)
 
 
-def _erased(report: str | None, project: str) -> Iterator[Finding]:
+def _erased(report: Mapping[str, Any], project: str) -> Iterator[Finding]:
     """What the last reconciliation could not see."""
-    for missing in json.loads(report).get("missing_from_log", ()) if report else ():
+    for missing in report.get("missing_from_log", ()):
         seen = f"{missing['messages']} of {missing['sender']}, {missing['since']} to {missing['until']}"
         yield Finding(id="log-erased", subject=project, observed=seen, count=missing["messages"])
 
 
 def check_unrouted(redis: RedisClient) -> Iterator[Finding]:
     """Look for messages of no project."""
-    counts = redis.hgetall(keys.METRICS)
-    number = sum(
-        int(count) for name, count in counts.items() if name.startswith("webhooks|") and "|no_project" in name
-    )
+    webhooks = Counters(redis).others().get("webhooks", {})
+    number = sum(count for labels, count in webhooks.items() if "no_project" in labels)
     if number:
         yield Finding(id="messages-of-no-project", subject="web", observed=f"{number} so far", count=number)
 

@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from urllib.parse import urlsplit
 
 import click
 from rich.console import Console
@@ -11,7 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from shared.domain.events import State
-from shared.ledger import keys
+from shared.ledger.platform.counters import Counters
+from shared.ledger.platform.platform_status import HostBudget, PlatformStatus
+from shared.ledger.projects.overview import Overview
+from shared.ledger.projects.problems import ProjectProblems
 from worker.cli.common import chosen_projects, make_services, print_json
 from worker.services import Services
 
@@ -58,7 +62,7 @@ def top(project: str | None, once: bool, as_json: bool, every: float) -> None:
     services = make_services()
     names = chosen_projects(services, project, also_taken_out=True)
     if as_json:
-        print_json([asdict(figures(services, name)) for name in names])
+        print_json([asdict(each) for each in figures(services, names)])
         return
     if once:
         _print_once(services, names)
@@ -66,45 +70,47 @@ def top(project: str | None, once: bool, as_json: bool, every: float) -> None:
     _live(services, names, every)
 
 
-def figures(services: Services, project: str) -> Figures:
-    """A project's figures. Raises redis.RedisError."""
-    redis = services.redis
-    last_minute, limit = _requests(services, project)
-    oldest = redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
-    ended = {
-        field: int(count)
-        for field, count in redis.hgetall(keys.COUNTS).items()
-        if field.startswith(f"{project}|")
-    }
-    return Figures(
-        project=project,
-        unfinished=redis.zcard(keys.unfinished(project)),
-        oldest_seconds=max(0.0, time.time() - oldest[0][1] / 1000) if oldest else 0.0,
-        pending=redis.zcard(keys.pending(project)),
-        mails_due=redis.zcard(keys.mailing(project)),
-        ended=sum(ended.values()),
-        failed=sum(count for field, count in ended.items() if field.endswith(f"|{State.FAILED}")),
-        redcap_last_minute=last_minute,
-        redcap_limit=limit,
-        problem=_problem(services, project),
-    )
+def figures(services: Services, projects: Sequence[str]) -> list[Figures]:
+    """The figures of some projects, in a few round trips for all of them. Raises redis.RedisError."""
+    ended, budgets = _ended(services), _budgets(services)
+    broken = ProjectProblems(services.redis).projects()
+    waiting = zip(projects, Overview(services.redis).queues(projects), strict=True)
+    return [
+        Figures(
+            project=project,
+            unfinished=queues.unfinished,
+            oldest_seconds=max(0.0, time.time() - queues.oldest_ms / 1000) if queues.oldest_ms else 0.0,
+            pending=queues.pending,
+            mails_due=queues.mails,
+            ended=ended[project].total(),
+            failed=ended[project][State.FAILED],
+            redcap_last_minute=budgets[project].requests if project in budgets else 0,
+            redcap_limit=budgets[project].limit if project in budgets else 0,
+            problem=_problem(project, services, broken),
+        )
+        for project, queues in waiting
+    ]
 
 
-def _requests(services: Services, project: str) -> tuple[int, int]:
-    """Requests to the project's REDCap host within a minute, and how many may be."""
-    config = services.project_config(project)
-    if config is None:
-        return 0, 0
-    seconds, microseconds = services.redis.time()
-    minute_ago = seconds * 1000 + microseconds // 1000 - 60_000
-    host = urlsplit(config.redcap_url).netloc
-    return services.redis.zcount(keys.rate(host), minute_ago, "+inf"), services.config.redcap_rate(config)
+def _ended(services: Services) -> dict[str, Counter[str]]:
+    """How many events of each project have ended, by state."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for (project, *_, state), number in Counters(services.redis).ended().items():
+        found[project][state] += number
+    return found
 
 
-def _problem(services: Services, project: str) -> str:
+def _budgets(services: Services) -> dict[str, HostBudget]:
+    """The budget of each project's REDCap host."""
+    found = PlatformStatus(services.redis).budgets(services.config.redcap_rates)
+    of_hosts = {budget.host: budget for budget in found}
+    return {name: of_hosts[config.redcap_host] for name, config in services.config.projects.items()}
+
+
+def _problem(project: str, services: Services, broken: set[str]) -> str:
     if services.project_config(project) is None:
         return "not configured"
-    return "see /readyz" if services.redis.hexists(keys.PROBLEMS, project) else ""
+    return "see /readyz" if project in broken else ""
 
 
 def row(now: Figures, per_minute: float | None) -> tuple[str, ...]:
@@ -124,7 +130,7 @@ def row(now: Figures, per_minute: float | None) -> tuple[str, ...]:
 
 
 def _print_once(services: Services, names: list[str]) -> None:
-    lines = [row(figures(services, name), None) for name in names]
+    lines = [row(each, None) for each in figures(services, names)]
     if sys.stdout.isatty():
         Console().print(_table(lines))
         return
@@ -161,7 +167,7 @@ def _live(services: Services, names: list[str], every: float) -> None:
     rates = Rates()
 
     def frame() -> Table:
-        found = [figures(services, name) for name in names]
+        found = figures(services, names)
         now = time.monotonic()
         return _table([row(each, rates.per_minute(each.project, each.ended, now)) for each in found])
 

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from shared.ledger import keys
 from shared.ledger.work.background import BackgroundJobs
-from shared.ledger.work.locks import try_lock
+from shared.ledger.work.locks import count_held, try_lock
 from shared.messaging.record_events import publish_or_leave
 from shared.messaging.tasks import TaskName
 from shared.retry_policy import JOB_RETRY_AFTER, LONGEST_TASK_SECONDS, REFRESH_AHEAD_MS, STEP_SECONDS
@@ -19,6 +18,7 @@ from worker.services import Services
 
 # Of the four processes of one worker; more workers do not make it more, as the budget of REDCap is the limit.
 PLACES = 2
+_PLACES = [f"background:{number}" for number in range(PLACES)]  # a lock each
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,7 @@ def request_job(services: Services, task: TaskName, project: str, *arguments: st
 def publish_jobs(services: Services) -> None:
     """Publish jobs that wait, as many as there are free places."""
     jobs = BackgroundJobs(services.redis)
-    for _ in range(PLACES - services.redis.exists(*map(_place, range(PLACES)))):
+    for _ in range(PLACES - count_held(services.redis, *_PLACES)):
         job = jobs.claim(now=services.now())
         if job is None:
             return
@@ -70,14 +70,10 @@ def _longest(task: TaskName) -> timedelta:
     return timedelta(seconds=LONGEST_TASK_SECONDS if task is TaskName.RECONCILE else STEP_SECONDS)
 
 
-def _place(number: int) -> str:
-    return keys.lock(f"background:{number}")
-
-
 @contextmanager
 def _free_place(services: Services) -> Iterator[bool]:
-    for number in range(PLACES):
-        with try_lock(services.redis, f"background:{number}") as acquired:
+    for place in _PLACES:
+        with try_lock(services.redis, place) as acquired:
             if acquired:
                 yield True
                 return

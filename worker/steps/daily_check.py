@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 import structlog
 
 from shared.domain.events import milliseconds
 from shared.errors import RedcapUnavailable
-from shared.ledger import keys
 from shared.ledger.projects.check_results import (
     PLATFORM,
     CheckResult,
+    CheckSchedule,
     StoredFinding,
     check_result,
-    remove_results,
     store_result,
 )
 from shared.messaging.tasks import TaskName
@@ -51,19 +49,20 @@ def request_due_checks(services: Services) -> None:
     if not services.deduplicator.claim("checks", seconds=CHECKS_EVERY_SECONDS):
         return
     now_ms = milliseconds(services.now())
-    _track_scopes(services, now_ms)
-    for scope in services.redis.zrangebyscore(keys.CHECKS_DUE, "-inf", now_ms, start=0, num=MOST_AT_ONCE):
-        services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + CHECK_AGAIN_AFTER_MS})
+    schedule = CheckSchedule(services.redis)
+    _track_scopes(schedule, {PLATFORM, *services.config.projects}, now_ms)
+    for scope in schedule.due(now_ms, MOST_AT_ONCE):
+        schedule.postpone(scope, now_ms + CHECK_AGAIN_AFTER_MS)
         request_job(services, TaskName.CHECK, scope)
 
 
-def _track_scopes(services: Services, now_ms: int) -> None:
+def _track_scopes(schedule: CheckSchedule, scopes: set[str], now_ms: int) -> None:
     """Schedule what is new, and forget what is not configured any more."""
-    scopes = {PLATFORM, *services.config.projects}
-    known = set(services.redis.zrange(keys.CHECKS_DUE, 0, -1))
+    known = schedule.scopes()
     for scope in scopes - known:
-        services.redis.zadd(keys.CHECKS_DUE, {scope: now_ms + FIRST_CHECK_AFTER_MS}, nx=True)
-    remove_results(services.redis, known - scopes)
+        schedule.add(scope, now_ms + FIRST_CHECK_AFTER_MS)
+    for scope in known - scopes:
+        schedule.remove(scope)
 
 
 def daily_check(scope: str, services: Services) -> None:
@@ -76,7 +75,7 @@ def daily_check(scope: str, services: Services) -> None:
     store_result(services.redis, result)
     now_ms = milliseconds(services.now())
     uncertain = result.count("error") or any(finding.id in _BLIND for finding in result.findings)
-    services.redis.zadd(keys.CHECKS_DUE, {scope: next_check_ms(scope, now_ms, soon=bool(uncertain))})
+    CheckSchedule(services.redis).postpone(scope, next_check_ms(scope, now_ms, soon=bool(uncertain)))
     counts = {f"{severity}s": result.count(severity) for severity in Severity}
     log.info("daily_check_ended", project=scope, **counts)
 
@@ -94,7 +93,7 @@ def _redcap_pauses(scope: str, services: Services) -> bool:
     if project is None:
         return False
     try:
-        CircuitBreaker(services.redis, urlsplit(project.redcap_url).netloc).check()
+        CircuitBreaker(services.redis, project.redcap_host).check()
     except RedcapUnavailable:
         return True
     return False

@@ -1,12 +1,12 @@
 """Another Redis server than before: what it may lack is read again from Twilio's log."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
 from redis.exceptions import ResponseError
 
-from shared.domain.events import milliseconds
-from shared.ledger import keys
+from shared.domain.events import from_milliseconds, milliseconds
+from shared.ledger.platform.platform_status import SeenServer, last_server, note_server
 from shared.messaging.tasks import TaskName
 from worker.services import Services
 from worker.steps.background import request_job
@@ -23,15 +23,13 @@ def reconcile_after_failover(services: Services) -> None:
 
     The note is part of the ledger. A restored backup therefore has the time from which changes are missing, too.
     """
-    server = _run_id(services)
-    if not server:
+    run_id = _run_id(services)
+    if not run_id:
         return
-    noted = services.redis.hgetall(keys.REDIS_SERVER)
-    if noted and noted["run_id"] != server:
-        _reconcile_all(services, datetime.fromtimestamp(int(noted["seen_ms"]) / 1000, UTC) - MARGIN)
-    services.redis.hset(
-        keys.REDIS_SERVER, mapping={"run_id": server, "seen_ms": milliseconds(services.now())}
-    )
+    last = last_server(services.redis)
+    if last and last.run_id != run_id:
+        _reconcile_all(services, from_milliseconds(last.seen_ms) - MARGIN)
+    note_server(services.redis, SeenServer(run_id, milliseconds(services.now())))
 
 
 def _run_id(services: Services) -> str:

@@ -11,8 +11,10 @@ from shared.batches import batches
 from shared.domain.events import Change, Source, State
 from shared.domain.months import Month
 from shared.errors import ConfigError, MailDeferred, MailRejected
-from shared.ledger import StoredEvent, keys
+from shared.ledger import StoredEvent
+from shared.ledger.mails.regular_mails import MonthlySummaries
 from shared.ledger.projects.nights import NightOutcome, Nights
+from shared.ledger.projects.overview import Overview
 from shared.ledger.work.locks import try_lock
 from shared.retry_policy import SUMMARY_AGAIN_SECONDS
 from worker.mail.smtp import SENT, outcome_of
@@ -47,11 +49,11 @@ def summarise(project: str, month: Month, services: Services) -> Summary:
         opt_outs=_number(written, Change.STOP),
         opt_ins=_number(written, Change.START),
         not_saved=sum(event.state is State.FAILED for event in events),
-        opted_out_now=int(services.redis.hlen(keys.written(project))),
+        opted_out_now=Overview(services.redis).opted_out([project])[project],
         median_seconds=_median_seconds(written),
         nights_proved=proved,
         nights=nights,
-        reviews_open=int(services.redis.zcard(keys.reviews(project))),
+        reviews_open=services.ledger.review_backlog(project).number,
         texts_after_opt_outs=texts,
         weeks=_weeks(month, written, services.zone(project)),
     )
@@ -110,7 +112,7 @@ def send_due_summaries(services: Services) -> None:
     ]
     if not wanted:
         return
-    mailed = services.redis.hgetall(keys.SUMMARIES)
+    mailed = MonthlySummaries(services.redis).last_months()
     due = [project for project in wanted if _is_due(project, mailed.get(project), services)]
     for project in due[:MOST_AT_ONCE]:
         with try_lock(services.redis, f"summary:{project}") as acquired:
@@ -118,14 +120,14 @@ def send_due_summaries(services: Services) -> None:
                 _send(project, last_month(project, services), services)
 
 
-def _is_due(project: str, mailed: str | None, services: Services) -> bool:
+def _is_due(project: str, mailed: Month | None, services: Services) -> bool:
     month = last_month(project, services)
     if mailed is None:  # configured within the month: the first summary is that of a whole one
-        services.redis.hset(keys.SUMMARIES, project, str(month))
+        MonthlySummaries(services.redis).note(project, month)
         return False
     local = services.now().astimezone(services.zone(project))
     is_time = date(local.year, local.month, MAILED_UNTIL_DAY) > local.date()
-    return mailed != str(month) and is_time and (local.day > 1 or local.hour >= MAILED_FROM_HOUR)
+    return mailed != month and is_time and (local.day > 1 or local.hour >= MAILED_FROM_HOUR)
 
 
 def _send(project: str, month: Month, services: Services) -> None:
@@ -136,7 +138,7 @@ def _send(project: str, month: Month, services: Services) -> None:
         return
     except MailRejected as error:
         outcome = f"refused: {error}"
-    services.redis.hset(keys.SUMMARIES, project, str(month))
+    MonthlySummaries(services.redis).note(project, month)
     services.ledger.count("mails", project, "summary", outcome.partition(":")[0])
     level = log.info if outcome == SENT else log.error
     level("summary_done", project=project, month=str(month), outcome=outcome)

@@ -15,9 +15,10 @@ from shared.causes import cause_in_words
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.errors import ConfigError, MailDeferred, MailRejected
 from shared.ledger.events.failures import failed_ids, projects_with_failures
+from shared.ledger.mails.regular_mails import WeeklyMail
 from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files, loaded_configurations
-from shared.ledger.platform.operator_state import OpenCondition, OpenConditions, WeeklyMail
+from shared.ledger.platform.open_conditions import OpenCondition, OpenConditions
 from shared.ledger.projects.check_results import CheckResult, StoredFinding, check_results
 from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.ledger.projects.problems import KnownProblem, ProjectProblems

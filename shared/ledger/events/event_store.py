@@ -8,7 +8,7 @@ from shared.batches import batches
 from shared.domain.events import LISTED, UNFINISHED, State, milliseconds
 from shared.ledger import keys
 from shared.ledger.base import CHUNK, LedgerBase
-from shared.ledger.events.models import StoredEvent
+from shared.ledger.events.models import Backlog, StoredEvent
 from shared.ledger.version import LISTS_BY_STATE, ledger_version
 
 
@@ -120,6 +120,21 @@ class EventStore(LedgerBase):
     def unfinished_entries(self, project: str) -> Iterator[list[StoredEvent]]:
         """The events that have not ended, a few hundred at a time."""
         yield from self._in_chunks(project, self.redis.zrange(keys.unfinished(project), 0, -1))
+
+    def backlog(self, project: str) -> Backlog:
+        """The events that have not ended."""
+        return self._backlog(keys.unfinished(project))
+
+    def review_backlog(self, project: str) -> Backlog:
+        """The events that wait for a person's decision."""
+        return self._backlog(keys.reviews(project))
+
+    def _backlog(self, key: str) -> Backlog:
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(key)
+            pipe.zrange(key, 0, 0, withscores=True)
+            number, oldest = pipe.execute()
+        return Backlog(number, int(oldest[0][1]) if oldest else 0)
 
     def reviews(self, project: str, limit: int = -1) -> list[StoredEvent]:
         """Events that wait for a person's decision, longest waiting first."""

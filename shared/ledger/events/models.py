@@ -108,6 +108,18 @@ class StoredEvent:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Events that wait: how many, and since when the oldest does, 0 if none waits."""
+
+    number: int
+    oldest_ms: int
+
+    def seconds(self, now_ms: int) -> float:
+        """For how long the oldest has waited."""
+        return (now_ms - self.oldest_ms) / 1000 if self.oldest_ms else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventOutcome:
     """How an event ended, for `complete_events`."""

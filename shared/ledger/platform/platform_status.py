@@ -1,12 +1,14 @@
 """How the platform itself is: processes, queues, REDCap's budgets, mail, and Redis."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
 from shared.ledger import keys
+from shared.ledger.platform.counters import Counters
 from shared.ledger.platform.heartbeats import SilentProcess, silent_processes
 from shared.ledger.platform.loaded_configurations import RunningProcess, running_processes
 from shared.redis_client import RedisClient
@@ -33,6 +35,14 @@ class MailStatus:
     sent: int
     failed: int
     rejection: str  # why the mail server rejected the last one
+
+
+@dataclass(frozen=True, slots=True)
+class SeenServer:
+    """The Redis server that answered last, and when that was."""
+
+    run_id: str
+    seen_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +97,9 @@ class PlatformStatus:
 
     def mail(self) -> MailStatus:
         """What became of the e-mails since the ledger began."""
-        outcomes = _mails_by_outcome(self._redis.hgetall(keys.METRICS))
+        outcomes: Counter[str] = Counter()
+        for (*_, outcome), number in Counters(self._redis).others().get("mails", {}).items():
+            outcomes[outcome] += number
         sent = outcomes.pop("sent", 0)
         return MailStatus(sent=sent, failed=sum(outcomes.values()), rejection=self.rejection())
 
@@ -112,10 +124,12 @@ class PlatformStatus:
         )
 
 
-def _mails_by_outcome(counters: Mapping[str, str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for field, number in counters.items():
-        name, *labels = field.split("|")
-        if name == "mails" and len(labels) == 3:
-            found[labels[2]] = found.get(labels[2], 0) + int(number)
-    return found
+def last_server(redis: RedisClient) -> SeenServer | None:
+    """The server that the last sweep found, or None before the first."""
+    noted = redis.hgetall(keys.REDIS_SERVER)
+    return SeenServer(noted["run_id"], int(noted["seen_ms"])) if noted else None
+
+
+def note_server(redis: RedisClient, server: SeenServer) -> None:
+    """Keep which server has answered."""
+    redis.hset(keys.REDIS_SERVER, mapping={"run_id": server.run_id, "seen_ms": server.seen_ms})

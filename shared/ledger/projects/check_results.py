@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
@@ -74,13 +73,6 @@ def check_results(redis: RedisClient) -> dict[str, CheckResult]:
     return {scope: _decode(scope, text) for scope, text in sorted(redis.hgetall(keys.CHECKS).items())}
 
 
-def remove_results(redis: RedisClient, scopes: Iterable[str]) -> None:
-    """Forget projects that are not configured any more."""
-    for scope in scopes:
-        redis.hdel(keys.CHECKS, scope)
-        redis.zrem(keys.CHECKS_DUE, scope)
-
-
 def _decode(scope: str, text: str) -> CheckResult:
     stored = json.loads(text)
     return CheckResult(
@@ -90,3 +82,31 @@ def _decode(scope: str, text: str) -> CheckResult:
         passed=tuple((subject, observed) for subject, observed in stored["passed"]),
         omitted=stored["omitted"],
     )
+
+
+class CheckSchedule:
+    """When each project, and the platform, is checked next."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    def scopes(self) -> set[str]:
+        """Everything that is checked."""
+        return set(self._redis.zrange(keys.CHECKS_DUE, 0, -1))
+
+    def due(self, now_ms: int, limit: int) -> list[str]:
+        """What is to be checked now, longest due first."""
+        return self._redis.zrangebyscore(keys.CHECKS_DUE, "-inf", now_ms, start=0, num=limit)
+
+    def add(self, scope: str, at_ms: int) -> None:
+        """Have something checked from now on, first at this time."""
+        self._redis.zadd(keys.CHECKS_DUE, {scope: at_ms}, nx=True)
+
+    def postpone(self, scope: str, at_ms: int) -> None:
+        """Have it checked at this time, and not before."""
+        self._redis.zadd(keys.CHECKS_DUE, {scope: at_ms})
+
+    def remove(self, scope: str) -> None:
+        """Check it no more, and forget its last result."""
+        self._redis.hdel(keys.CHECKS, scope)
+        self._redis.zrem(keys.CHECKS_DUE, scope)

@@ -33,6 +33,11 @@ def try_lock(redis: RedisClient, name: str, *, wait_seconds: float = 0.0) -> Ite
         _release(lock, name)
 
 
+def count_held(redis: RedisClient, *names: str) -> int:
+    """How many of the locks some process holds."""
+    return redis.exists(*map(keys.lock, names))
+
+
 def _renew(lock: Lock, stop: threading.Event) -> None:
     while not stop.wait(LOCK_LEASE_SECONDS / 4):
         try:

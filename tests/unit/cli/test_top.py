@@ -28,7 +28,7 @@ def test_it_counts_what_waits_and_what_has_ended(asthma: Study) -> None:
     asthma.text(fictional_phone(1))
     asthma.work()
     asthma.text(fictional_phone(2), received=asthma.clock() - timedelta(minutes=4))
-    found = command.figures(asthma.services, "asthma")
+    [found] = command.figures(asthma.services, ["asthma"])
     assert (found.unfinished, found.ended, found.failed, found.mails_due) == (1, 1, 0, 0)
     assert found.oldest_seconds >= 180
     assert found.redcap_last_minute == len(asthma.redcap.requests)
@@ -45,7 +45,8 @@ def test_a_failed_event_shows(asthma: Study) -> None:
     asthma.project.lock_record("1")
     asthma.text(fictional_phone(1))
     asthma.work()
-    assert command.figures(asthma.services, "asthma").failed == 1
+    [found] = command.figures(asthma.services, ["asthma"])
+    assert found.failed == 1
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
@@ -58,7 +59,8 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
 
 def test_a_project_with_a_problem_is_marked(asthma: Study) -> None:
     asthma.redis.hset(keys.PROBLEMS, "asthma", "{}")
-    row = command.row(command.figures(asthma.services, "asthma"), 12.4)
+    [found] = command.figures(asthma.services, ["asthma"])
+    row = command.row(found, 12.4)
     assert (row[6], row[-1]) == ("12", "see /readyz")
 
 

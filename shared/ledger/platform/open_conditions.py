@@ -1,4 +1,4 @@
-"""What the operator is notified of: the conditions that are open, and the week of the last weekly e-mail."""
+"""What is wrong with the platform: what the operator has been notified of, or will be."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -36,18 +36,3 @@ class OpenConditions:
     def remove(self, key: str) -> None:
         """Forget a condition that has ended."""
         self._redis.hdel(keys.OPERATOR, key)
-
-
-class WeeklyMail:
-    """The week, such as 2026-W48, of the last weekly e-mail."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
-
-    def last_week(self) -> str | None:
-        """The week, or None before the first one."""
-        return self._redis.get(keys.OPERATOR_WEEK)
-
-    def note(self, week: str) -> None:
-        """The e-mail of this week is sent, or not needed."""
-        self._redis.set(keys.OPERATOR_WEEK, week)

@@ -1,0 +1,30 @@
+"""What has been counted since the ledger began: for `/metrics`, the console, `optout top` and `optout check`."""
+
+from collections.abc import Mapping
+
+from shared.ledger import keys
+from shared.redis_client import RedisClient
+
+Counts = dict[tuple[str, ...], int]  # by label values
+
+
+class Counters:
+    """Reads the counts; `Ledger.count` and the scripts add to them."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    def ended(self) -> Counts:
+        """Events that have ended, by project, source and state."""
+        return _decode(self._redis.hgetall(keys.COUNTS))
+
+    def others(self) -> dict[str, Counts]:
+        """Everything else, by name."""
+        found: dict[str, Counts] = {}
+        for (name, *labels), number in _decode(self._redis.hgetall(keys.METRICS)).items():
+            found.setdefault(name, {})[tuple(labels)] = number
+        return found
+
+
+def _decode(stored: Mapping[str, str]) -> Counts:
+    return {tuple(field.split("|")): int(number) for field, number in sorted(stored.items())}
