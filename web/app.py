@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Literal
 
-from flask import Flask
+from flask import Flask, Request
+from werkzeug.routing import MapAdapter
 
 from shared.config import Config
 from shared.config.secrets import Secret
@@ -62,9 +63,20 @@ def _secrets(config: Config, key: Literal["auth_token", "shared_key"]) -> dict[s
     return found
 
 
+class _Ingress(Flask):
+    """Twilio signs the address in the configuration: the host that a client names is not even parsed."""
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        if request is None:
+            return None
+        # As PEP 3333 has it: bytes of UTF-8, each as one character.
+        path = request.environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
+        return self.url_map.bind("ingress", path_info=path, default_method=request.method)
+
+
 def create_app(services: Services | Callable[[], Services]) -> Flask:
     """The WSGI application, with fixed services or what provides those of each request."""
-    app = Flask("web", static_folder=None)
+    app = _Ingress("web", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # browsers do not call these routes
     # Twilio does not follow the 308 that werkzeug returns for a doubled or missing slash.
     # Source: Twilio error 11216.

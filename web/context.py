@@ -42,10 +42,11 @@ def init_app(app: Flask, services: Services | Callable[[], Services]) -> None:
 
 def services() -> Services:
     """The services of the current request: the same from its begin to its end, whatever is loaded in between."""
-    if "services" not in g:
+    of_request = g._get_current_object()  # each use of the proxy looks it up again
+    if "services" not in of_request:
         attached = current_app.extensions[_EXTENSION]
-        g.services = attached() if callable(attached) else attached
-    found: Services = g.services
+        of_request.services = attached() if callable(attached) else attached
+    found: Services = of_request.services
     return found
 
 

@@ -14,7 +14,7 @@ import io
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from functools import lru_cache
 from typing import Any
 from wsgiref.types import WSGIEnvironment
 
@@ -75,18 +75,21 @@ class RequestBuffering:
 
     async def _body(self, receive: Receive) -> bytes:
         """The whole body. Raises ClientDisconnected or RequestEntityTooLarge."""
-        body, more = bytearray(), True
-        async with AsyncExitStack() as stack:
+        body, more, is_large = bytearray(), True, False
+        try:
             while more:
-                message, was_small = await receive(), len(body) <= INBOUND_LIMIT_BYTES
+                message = await receive()
                 if message["type"] != "http.request":
                     raise ClientDisconnected
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > EVENTS_LIMIT_BYTES:
                     raise RequestEntityTooLarge
-                if more and was_small and len(body) > INBOUND_LIMIT_BYTES:
-                    await stack.enter_async_context(self._large)
+                if more and not is_large and len(body) > INBOUND_LIMIT_BYTES:
+                    is_large = await self._large.acquire()
+        finally:
+            if is_large:
+                self._large.release()
         return bytes(body)
 
     def _call(self, scope: dict[str, Any], body: bytes) -> tuple[Response, Submitted | None]:
@@ -117,7 +120,12 @@ def _environ(scope: dict[str, Any], body: bytes) -> WSGIEnvironment:
     for name, value in scope["headers"]:
         # Without those with an underscore: "x_twilio_signature" would be read as "x-twilio-signature".
         if b"_" not in name and name != b"transfer-encoding":
-            key, text = "HTTP_" + name.decode("latin-1").upper().replace("-", "_"), value.decode("latin-1")
+            key, text = _key(name), value.decode("latin-1")
             environ[key] = f"{environ[key]},{text}" if key in environ else text
     # The length received, whatever the header announced.
     return environ | {"CONTENT_TYPE": environ.get("HTTP_CONTENT_TYPE", ""), "CONTENT_LENGTH": str(len(body))}
+
+
+@lru_cache(maxsize=256)
+def _key(header: bytes) -> str:
+    return "HTTP_" + header.decode("latin-1").upper().replace("-", "_")

@@ -29,6 +29,7 @@ _PHONE = re.compile(
     rf"|{_BEGIN}\d{{10,12}}{_END}",
     re.IGNORECASE,
 )
+_DIGIT = re.compile(r"\d")  # most texts have none, and need no further look
 
 
 def mask_phone_numbers(
@@ -46,7 +47,7 @@ def _mask(value: Any) -> Any:
         case StrEnum():
             return value
         case str():
-            return _PHONE.sub("[number]", value)
+            return _PHONE.sub("[number]", value) if _DIGIT.search(value) else value
         case bool() | float() | None:
             return value
         case dict():

@@ -86,8 +86,10 @@ class SignatureVerifier:
         signers = {
             account
             for account in known
-            for validator, spelling in product(validators.get(account, []), _spellings(url))
-            if compare(validator.compute_signature(spelling + text, {}, algorithm), signature)
+            if any(
+                compare(validator.compute_signature(spelling + text, {}, algorithm), signature)
+                for validator, spelling in product(validators.get(account, []), _spellings(url))
+            )
         }
         if not signers:
             raise Forged("wrong_signature")
@@ -96,9 +98,9 @@ class SignatureVerifier:
 
 @lru_cache(maxsize=64)
 def _spellings(url: str) -> tuple[str, str]:
-    """The URL with and without its port: Twilio signs either. Source: twilio-python, RequestValidator.validate."""
+    """The URL without and with its port: Twilio signs either. Source: twilio-python, RequestValidator.validate."""
     parsed = urlparse(url)
-    return twilio.add_port(parsed), twilio.remove_port(parsed)
+    return twilio.remove_port(parsed), twilio.add_port(parsed)
 
 
 def _validators(secrets: Secrets) -> dict[str, list[RequestValidator]]:
