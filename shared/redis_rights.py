@@ -25,7 +25,7 @@ _OF_BROKER = """
     RPUSH k v; SADD k m; SET k v; SMEMBERS k; SREM k m; ZADD k 1 m; ZRANGE k 0 1; ZRANGEBYSCORE k 0 1; ZREM k m
 """
 _WITHOUT_KEYS = "EVAL 1 0; EVALSHA 0 0; PING; SCAN 0; SCRIPT EXISTS 0; SCRIPT LOAD x; TIME"
-_LEDGER_KEYS = {keys.DUE: f"{keys.PREFIX}:*"}  # a key -> the pattern that allows it
+_LEDGER_KEYS = {f"{keys.PREFIX}:x": f"{keys.PREFIX}:*"}  # a key -> the pattern that allows it
 _BROKER_KEYS = {
     "optout.x": "optout.*",
     "_kombu.binding.x": "_kombu.binding*",

@@ -61,6 +61,21 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
+# What opens keys of its own outside the ledger: module -> keys that nobody else opens. All others ask the ledger.
+OWN_KEYS = {
+    "shared.redis_rights": {"PREFIX"},
+    "worker.mail.login_pacing": {"mail_login", "mail_login_refusals"},
+    "worker.mail.server_guard": {"mail_pause", "mail_probe"},
+    "worker.mail.smtp": {"MAIL_REJECTION"},
+    "worker.redcap.circuit_breaker": {"circuit"},
+    "worker.redcap.gateway": {"structure", "last_structure"},
+    "worker.redcap.phone_index": {"index_phones", "index_records", "index_since", "index_state"},
+    "worker.redcap.rate_limit": {"rate", "background_pause"},
+    "worker.runtime.invalid_messages": {"INVALID_MESSAGES"},
+    "worker.twilio.setup.saved_settings": {"twilio_setup"},
+}
+
+
 def imported_names(path: Path) -> Iterator[str]:
     """The modules that a file imports; `from package import module` names the module."""
     known = {name for name, _ in modules()}
@@ -207,6 +222,17 @@ def celery_app() -> Any:
     return importlib.import_module("worker.celery_app").app
 
 
+def opened_keys(path: Path) -> set[str]:
+    """The names that a file uses of `shared.ledger.keys`."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    module = {"keys", "shared.ledger.keys"}
+    used = {
+        node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) in module
+    }
+    imported = (node.names for node in nodes if isinstance(node, ast.ImportFrom) and node.module in module)
+    return used.union(alias.name for names in imported for alias in names)
+
+
 class TestTasks:
     @pytest.fixture
     def app(self) -> Any:
@@ -304,6 +330,32 @@ class TestKeys:
             if name != "shared.ledger.keys" and re.search(r"""["']f?optout:""", path.read_text())
         ]
         assert wrong == []
+
+    def test_only_the_ledger_opens_its_keys(self) -> None:
+        found = {
+            name: opened_keys(path)
+            for name, path in modules()
+            if not name.startswith("shared.ledger") and "shared.ledger.keys" in imported_names(path)
+        }
+        assert found == OWN_KEYS
+
+    def test_no_key_has_two_owners(self) -> None:
+        every = [key for names in OWN_KEYS.values() for key in names]
+        assert len(every) == len(set(every))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "from shared.ledger import Ledger, keys\nkeys.DUE",
+            "from shared.ledger.keys import DUE",
+            "import shared.ledger.keys\nshared.ledger.keys.DUE",
+        ],
+    )
+    def test_a_key_is_found_however_it_is_imported(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "example.py"
+        path.write_text(text)
+        assert "shared.ledger.keys" in imported_names(path)
+        assert opened_keys(path) == {"DUE"}
 
     def test_lua_scripts_are_files(self) -> None:
         assert [name for name, path in modules() if "redis.call(" in path.read_text()] == []

@@ -6,8 +6,6 @@ former record. The index gives hints: an update reads the records before it reli
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from pathlib import Path
 
 import structlog
 
@@ -17,8 +15,8 @@ from shared.domain.phone import READING_VERSION
 from shared.domain.scopes import record_of
 from shared.errors import RedcapUnavailable
 from shared.ledger import keys
-from shared.ledger.generations import BASE, LENGTH, PERIOD_MS, generation_text, milliseconds_later
-from shared.ledger.lua_script import LuaScript
+from shared.ledger.generations import LENGTH, generation_text, milliseconds_later
+from shared.ledger.opt_outs.indexed_phones import LONGEST_EXPORT_MS, IndexedPhones
 from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 from worker.redcap.gateway import RedcapProject
@@ -36,12 +34,7 @@ CHANGE_VISIBILITY_DELAY = timedelta(seconds=90)
 SUSPICIOUS_SHRINK = 0.5
 # Smaller projects may shrink at once.
 SHRINK_CHECKED_FROM = 20
-# Concurrent exports do not begin further apart than this. What seems to come from a later one was written with a
-# clock that was ahead, and does not take precedence.
-LONGEST_EXPORT_MS = 3600 * 1000
-
 RECORDS_PER_SCRIPT = 500
-SCRIPTS = Path(__file__).parent / "scripts"
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +57,7 @@ class PhoneIndex:
         self._records = keys.index_records(project)
         self._state = keys.index_state(project)
         self._since = keys.index_since(project)
-        self._put = LuaScript(redis, "put_phones", folder=SCRIPTS)
+        self._indexed = IndexedPhones(redis, project)
 
     def records(self, phones: Sequence[str]) -> dict[str, list[str]]:
         """Return record ids by phone hash, without phones that no record holds."""
@@ -178,34 +171,8 @@ class PhoneIndex:
         count = 0
         for batch in batches(phones, RECORDS_PER_SCRIPT):
             count += len(batch)
-            self._set_batch(batch, generation)
+            self._indexed.put(batch, generation, was_complete=self.refreshed_at() is not None)
         return count
-
-    def _set_batch(self, phones: Sequence[tuple[str, frozenset[str]]], generation: int) -> None:
-        project = self._project
-        was_complete = "1" if self.refreshed_at() else "0"
-        self._put(
-            keys={
-                "phones_index": self._phones,
-                "records_index": self._records,
-                "statuses": keys.status(project),
-                "pending": keys.pending(project),
-                "due": keys.DUE,
-                "since": self._since,
-            },
-            args={
-                "project": project,
-                "generation": generation_text(generation) if generation else "",
-                "now_ms": generation,
-                "due_ms": generation,
-                "believed_ms": LONGEST_EXPORT_MS,
-                "was_complete": was_complete,
-                "length": LENGTH,
-                "base": BASE,
-                "period_ms": PERIOD_MS,
-            },
-            rest=chain.from_iterable((record, "\n".join(sorted(held))) for record, held in phones),
-        )
 
     def _raise_if_shrunk(self, count: int) -> None:
         before = self._number("records")

@@ -1,4 +1,4 @@
-"""What concerns the whole installation: its processes, their configuration, Redis and the mail server.
+"""What concerns the whole installation: its processes, their configuration, Redis, the mail server, and all counters.
 
-Also what Twilio has shown about Messaging Services: their senders and keywords.
+Also what the operator is notified of (`open_conditions`), and what Twilio has shown about Messaging Services.
 """

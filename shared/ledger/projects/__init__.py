@@ -1,4 +1,4 @@
-"""How each project stands: what waits, what was written by day, the nights that were proved, the daily check.
+"""How each project stands: whether it is configured, its problem, what waits, reconciliations, the daily check.
 
 Most of it is for `/metrics`, the console and e-mails.
 """
