@@ -2,34 +2,28 @@
 
 from shared.domain.months import Month
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 
-class MonthlySummaries:
+class MonthlySummaries(LedgerBase):
     """The last month of each project whose summary is done."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def last_months(self) -> dict[str, Month]:
         """The months by project, without projects that never had a summary."""
-        return {project: Month.parse(text) for project, text in self._redis.hgetall(keys.SUMMARIES).items()}
+        return {project: Month.parse(text) for project, text in self.redis.hgetall(keys.SUMMARIES).items()}
 
     def note(self, project: str, month: Month) -> None:
         """The summary of this month is sent, or not needed."""
-        self._redis.hset(keys.SUMMARIES, project, str(month))
+        self.redis.hset(keys.SUMMARIES, project, str(month))
 
 
-class WeeklyMail:
+class WeeklyMail(LedgerBase):
     """The week, such as 2026-W48, of the last weekly e-mail to the operator."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def last_week(self) -> str | None:
         """The week, or None before the first one."""
-        return self._redis.get(keys.OPERATOR_WEEK)
+        return self.redis.get(keys.OPERATOR_WEEK)
 
     def note(self, week: str) -> None:
         """The e-mail of this week is sent, or not needed."""
-        self._redis.set(keys.OPERATOR_WEEK, week)
+        self.redis.set(keys.OPERATOR_WEEK, week)

@@ -3,25 +3,22 @@
 from collections.abc import Mapping
 
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 Counts = dict[tuple[str, ...], int]  # by label values
 
 
-class Counters:
+class Counters(LedgerBase):
     """Reads the counts; `Ledger.count` and the scripts add to them."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def ended(self) -> Counts:
         """Events that have ended, by project, source and state."""
-        return _decode(self._redis.hgetall(keys.COUNTS))
+        return _decode(self.redis.hgetall(keys.COUNTS))
 
     def others(self) -> dict[str, Counts]:
         """Everything else, by name."""
         found: dict[str, Counts] = {}
-        for (name, *labels), number in _decode(self._redis.hgetall(keys.METRICS)).items():
+        for (name, *labels), number in _decode(self.redis.hgetall(keys.METRICS)).items():
             found.setdefault(name, {})[tuple(labels)] = number
         return found
 

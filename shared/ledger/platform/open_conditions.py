@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,21 +18,18 @@ class OpenCondition:
     count: int = 0  # of what is affected
 
 
-class OpenConditions:
+class OpenConditions(LedgerBase):
     """What is wrong with the platform, by the key of the condition."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def all(self) -> dict[str, OpenCondition]:
         """The conditions that are stored."""
-        stored = self._redis.hgetall(keys.OPERATOR)
+        stored = self.redis.hgetall(keys.OPERATOR)
         return {key: OpenCondition(**json.loads(text)) for key, text in stored.items()}
 
     def store(self, key: str, condition: OpenCondition) -> None:
         """Keep a condition, in place of what was stored under its key."""
-        self._redis.hset(keys.OPERATOR, key, json.dumps(asdict(condition)))
+        self.redis.hset(keys.OPERATOR, key, json.dumps(asdict(condition)))
 
     def remove(self, key: str) -> None:
         """Forget a condition that has ended."""
-        self._redis.hdel(keys.OPERATOR, key)
+        self.redis.hdel(keys.OPERATOR, key)

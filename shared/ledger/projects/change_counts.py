@@ -6,7 +6,7 @@ from datetime import date, datetime, timedelta, tzinfo
 
 from shared.domain.events import Change
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 DAYS_COUNTED = 182
 WEEKS_COUNTED = 13
@@ -26,11 +26,8 @@ class DayCount:
     opt_ins: int
 
 
-class ChangeCounts:
+class ChangeCounts(LedgerBase):
     """Reads the counts; days are local to each study."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def of_days(self, project: str, last: date, number: int = DAYS_COUNTED) -> list[DayCount]:
         """The counts of a study up to and including a day, oldest first."""
@@ -39,7 +36,7 @@ class ChangeCounts:
 
     def of_projects(self, last_days: Mapping[str, date], number: int) -> dict[str, list[DayCount]]:
         """The counts of several studies, each up to and including its own day."""
-        with self._redis.pipeline(transaction=False) as pipe:
+        with self.redis.pipeline(transaction=False) as pipe:
             for project, last in last_days.items():
                 pipe.hmget(keys.change_counts(project), _fields(last, number))
             stored = pipe.execute()
@@ -51,7 +48,7 @@ class ChangeCounts:
     def latencies(self, project: str) -> dict[str, int]:
         """How many changes took at most so many milliseconds, and more than the one before, or "more"."""
         counts = dict.fromkeys([*map(str, LATENCY_BOUNDS_MS), LONGER], 0)
-        for field, number in self._redis.hgetall(keys.latencies(project)).items():
+        for field, number in self.redis.hgetall(keys.latencies(project)).items():
             counts[field.partition("|")[2]] += int(number)
         return counts
 

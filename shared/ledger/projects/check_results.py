@@ -8,6 +8,7 @@ from datetime import datetime
 
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
+from shared.ledger.base import LedgerBase
 from shared.redis_client import RedisClient
 
 # The name of the platform among the projects, which have longer names.
@@ -84,29 +85,26 @@ def _decode(scope: str, text: str) -> CheckResult:
     )
 
 
-class CheckSchedule:
+class CheckSchedule(LedgerBase):
     """When each project, and the platform, is checked next."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def scopes(self) -> set[str]:
         """Everything that is checked."""
-        return set(self._redis.zrange(keys.CHECKS_DUE, 0, -1))
+        return set(self.redis.zrange(keys.CHECKS_DUE, 0, -1))
 
     def due(self, now_ms: int, limit: int) -> list[str]:
         """What is to be checked now, longest due first."""
-        return self._redis.zrangebyscore(keys.CHECKS_DUE, "-inf", now_ms, start=0, num=limit)
+        return self.redis.zrangebyscore(keys.CHECKS_DUE, "-inf", now_ms, start=0, num=limit)
 
     def add(self, scope: str, at_ms: int) -> None:
         """Have something checked from now on, first at this time."""
-        self._redis.zadd(keys.CHECKS_DUE, {scope: at_ms}, nx=True)
+        self.redis.zadd(keys.CHECKS_DUE, {scope: at_ms}, nx=True)
 
     def postpone(self, scope: str, at_ms: int) -> None:
         """Have it checked at this time, and not before."""
-        self._redis.zadd(keys.CHECKS_DUE, {scope: at_ms})
+        self.redis.zadd(keys.CHECKS_DUE, {scope: at_ms})
 
     def remove(self, scope: str) -> None:
         """Check it no more, and forget its last result."""
-        self._redis.hdel(keys.CHECKS, scope)
-        self._redis.zrem(keys.CHECKS_DUE, scope)
+        self.redis.hdel(keys.CHECKS, scope)
+        self.redis.zrem(keys.CHECKS_DUE, scope)

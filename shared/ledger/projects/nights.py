@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from shared.domain.events import from_milliseconds, milliseconds
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 NIGHTS_KEPT = 90
 # A nightly run is a day apart from the last one, and 25 hours when the clocks go back.
@@ -40,22 +40,19 @@ class Night:
     errors: tuple[str, ...] = ()
 
 
-class Nights:
+class Nights(LedgerBase):
     """The days' results, by the local date of the deployment."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def record(self, project: str, day: date, night: Night) -> None:
         """Keep a result. A later one of the same day replaces it, but a failure does not replace a success."""
         key = keys.nights(project)
-        known = self._redis.hgetall(key)
+        known = self.redis.hgetall(key)
         before = _decode(known[str(day)]) if str(day) in known else None
         if before and before.outcome is not NightOutcome.FAILED and night.outcome is NightOutcome.FAILED:
             return
         oldest = str(day - timedelta(days=NIGHTS_KEPT - 1))
         expired = [each for each in known if each < oldest]
-        with self._redis.pipeline(transaction=True) as pipe:
+        with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(key, str(day), _encode(night))
             if expired:
                 pipe.hdel(key, *expired)
@@ -64,7 +61,7 @@ class Nights:
 
     def of(self, project: str) -> dict[date, Night]:
         """The results that are kept, oldest first."""
-        stored = self._redis.hgetall(keys.nights(project))
+        stored = self.redis.hgetall(keys.nights(project))
         return {date.fromisoformat(day): _decode(text) for day, text in sorted(stored.items())}
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from shared.batches import batches
 from shared.ledger import keys
+from shared.ledger.base import LedgerBase
 from shared.ledger.events.failures import failed_ids
 from shared.ledger.projects.problems import KnownProblem, ProjectProblems
 from shared.ledger.projects.reconciliations import Reconciliations
-from shared.redis_client import RedisClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +40,16 @@ class StudyQueues:
 _GROUP = 10
 
 
-class Overview:
+class Overview(LedgerBase):
     """Reads the studies."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def of(self, projects: Sequence[str]) -> list[StudyOverview]:
         """The studies, in the given order."""
-        problems = ProjectProblems(self._redis).all()
+        problems = ProjectProblems(self.redis).all()
         unfinished = self._counts(projects, keys.unfinished, "zcard")
         reviews = self._counts(projects, keys.reviews, "zcard")
         failures = self._counts(projects, keys.failures, "hlen")
-        with self._redis.pipeline(transaction=False) as pipe:
+        with self.redis.pipeline(transaction=False) as pipe:
             for project in projects:
                 pipe.hmget(keys.reconciled(project), "success_ms", "failure_ms")
             reconciled = list(pipe.execute())
@@ -63,7 +60,7 @@ class Overview:
                 unfinished=unfinished.get(project, 0),
                 oldest_ms=self._oldest_ms(project) if project in unfinished else 0,
                 reviews=reviews.get(project, 0),
-                failures=len(failed_ids(project, self._redis)) if project in failures else 0,
+                failures=len(failed_ids(project, self.redis)) if project in failures else 0,
                 success_ms=int(success or 0),
                 failure_ms=int(failure or 0),
                 errors=self._errors(project) if int(failure or 0) > int(success or 0) else (),
@@ -74,7 +71,7 @@ class Overview:
     def _counts(self, projects: Sequence[str], key: Callable[[str], str], command: str) -> dict[str, int]:
         """The sizes of a collection of each project, without those that are empty, as almost all are."""
         groups = list(batches(projects, _GROUP))
-        with self._redis.pipeline(transaction=False) as pipe:
+        with self.redis.pipeline(transaction=False) as pipe:
             for group in groups:
                 pipe.exists(*map(key, group))
             filled = [
@@ -85,12 +82,12 @@ class Overview:
             return {name: number for name, number in zip(filled, pipe.execute(), strict=True) if number}
 
     def _oldest_ms(self, project: str) -> int:
-        oldest = self._redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
+        oldest = self.redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
         return int(oldest[0][1]) if oldest else 0
 
     def queues(self, projects: Sequence[str]) -> list[StudyQueues]:
         """What waits in each of the studies, in the given order."""
-        with self._redis.pipeline(transaction=False) as pipe:
+        with self.redis.pipeline(transaction=False) as pipe:
             for project in projects:
                 pipe.zcard(keys.unfinished(project))
                 pipe.zrange(keys.unfinished(project), 0, 0, withscores=True)
@@ -108,10 +105,10 @@ class Overview:
 
     def opted_out(self, projects: Sequence[str]) -> dict[str, int]:
         """How many records of each study hold an opt-out that the program has entered."""
-        with self._redis.pipeline(transaction=False) as pipe:
+        with self.redis.pipeline(transaction=False) as pipe:
             for project in projects:
                 pipe.hlen(keys.written(project))
             return dict(zip(projects, pipe.execute(), strict=True))
 
     def _errors(self, project: str) -> tuple[str, ...]:
-        return tuple(Reconciliations(self._redis, project).report().get("errors", ()))
+        return tuple(Reconciliations(self.redis, project).report().get("errors", ()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.domain.events import milliseconds
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +19,25 @@ class KnownProblem:
     events_kept: bool  # until it is fixed
 
 
-class ProjectProblems:
+class ProjectProblems(LedgerBase):
     """The known problem of each project that has one."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def note(self, project: str, problem: KnownProblem) -> bool:
         """Keep a problem. Returns whether it was unknown."""
         stored = {"problem": problem.code, "detail": problem.detail, "events_kept": problem.events_kept}
         text = json.dumps(stored, sort_keys=True)
-        if self._redis.hget(keys.PROBLEMS, project) == text:
+        if self.redis.hget(keys.PROBLEMS, project) == text:
             return False
-        self._redis.hset(keys.PROBLEMS, project, text)
+        self.redis.hset(keys.PROBLEMS, project, text)
         return True
 
     def remove(self, project: str) -> bool:
         """Forget a problem. Returns whether there was one."""
-        return bool(self._redis.hdel(keys.PROBLEMS, project))
+        return bool(self.redis.hdel(keys.PROBLEMS, project))
 
     def of(self, project: str) -> KnownProblem | None:
         """A project's problem, or None."""
-        text = self._redis.hget(keys.PROBLEMS, project)
+        text = self.redis.hget(keys.PROBLEMS, project)
         return _decode(json.loads(text)) if text else None
 
     def all(self) -> dict[str, KnownProblem]:
@@ -49,11 +46,11 @@ class ProjectProblems:
 
     def as_json(self) -> dict[str, dict[str, Any]]:
         """The problems by project, as `/readyz` shows them."""
-        return {project: json.loads(text) for project, text in self._redis.hgetall(keys.PROBLEMS).items()}
+        return {project: json.loads(text) for project, text in self.redis.hgetall(keys.PROBLEMS).items()}
 
     def projects(self) -> set[str]:
         """The projects that have a problem."""
-        return set(self._redis.hkeys(keys.PROBLEMS))
+        return set(self.redis.hkeys(keys.PROBLEMS))
 
 
 def _decode(stored: dict[str, Any]) -> KnownProblem:
@@ -68,17 +65,14 @@ class Verified:
     digest: str
 
 
-class VerifiedProjects:
+class VerifiedProjects(LedgerBase):
     """The last check of each project against REDCap."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def note(self, project: str, digest: str, *, now: datetime) -> None:
         """The project fits this configuration."""
-        self._redis.hset(keys.VERIFIED, project, f"{milliseconds(now)} {digest}")
+        self.redis.hset(keys.VERIFIED, project, f"{milliseconds(now)} {digest}")
 
     def all(self) -> dict[str, Verified]:
         """The last checks by project."""
-        parts = {project: text.partition(" ") for project, text in self._redis.hgetall(keys.VERIFIED).items()}
+        parts = {project: text.partition(" ") for project, text in self.redis.hgetall(keys.VERIFIED).items()}
         return {project: Verified(int(at_ms), digest) for project, (at_ms, _, digest) in parts.items()}

@@ -3,30 +3,27 @@
 from collections.abc import Iterable
 
 from shared.ledger import keys
-from shared.redis_client import RedisClient
+from shared.ledger.base import LedgerBase
 
 
-class TrackedProjects:
+class TrackedProjects(LedgerBase):
     """Every project that has been configured, until all of its data is deleted."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
 
     def missing_since(self) -> dict[str, int | None]:
         """By project: the ms since when it is missing, or None while it is configured."""
         return {
             project: int(since) if since else None
-            for project, since in self._redis.hgetall(keys.PROJECTS).items()
+            for project, since in self.redis.hgetall(keys.PROJECTS).items()
         }
 
     def note_configured(self, project: str) -> None:
         """The project is configured."""
-        self._redis.hset(keys.PROJECTS, project, "")
+        self.redis.hset(keys.PROJECTS, project, "")
 
     def note_missing(self, project: str, since_ms: int) -> None:
         """The project is not configured any more."""
-        self._redis.hset(keys.PROJECTS, project, since_ms)
+        self.redis.hset(keys.PROJECTS, project, since_ms)
 
     def removed(self, configured: Iterable[str]) -> list[str]:
         """Projects that are not configured any more, of which something is kept."""
-        return sorted(set(self._redis.hkeys(keys.PROJECTS)) - set(configured))
+        return sorted(set(self.redis.hkeys(keys.PROJECTS)) - set(configured))

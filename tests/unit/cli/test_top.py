@@ -49,6 +49,23 @@ def test_a_failed_event_shows(asthma: Study) -> None:
     assert found.failed == 1
 
 
+def test_many_projects_cost_no_more_requests_to_redis_than_one(
+    asthma: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[object, ...]] = []
+    execute = asthma.redis.execute_command
+
+    def counted(*args: object, **options: object) -> object:
+        sent.append(args)
+        return execute(*args, **options)
+
+    monkeypatch.setattr(asthma.redis, "execute_command", counted)
+    command.figures(asthma.services, ["asthma"])
+    alone = len(sent)
+    command.figures(asthma.services, ["asthma", "stroke", "heart"])
+    assert 0 < len(sent) == 2 * alone
+
+
 def test_the_rate_is_that_of_the_last_minute() -> None:
     rates = command.Rates()
     assert rates.per_minute("asthma", 10, now=0) is None
