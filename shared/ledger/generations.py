@@ -1,25 +1,32 @@
-"""The generation of an index entry: when the export began that showed it last, in seven characters.
+"""The generation of an index entry: when the export began that showed it last, in six characters.
 
-Milliseconds to base 36, without what is above seven digits: they repeat after two and a half years, and only those of
-about the same time are compared. An index of a million records takes 8 MB less than with all digits.
+Milliseconds to base 64, without what is above six digits: they repeat after two years, and only those of about the
+same time are compared. An index of a million records takes 17 MB less than with decimal digits.
 """
 
-LENGTH = 7
-BASE = 36
-PERIOD_MS: int = BASE**LENGTH
+import string
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+DIGITS = string.digits + string.ascii_letters + "-_"
+LENGTH = 6
+PERIOD_MS: int = len(DIGITS) ** LENGTH
 
 
 def generation_text(moment_ms: int) -> str:
     """Return the generation of exports that began at this time."""
     text, rest = "", moment_ms
     for _ in range(LENGTH):
-        rest, digit = divmod(rest, BASE)
-        text = _DIGITS[digit] + text
+        rest, digit = divmod(rest, len(DIGITS))
+        text = DIGITS[digit] + text
     return text
 
 
 def milliseconds_later(generation: str, other: str) -> int:
     """Return by how much a generation is later than another; one that is earlier seems to be years later."""
-    return (int(generation, BASE) - int(other, BASE)) % PERIOD_MS
+    return (_number(generation) - _number(other)) % PERIOD_MS
+
+
+def _number(generation: str) -> int:
+    number = 0
+    for character in generation:
+        number = number * len(DIGITS) + DIGITS.index(character)
+    return number

@@ -97,7 +97,7 @@ def index_phones(project: str) -> str:
 
 
 def index_records(project: str) -> str:
-    """Hash: record id -> generation of the index (seven characters), directly followed by its phones, a line each."""
+    """Hash: record id -> generation of the index (six characters), directly followed by its phones, a line each."""
     return f"{PREFIX}:index:{project}:records"
 
 

@@ -25,7 +25,7 @@ from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
 
 _BATCH = 500
-# Milliseconds have 13 digits from 2001 to 2286; a new entry's first line is longer: seven characters and a hash.
+# Milliseconds have 13 digits from 2001 to 2286; a new entry's first line is longer: six characters and a hash.
 _OLD_GENERATION = 13
 
 log = structlog.get_logger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Set
 from itertools import chain
 
 from shared.ledger import keys
-from shared.ledger.generations import BASE, LENGTH, PERIOD_MS, generation_text
+from shared.ledger.generations import DIGITS, LENGTH, PERIOD_MS, generation_text
 from shared.ledger.lua_script import LuaScript
 from shared.redis_client import RedisClient
 
@@ -43,7 +43,7 @@ class IndexedPhones:
                 "believed_ms": LONGEST_EXPORT_MS,
                 "was_complete": "1" if was_complete else "0",
                 "length": LENGTH,
-                "base": BASE,
+                "digits": DIGITS,
                 "period_ms": PERIOD_MS,
             },
             rest=chain.from_iterable((record, "\n".join(sorted(held))) for record, held in phones),

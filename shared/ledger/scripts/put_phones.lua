@@ -11,7 +11,7 @@ local phones_index, records_index, statuses, pending, due,
 local project, generation, now_ms, due_ms,
   believed_ms,   -- by how many ms a later export is believed to be later
   was_complete,  -- '1' if the index was complete before, so that a phone that is new now was added since
-  length, base, period_ms  -- of generations
+  length, digits, period_ms  -- of generations
   = arguments(9)
 -- Then per record: its id, and its phones, a line each.
 
@@ -42,9 +42,16 @@ local function remove(phone, id)
   if left == '' then redis.call('HDEL', phones_index, phone) else redis.call('HSET', phones_index, phone, left) end
 end
 
+local function milliseconds_of(text)
+  local sum = 0
+  for digit in string.gmatch(text, '.') do sum = sum * #digits + string.find(digits, digit, 1, true) - 1 end
+  return sum
+end
+local export_ms = milliseconds_of(generation)
+
 -- A generation that is earlier seems to be later by years.
 local function is_newer(known)
-  local later = (tonumber(known, base) - tonumber(generation, base)) % period_ms
+  local later = (milliseconds_of(known) - export_ms) % period_ms
   return later > 0 and later <= tonumber(believed_ms)
 end
 
