@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ TEMPLATES = "/etc/optout-templates"
 UNITS = {"m": "Mi"}
 
 
-def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+@cache
+def documents() -> list[tuple[str, dict[str, Any]]]:
     """Every object of every manifest, with its file's name."""
-    for path in sorted(MANIFESTS.glob("*.yaml")):
-        if path.name != "kustomization.yaml":
-            for document in yaml.safe_load_all(path.read_text()):
-                yield path.name, document
+    return [
+        (path.name, document)
+        for path in sorted(MANIFESTS.glob("*.yaml"))
+        if path.name != "kustomization.yaml"
+        for document in yaml.safe_load_all(path.read_text())
+    ]
 
 
 def kustomization() -> dict[str, Any]:
@@ -36,6 +39,7 @@ def kustomization() -> dict[str, Any]:
     return loaded
 
 
+@cache
 def compose_service(name: str) -> dict[str, Any]:
     """A service of docker-compose.yml, with the defaults of its variables."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "docker-compose.yml").read_text())

@@ -41,6 +41,7 @@ ENTRY_POINTS = {
 }  # fmt: skip
 
 
+@cache
 def modules() -> list[tuple[str, Path]]:
     """Every module of the program, by its dotted name."""
     found = []
@@ -51,9 +52,15 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """The syntax tree of a file, node by node."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[str]:
     """The dotted names of all modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,7 +86,7 @@ OWN_KEYS = {
 def imported_names(path: Path) -> Iterator[str]:
     """The modules that a file imports; `from package import module` names the module."""
     known = {name for name, _ in modules()}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -142,7 +149,7 @@ class TestImports:
         constants = [
             name
             for name, path in modules()
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes(path)
             if isinstance(node, ast.Constant) and node.value == text
         ]
         assert len(constants) == 1

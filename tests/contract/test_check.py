@@ -601,8 +601,9 @@ def test_no_finding_holds_a_phone_number_or_a_secret(world: World, id_: str) -> 
     spoil(world)
     texts = [item.observed if isinstance(item, Finding) else item.text for item in world.run(check)]
     secrets = [AUTH_TOKEN, builders.REDCAP_TOKEN, LONG_KEY, "u:p@"]
+    digest = world.services().config.digest  # of eight digits, now and then
     for text in texts:
-        assert not re.search(r"\d[\d ().-]{5,}\d", NO_NUMBER.sub("", text)), text
+        assert not re.search(r"\d[\d ().-]{5,}\d", NO_NUMBER.sub("", text.replace(digest, ""))), text
         assert not [secret for secret in secrets if secret in text]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import socket
 import struct
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, g, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from tests.simulators.twilio.accounts import Account
@@ -76,18 +78,21 @@ def create_app(simulator: TwilioSimulator) -> Flask:
     """The Flask application: REST API, faults, request log, and the control API under /_sim/."""
     app = Flask("twilio_simulator")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
-    apis = (MessagesApi(simulator), ServicesApi(simulator), EventsApi(simulator), ConsentsApi(simulator))
-    for method, path, resource, handler in itertools.chain.from_iterable(api.routes() for api in apis):
-        app.add_url_rule(
-            path, f"{method} {resource}", handler, methods=[method], provide_automatic_options=False
-        )
-    for method, path, name, handler in ControlApi(simulator).routes():
-        app.add_url_rule(path, f"{method} {name}", handler, methods=[method])
+    apis = (MessagesApi, ServicesApi, EventsApi, ConsentsApi, ControlApi)
+    routes = list(itertools.chain.from_iterable(api(simulator).routes() for api in apis))
+    app.view_functions = {f"{method} {name}": handler for method, _, name, handler in routes}
+    app.url_map = _url_map(tuple((path, method, f"{method} {name}") for method, path, name, _ in routes))
     app.before_request(lambda: _before(simulator))
     app.after_request(lambda response: _after(simulator, response))
     app.register_error_handler(ApiError, lambda error: error.response(as_problem=simulator.problem_details))
     app.register_error_handler(HTTPException, _http_error)
     return app
+
+
+@functools.cache
+def _url_map(routes: tuple[tuple[str, str, str], ...]) -> Map:
+    """The addresses, of all simulators alike: to compile them takes longer than most tests."""
+    return Map([Rule(path, methods=[method], endpoint=endpoint) for path, method, endpoint in routes])
 
 
 def authenticate(simulator: TwilioSimulator) -> Account:
