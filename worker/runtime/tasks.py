@@ -30,14 +30,26 @@ from worker.steps.sweep import sweep
 from worker.steps.update_records import update_records
 from worker.steps.verify_project import verify_project
 
+ServicesOf = Callable[..., Services]
+
 
 class _Step(SafeTask):
     soft_time_limit, time_limit = STEP_SECONDS - 60, STEP_SECONDS
 
 
-def register(app: Celery, services: Callable[..., Services]) -> None:
+class _Reconciliation(_Step):
+    soft_time_limit, time_limit = LONGEST_TASK_SECONDS - 60, LONGEST_TASK_SECONDS
+
+
+def register(app: Celery, services: ServicesOf) -> None:
     """Register the tasks. `services()` returns those of a task, `services(project)` those of a project's task."""
     task_logging.connect()
+    _register_steps(app, services)
+    _register_background(app, services)
+
+
+def _register_steps(app: Celery, services: ServicesOf) -> None:
+    """What is done at once: the steps of a change, and the sweep."""
 
     @app.task(base=_Step, name=TaskName.LOOKUP)
     def _lookup(project: str, event: str) -> None:
@@ -55,12 +67,21 @@ def register(app: Celery, services: Callable[..., Services]) -> None:
     def _block(project: str) -> None:
         block_at_twilio(project, services(project))
 
-    @app.task(
-        base=_Step,
-        name=TaskName.RECONCILE,
-        soft_time_limit=LONGEST_TASK_SECONDS - 60,
-        time_limit=LONGEST_TASK_SECONDS,
-    )
+    @app.task(base=_Step, name=TaskName.SWEEP)
+    def _sweep() -> dict[str, int]:
+        current = services()
+        published = sweep(current)
+        request_due_checks(current)
+        send_due_summaries(current)
+        notify_operator(current)
+        ping(current)
+        return published
+
+
+def _register_background(app: Celery, services: ServicesOf) -> None:
+    """What waits for a free place: reconciliations, checks of projects, and rebuilt indexes."""
+
+    @app.task(base=_Reconciliation, name=TaskName.RECONCILE)
     def _reconcile(project: str, since: str | None = None, nightly: bool | str = False) -> dict[str, Any]:
         begin = datetime.fromisoformat(since) if since else None
         own = services(project)
@@ -78,16 +99,6 @@ def register(app: Celery, services: Callable[..., Services]) -> None:
     def _refresh(project: str) -> None:
         own = services(project)
         run_job(own, partial(refresh_index, project, own), TaskName.REFRESH, project)
-
-    @app.task(base=_Step, name=TaskName.SWEEP)
-    def _sweep() -> dict[str, int]:
-        current = services()
-        published = sweep(current)
-        request_due_checks(current)
-        send_due_summaries(current)
-        notify_operator(current)
-        ping(current)
-        return published
 
     @app.task(base=_Step, name=TaskName.CHECK)
     def _check(project: str) -> None:
