@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 T ?=
-# Test processes; the tests of a file stay in one, as they may share a platform. Two per core, as they mostly wait;
-# the many short unit tests come last, and fill the time in which the last long ones end.
-JOBS ?= 4
+# Test processes; the tests of a file stay in one, as they may share a platform. More than two per core, as they mostly
+# wait; long files come first, and the many short unit tests fill the time in which the last long ones end.
+JOBS ?= 5
 PARALLEL = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 ##@ Try it

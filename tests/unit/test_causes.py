@@ -13,9 +13,11 @@ from amqp.exceptions import AccessRefused
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeout
+from redis.retry import Retry
 from urllib3.exceptions import ProxyError
 
 from shared.causes import cause_in_words, host_and_port
@@ -53,7 +55,7 @@ def test_a_certificate_says_why() -> None:
 
 def test_redis_too() -> None:
     with pytest.raises(RedisError) as caught:
-        Redis(port=free_port()).ping()
+        Redis(port=free_port(), retry=Retry(NoBackoff(), 0)).ping()
     assert cause_in_words(caught.value) == "refused: nothing listens there"
 
 
