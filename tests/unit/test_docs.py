@@ -214,7 +214,7 @@ def exposed(redis: Any) -> dict[str, set[str]]:
     redis.hset(keys.reconciled("asthma"), mapping={"success_ms": 1, "failure_ms": 1})
     redis.hset(keys.HEARTBEATS, "worker|host|7", time.time_ns() // 1_000_000 - 60_000)
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(Ledger(redis), ["asthma"]))
+    registry.register(LedgerCollector(Ledger(redis), ["asthma"], {"asthma"}))
     found: dict[str, set[str]] = {}
     for family in registry.collect():
         for sample in family.samples:

@@ -21,8 +21,9 @@ from werkzeug.test import TestResponse
 
 from shared.ledger import keys
 from shared.ledger.platform.loaded_configurations import Trouble, publish
+from shared.ledger.projects.check_results import CheckResult, StoredFinding, store_result
 from shared.messaging.tasks import TaskName
-from tests.builders import batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
+from tests.builders import at, batch, cloud_event, config, hashed, inbound_form, project_table, repeated, sid
 from tests.fakes import RecordingPublisher, fake_redis
 from tests.simulators.twilio import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, SENDER, SERVICE_SID
 from web.app import build_services, create_app
@@ -565,6 +566,26 @@ class TestMetrics:
 
     def test_nothing_unfinished_has_age_zero(self, ingress: Ingress) -> None:
         assert self.figures(ingress)['optout_oldest_unfinished_age_seconds{project="asthma"}'] == 0
+
+    def test_blocks_are_shown_of_projects_that_block_and_findings_only_of_severities_that_occur(self) -> None:
+        tables = {"asthma": project_table(block_at_twilio=True), "diabetes": project_table(senders=[SENDER])}
+        ingress = Ingress(tables)
+        finding = StoredFinding(id="x", severity="error", subject="", title="", observed="", fix="", docs="")
+        result = CheckResult(scope="diabetes", checked_at=at("2026-05-04T12:00:00"), findings=(finding,) * 2)
+        store_result(ingress.redis, result)
+        figures = self.figures(ingress)
+        assert {name for name in figures if name.startswith("optout_blocks_waiting")} == {
+            'optout_blocks_waiting{project="asthma"}'
+        }
+        assert {
+            name: value for name, value in figures.items() if name.startswith("optout_check_findings")
+        } == {
+            'optout_check_findings{scope="diabetes",severity="error"}': 2,
+            **{
+                f'optout_check_findings{{scope="platform",severity="{severity}"}}': 0
+                for severity in ("error", "warning", "note")
+            },
+        }
 
     def test_every_figure_has_a_text(self, ingress: Ingress) -> None:
         text = ingress.client.get("/metrics").text

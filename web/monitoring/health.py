@@ -50,5 +50,7 @@ def metrics() -> Response:
     """Metrics for Prometheus; 503 without Redis, as a wrong zero would be worse than a gap."""
     leave_event_loop()
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(services().ledger, list(services().config.projects)))
+    projects = services().config.projects
+    blocking = {name for name, project in projects.items() if project.block_at_twilio}
+    registry.register(LedgerCollector(services().ledger, list(projects), blocking))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

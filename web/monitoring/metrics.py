@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,7 +12,7 @@ from shared.ledger import Ledger
 from shared.ledger.platform.counters import Counters
 from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files
-from shared.ledger.projects.check_results import PLATFORM, check_results
+from shared.ledger.projects.check_results import PLATFORM, finding_counts
 from shared.ledger.projects.figures import ProjectFigures, project_figures
 from shared.ledger.projects.problems import ProjectProblems
 from shared.messaging.tasks import QUEUES
@@ -58,6 +58,10 @@ CONFIGURED: list[tuple[str, str, Value]] = [
         "Age of the oldest of them",
         lambda each: _age(each.oldest_review_ms),
     ),
+    ("optout_indexed_phones", "Phones in the index", lambda each: each.indexed_phones),
+]
+# Of projects with `block_at_twilio`.
+BLOCKS: list[tuple[str, str, Value]] = [
     (
         "optout_blocks_waiting",
         "Opt-outs that Twilio has yet to be asked to block",
@@ -69,7 +73,6 @@ CONFIGURED: list[tuple[str, str, Value]] = [
         "Texts that Twilio delivered although it was asked to block, in the last reconciliation",
         lambda each: each.block_faults,
     ),
-    ("optout_indexed_phones", "Phones in the index", lambda each: each.indexed_phones),
 ]
 
 
@@ -78,11 +81,12 @@ def _age(since_ms: int) -> float:
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger at each scrape."""
+    """Reads the ledger at each scrape: of the configured projects, and of those that block at Twilio."""
 
-    def __init__(self, ledger: Ledger, projects: list[str]) -> None:
+    def __init__(self, ledger: Ledger, projects: list[str], blocking: Collection[str] = ()) -> None:
         self._redis = ledger.redis
         self._projects = projects
+        self._blocking = blocking
 
     def collect(self) -> Iterator[Metric]:
         """All metrics. Raises redis.RedisError if Redis is unavailable."""
@@ -93,6 +97,8 @@ class LedgerCollector(Collector):
         yield from self._counted()
         yield self._reconciled(configured)
         yield from (_gauge(*metric, configured) for metric in CONFIGURED)
+        blocking = {name: each for name, each in configured.items() if name in self._blocking}
+        yield from (_gauge(*metric, blocking) for metric in BLOCKS)
         yield self._texts_after_opt_out(configured)
         yield self._problems()
         yield self._configuration()
@@ -156,12 +162,12 @@ class LedgerCollector(Collector):
         family = GaugeMetricFamily(
             "optout_check_findings", "Findings of the last daily check", labels=["scope", "severity"]
         )
-        results = check_results(self._redis)
+        counts = finding_counts(self._redis)
         for scope in (PLATFORM, *self._projects):
-            result = results.get(scope)
             for severity in ("error", "warning", "note"):
-                number = result.count(severity) if result else 0
-                family.add_metric([scope or "platform", severity], number)
+                number = counts[scope][severity] if scope in counts else 0
+                if number or scope == PLATFORM:
+                    family.add_metric([scope or "platform", severity], number)
         return family
 
     def _configuration(self) -> Metric:
@@ -194,8 +200,11 @@ class LedgerCollector(Collector):
             labels=["queue"],
         )
         if broker_url() == redis_url():
-            for queue in QUEUES.values():
-                family.add_metric([queue], self._redis.llen(queue))
+            with self._redis.pipeline(transaction=False) as pipe:
+                for queue in QUEUES.values():
+                    pipe.llen(queue)
+                for queue, length in zip(QUEUES.values(), pipe.execute(), strict=True):
+                    family.add_metric([queue], length)
         return family
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
@@ -72,6 +73,14 @@ def check_result(redis: RedisClient, scope: str) -> CheckResult | None:
 def check_results(redis: RedisClient) -> dict[str, CheckResult]:
     """The last results of all projects, and of the platform under PLATFORM."""
     return {scope: _decode(scope, text) for scope, text in sorted(redis.hgetall(keys.CHECKS).items())}
+
+
+def finding_counts(redis: RedisClient) -> dict[str, Counter[str]]:
+    """How many findings of each severity the last results have, by scope."""
+    return {
+        scope: Counter(finding["severity"] for finding in json.loads(text)["findings"])
+        for scope, text in redis.hgetall(keys.CHECKS).items()
+    }
 
 
 def _decode(scope: str, text: str) -> CheckResult:
