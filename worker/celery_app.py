@@ -46,7 +46,7 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # Tasks mostly wait for REDCap; one child each for lookup, update, e-mail and reconciliation.
     worker_concurrency=4,
-    worker_consumer="worker.runtime.invalid_messages:Consumer",
+    worker_consumer="worker.runtime.consumer:Consumer",
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
 )
