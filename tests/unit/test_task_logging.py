@@ -44,6 +44,11 @@ def test_each_line_of_a_task_carries_its_step_project_and_event(task: TaskName) 
         assert line.items() >= ids.items()
 
 
+@pytest.mark.parametrize("task", sorted(set(TaskName) - {TaskName.SWEEP}))
+def test_each_line_of_a_project_s_task_names_the_project(task: TaskName) -> None:
+    assert all(line["project"] == "asthma" for line in lines(task, "asthma"))
+
+
 def test_a_step_ends_with_one_line_that_says_how_and_how_long() -> None:
     line = lines(TaskName.UPDATE, "asthma")[-1]
     assert (line["event"], line["outcome"], line["log_level"]) == ("step_ended", "done", "info")

@@ -14,7 +14,7 @@ from rich.table import Table
 from shared.domain.events import State
 from shared.ledger.platform.counters import Counters
 from shared.ledger.platform.platform_status import HostBudget, PlatformStatus
-from shared.ledger.projects.overview import Overview
+from shared.ledger.projects.figures import project_figures
 from shared.ledger.projects.problems import ProjectProblems
 from worker.cli.common import chosen_projects, make_services, print_json
 from worker.services import Services
@@ -74,22 +74,26 @@ def figures(services: Services, projects: Sequence[str]) -> list[Figures]:
     """The figures of some projects, in a few round trips for all of them. Raises redis.RedisError."""
     ended, budgets = _ended(services), _budgets(services)
     broken = ProjectProblems(services.redis).projects()
-    waiting = zip(projects, Overview(services.redis).queues(projects), strict=True)
+    waiting = project_figures(services.redis, projects)
     return [
         Figures(
             project=project,
-            unfinished=queues.unfinished,
-            oldest_seconds=max(0.0, time.time() - queues.oldest_ms / 1000) if queues.oldest_ms else 0.0,
-            pending=queues.pending,
-            mails_due=queues.mails,
+            unfinished=waiting[project].unfinished,
+            oldest_seconds=_age(waiting[project].oldest_unfinished_ms),
+            pending=waiting[project].pending,
+            mails_due=waiting[project].due_mails,
             ended=ended[project].total(),
             failed=ended[project][State.FAILED],
             redcap_last_minute=budgets[project].requests if project in budgets else 0,
             redcap_limit=budgets[project].limit if project in budgets else 0,
             problem=_problem(project, services, broken),
         )
-        for project, queues in waiting
+        for project in projects
     ]
+
+
+def _age(since_ms: int) -> float:
+    return max(0.0, time.time() - since_ms / 1000) if since_ms else 0.0
 
 
 def _ended(services: Services) -> dict[str, Counter[str]]:

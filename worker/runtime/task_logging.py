@@ -19,6 +19,7 @@ _ARGUMENTS = {
     TaskName.LOOKUP: ("project", "event_id"),
     TaskName.UPDATE: ("project",),
     TaskName.EMAIL: ("project", "event_id"),
+    TaskName.BLOCK: ("project",),
     TaskName.RECONCILE: ("project",),
     TaskName.VERIFY: ("project",),
     TaskName.REFRESH: ("project",),
@@ -38,7 +39,7 @@ def connect() -> None:
 
 def begin(task: Task[Any, Any], args: tuple[Any, ...], **_: Any) -> None:
     """A task starts: bind its ids to all log lines."""
-    names = _ARGUMENTS.get(TaskName(task.name), ()) if task.name in set(TaskName) else ()
+    names = _ARGUMENTS[TaskName(task.name)] if task.name in set(TaskName) else ()
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(
         step=task.name.removeprefix("optout."), **dict(zip(names, args, strict=False))

@@ -26,16 +26,6 @@ class StudyOverview:
     errors: tuple[str, ...]  # of the last reconciliation, if it failed
 
 
-@dataclass(frozen=True, slots=True)
-class StudyQueues:
-    """What waits in one study."""
-
-    unfinished: int
-    oldest_ms: int  # 0 if there is none
-    pending: int  # phones whose status has to be written to REDCap
-    mails: int  # that are due, or in a digest
-
-
 # Keys whose existence is asked for together: the fewer commands, the faster, with hundreds of studies.
 _GROUP = 10
 
@@ -84,20 +74,6 @@ class Overview(LedgerBase):
     def _oldest_ms(self, project: str) -> int:
         oldest = self.redis.zrange(keys.unfinished(project), 0, 0, withscores=True)
         return int(oldest[0][1]) if oldest else 0
-
-    def queues(self, projects: Sequence[str]) -> list[StudyQueues]:
-        """What waits in each of the studies, in the given order."""
-        with self.redis.pipeline(transaction=False) as pipe:
-            for project in projects:
-                pipe.zcard(keys.unfinished(project))
-                pipe.zrange(keys.unfinished(project), 0, 0, withscores=True)
-                pipe.zcard(keys.pending(project))
-                pipe.zcard(keys.mailing(project))
-            answers = batches(pipe.execute(), 4)
-        return [
-            StudyQueues(unfinished, int(oldest[0][1]) if oldest else 0, pending, mails)
-            for unfinished, oldest, pending, mails in answers
-        ]
 
     def due_mails(self, projects: Sequence[str]) -> int:
         """How many e-mails of the studies are due."""
