@@ -34,7 +34,8 @@ CHANGE_VISIBILITY_DELAY = timedelta(seconds=90)
 SUSPICIOUS_SHRINK = 0.5
 # Smaller projects may shrink at once.
 SHRINK_CHECKED_FROM = 20
-RECORDS_PER_SCRIPT = 500
+# Redis does nothing else for two milliseconds: a STOP may wait for that.
+RECORDS_PER_SCRIPT = 100
 
 log = structlog.get_logger(__name__)
 

@@ -42,16 +42,19 @@ local function remove(phone, id)
   if left == '' then redis.call('HDEL', phones_index, phone) else redis.call('HSET', phones_index, phone, left) end
 end
 
+local milliseconds = {}  -- of generations: most records have the same
 local function milliseconds_of(text)
-  local sum = 0
-  for digit in string.gmatch(text, '.') do sum = sum * #digits + string.find(digits, digit, 1, true) - 1 end
-  return sum
+  if not milliseconds[text] then
+    local sum = 0
+    for digit in string.gmatch(text, '.') do sum = sum * #digits + string.find(digits, digit, 1, true) - 1 end
+    milliseconds[text] = sum
+  end
+  return milliseconds[text]
 end
-local export_ms = milliseconds_of(generation)
 
 -- A generation that is earlier seems to be later by years.
 local function is_newer(known)
-  local later = (milliseconds_of(known) - export_ms) % period_ms
+  local later = (milliseconds_of(known) - milliseconds_of(generation)) % period_ms
   return later > 0 and later <= tonumber(believed_ms)
 end
 
