@@ -7,9 +7,8 @@ from importlib import import_module
 from typing import NamedTuple
 
 import click
-from celery.bin.base import CLIContext
 
-from shared.logs.lean import leave_out_rich
+from shared.logs.lean import leave_out_colours
 
 
 class _Process(NamedTuple):
@@ -31,10 +30,11 @@ class _Processes(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in PROCESSES:
             return None
-        leave_out_rich()
+        leave_out_colours()
         process = PROCESSES[cmd_name]
         app = import_module(process.application).app
-        ctx.obj = CLIContext(app=app, no_color=True, workdir=None, quiet=True)
+        context = import_module("celery.bin.base").CLIContext
+        ctx.obj = context(app=app, no_color=True, workdir=None, quiet=True)
         command: click.Command = getattr(import_module(process.command), cmd_name)
         return command
 

@@ -10,13 +10,13 @@ from importlib import import_module
 
 from waitress import serve
 
-from shared.logs.lean import leave_out_rich
+from shared.logs.lean import leave_out_colours
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. As a container's first process, it gets no default handler of SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    leave_out_rich()
+    leave_out_colours()
     app = import_module("web.console.wsgi").app
     gc.freeze()  # the collector need not look at modules and templates while a page waits
     serve(
