@@ -58,6 +58,7 @@ class Night:
 
     studies: int
     workers: int
+    is_paced: bool = True
     stops: list[float] = field(default_factory=list)  # seconds from webhook to the end of the event
     seconds: float = 0.0
     requests: int = 0
@@ -71,7 +72,8 @@ class Night:
 
     def row(self) -> list[object]:
         return [
-            self.studies, self.workers, len(self.stops), f"{statistics.median(self.stops):.1f}",
+            self.studies, self.workers, "paced" if self.is_paced else "not paced", len(self.stops),
+            f"{statistics.median(self.stops):.1f}",
             f"{percentile(self.stops, 0.95):.1f}", f"{max(self.stops):.1f}", f"{self.seconds:.0f}",
             f"{self.seconds / self.least_seconds:.2f}", f"{self.requests / self.studies:.2f}",
         ]  # fmt: skip
@@ -83,16 +85,17 @@ def measure(folder: Path, *, full: bool) -> Section:
         f"Studies with {RECORDS} records each on one REDCap host, 150 ms a call, {PER_MINUTE} requests a minute. All "
         "nightly runs begin at once; a STOP comes every two seconds, for a random study, until the last run has "
         f"ended. The rate limit alone: {PER_STUDY} requests per study and {PER_STOP} per STOP, at {PER_MINUTE} a "
-        "minute.",
+        "minute. Not paced, as in version 1, nightly runs may take all processes of a worker and the whole rate.",
     )
     sizes = [(200, 1), (500, 1), (500, 3)] if full else [(200, 1)]
-    nights = [_night(folder / f"{studies}-{workers}", studies, workers) for studies, workers in sizes]
+    nights = [_night(folder / f"{studies}-{workers}", Night(studies, workers)) for studies, workers in sizes]
+    unpaced = _night(folder / "unpaced", Night(*sizes[0], is_paced=False))
     section.table(
         [
-            "Studies", "Workers", "STOPs", "Text to field p50 s", "p95 s", "Longest s", "Night s",
+            "Studies", "Workers", "Background work", "STOPs", "Text to field p50 s", "p95 s", "Longest s", "Night s",
             "Times the rate limit alone", "REDCap requests per study",
         ],
-        [night.row() for night in nights],
+        [night.row() for night in (unpaced, *nights)],
     )  # fmt: skip
     section.say(
         *(
@@ -127,10 +130,11 @@ def _measure_shared(section: Section, folder: Path) -> None:
     )
 
 
-def _night(folder: Path, studies: int, workers: int) -> Night:
-    with _hospital(folder, studies, workers=workers) as (made, redcap):
+def _night(folder: Path, night: Night) -> Night:
+    studies = night.studies
+    with _hospital(folder, studies, workers=night.workers, is_paced=night.is_paced) as (made, redcap):
         section_requests = redcap.counts()["total"]
-        night, began, sent = Night(studies, workers), time.time(), 0
+        began, sent = time.time(), 0
         app = make_celery(made.redis_url)
         for study in range(studies):
             args, queue = (f"study{study}",), QUEUES[TaskName.RECONCILE]
@@ -152,7 +156,7 @@ def _night(folder: Path, studies: int, workers: int) -> Night:
 
 @contextmanager
 def _hospital(
-    folder: Path, studies: int, *, workers: int, shared: int = 0
+    folder: Path, studies: int, *, workers: int, shared: int = 0, is_paced: bool = True
 ) -> Iterator[tuple[Platform, Redcap]]:
     """The platform with its studies; every project has been verified once."""
     folder.mkdir(parents=True)
@@ -168,6 +172,8 @@ def _hospital(
         made = stack.enter_context(
             Platform(folder, _config(folder, studies, shared, urls["redcap"]), secrets)
         )
+        if not is_paced:
+            made["worker"].command[1:] = ["-m", "tests.benchmarks.unpaced_worker", "worker"]
         made.start("redis")
         for number in range(1, workers):
             more = Process(f"worker{number}", made["worker"].command, env=made.env, folder=folder)
