@@ -11,6 +11,7 @@ lint rules hold for it.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="larger and longer")
     parser.add_argument("--only", help="comma-separated: " + ", ".join(MEASURES | BY_ITSELF))
     chosen = parser.parse_args()
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # processes start as they do where the program is installed
     names = chosen.only.split(",") if chosen.only else list(MEASURES)
     began, facts, sections = time.monotonic(), machine(), []
     with tempfile.TemporaryDirectory(prefix="optout-bench-") as folder:

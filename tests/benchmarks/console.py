@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from shared.ledger.projects.nights import NIGHTS_KEPT, Night, NightOutcome, Nigh
 from shared.ledger.version import LEDGER_VERSION
 from tests.benchmarks.load import percentile
 from tests.benchmarks.report import Section, verdict
-from tests.benchmarks.world import family, pss_megabytes
+from tests.benchmarks.world import family, peak_rss_megabytes, pss_megabytes
 from tests.processes import BIN, CONSOLE_LOGIN, ROOT, Platform
 
 STUDIES = 500
@@ -112,21 +112,20 @@ def measure(folder: Path, *, full: bool) -> Section:
 
 def listed(platform: Platform, folder: Path, options: tuple[str, ...]) -> Listing:
     """List events, with the interpreter's start and all imports."""
-    output = folder / "listed"
+    output, peak = folder / "listed", 0.0
     began = time.perf_counter()
     with output.open("w") as out:
-        process = subprocess.Popen(
-            [str(BIN / "optout"), "events", *options],
-            env={**platform.env, "PYTHONUNBUFFERED": ""},
-            cwd=ROOT,
-            stdout=out,
-        )
-        _, status, used = os.wait4(process.pid, 0)
+        env = {**platform.env, "PYTHONUNBUFFERED": ""}
+        process = subprocess.Popen([str(BIN / "optout"), "events", *options], env=env, cwd=ROOT, stdout=out)
+        while process.poll() is None:
+            with suppress(FileNotFoundError, TypeError):  # it has just ended
+                peak = peak_rss_megabytes(process.pid)
+            time.sleep(0.01)
     seconds = time.perf_counter() - began
-    assert status == 0
+    assert process.returncode == 0
     lines = output.read_text().splitlines()
     events = sum(line.startswith('    "event_id"') for line in lines) if "--json" in options else len(lines)
-    return Listing(options, events, seconds, used.ru_maxrss / 1024)
+    return Listing(options, events, seconds, peak)
 
 
 def pages(redis: Any) -> list[str]:
