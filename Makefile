@@ -21,11 +21,11 @@ run: .venv-run/ready  ## All processes with your own config.toml and an embedded
 
 ##@ Test it
 .PHONY: test
-test: $(VENV)/ready  ## Unit, contract, integration and hostile tests: about six minutes (T=path or -k… narrows)
+test: $(VENV)/ready  ## Unit, contract, integration and hostile tests: about five minutes (T=path or -k… narrows)
 	@$(BIN)/python -m pytest $(PARALLEL) $(if $(filter tests/%,$(T)),,--ignore=tests/faults --ignore=tests/properties) $(T)
 
 .PHONY: test-slow
-test-slow: $(VENV)/ready  ## Random histories, and faults in real processes: about five minutes
+test-slow: $(VENV)/ready  ## Random histories, and faults in real processes: about four minutes
 	@$(BIN)/python -m pytest $(PARALLEL) tests/properties tests/faults $(T)
 
 .PHONY: test-all
