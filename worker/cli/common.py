@@ -28,7 +28,8 @@ ROWS_PER_TABLE = 1_000
 
 def make_services() -> Services:
     """The services of one command. Raises ConfigError."""
-    broker_url()
+    if broker_url() != redis_url():
+        _publisher()  # an address that Celery cannot use is reported before anything is changed
     return Services(config=load_config(), redis=connect(redis_url()), publish=_publish)
 
 
