@@ -13,7 +13,7 @@ from shared.ledger.platform.counters import Counters
 from shared.ledger.platform.heartbeats import silent_processes
 from shared.ledger.platform.loaded_configurations import invalid_files
 from shared.ledger.projects.check_results import PLATFORM, finding_counts
-from shared.ledger.projects.figures import ProjectFigures, project_figures
+from shared.ledger.projects.figures import ProjectFigures, age_seconds, project_figures
 from shared.ledger.projects.problems import ProjectProblems
 from shared.messaging.tasks import QUEUES
 
@@ -36,7 +36,7 @@ WAITING: list[tuple[str, str, Value]] = [
     (
         "optout_oldest_unfinished_age_seconds",
         "Age of the oldest event that has not ended",
-        lambda each: _age(each.oldest_unfinished_ms),
+        lambda each: age_seconds(each.oldest_unfinished_ms),
     ),
     (
         "optout_pending_phones",
@@ -56,7 +56,7 @@ CONFIGURED: list[tuple[str, str, Value]] = [
     (
         "optout_oldest_review_age_seconds",
         "Age of the oldest of them",
-        lambda each: _age(each.oldest_review_ms),
+        lambda each: age_seconds(each.oldest_review_ms),
     ),
     ("optout_indexed_phones", "Phones in the index", lambda each: each.indexed_phones),
 ]
@@ -74,10 +74,6 @@ BLOCKS: list[tuple[str, str, Value]] = [
         lambda each: each.block_faults,
     ),
 ]
-
-
-def _age(since_ms: int) -> float:
-    return max(0.0, time.time() - since_ms / 1000) if since_ms else 0.0
 
 
 class LedgerCollector(Collector):

@@ -14,7 +14,7 @@ from rich.table import Table
 from shared.domain.events import State
 from shared.ledger.platform.counters import Counters
 from shared.ledger.platform.platform_status import HostBudget, PlatformStatus
-from shared.ledger.projects.figures import project_figures
+from shared.ledger.projects.figures import age_seconds, project_figures
 from shared.ledger.projects.problems import ProjectProblems
 from worker.cli.common import chosen_projects, make_services, print_json
 from worker.services import Services
@@ -79,7 +79,7 @@ def figures(services: Services, projects: Sequence[str]) -> list[Figures]:
         Figures(
             project=project,
             unfinished=waiting[project].unfinished,
-            oldest_seconds=_age(waiting[project].oldest_unfinished_ms),
+            oldest_seconds=age_seconds(waiting[project].oldest_unfinished_ms),
             pending=waiting[project].pending,
             mails_due=waiting[project].due_mails,
             ended=ended[project].total(),
@@ -90,10 +90,6 @@ def figures(services: Services, projects: Sequence[str]) -> list[Figures]:
         )
         for project in projects
     ]
-
-
-def _age(since_ms: int) -> float:
-    return max(0.0, time.time() - since_ms / 1000) if since_ms else 0.0
 
 
 def _ended(services: Services) -> dict[str, Counter[str]]:

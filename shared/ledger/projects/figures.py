@@ -1,5 +1,6 @@
 """What is waiting in the ledger, of all projects at once: for `/metrics` and the sweep."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -43,6 +44,11 @@ def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, Pr
         rest=projects,
     )
     return {name: _decode(values) for name, *values in rows}
+
+
+def age_seconds(since_ms: int) -> float:
+    """How long ago one of the times was; 0 if there is none."""
+    return max(0.0, time.time() - since_ms / 1000) if since_ms else 0.0
 
 
 def _decode(values: list[str | int]) -> ProjectFigures:
