@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -40,11 +41,16 @@ def server_options() -> list[str]:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on, below those that Linux gives to outgoing connections (from 32768).
+
+    One of these could be taken by another test before a process listens on it.
+    """
+    chance = random.SystemRandom()  # Hypothesis seeds the common one alike in all test processes
+    while True:
+        port = chance.randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 30.0, what: str = "condition") -> Any:
