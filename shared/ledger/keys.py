@@ -12,6 +12,9 @@ BACKGROUND = (
 CHECKS = (
     f"{PREFIX}:checks"  # hash: project, or "" for the platform -> JSON of what the last daily check found
 )
+CHECK_COUNTS = (
+    f"{PREFIX}:check-counts"  # hash: the same fields -> JSON of how many findings by severity, if any
+)
 CHECKS_DUE = f"{PREFIX}:checks-due"  # sorted set: the same fields by the ms at which they are checked next
 COUNTS = f"{PREFIX}:counts"  # hash: "project|source|state" of ended events
 CONFIGURATION = (

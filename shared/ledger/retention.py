@@ -89,7 +89,9 @@ class Retention(EventStore, Statuses, MailOutbox):
                 pipe.zrem(keys.DUE, *due[start : start + CHUNK])
                 pipe.hdel(keys.ATTEMPTS, *due[start : start + CHUNK])
             pipe.unlink(*keys.of_project(project))
-            for key in (keys.PROBLEMS, keys.VERIFIED, keys.CHECKS, keys.SUMMARIES, keys.PROJECTS):
+            for key in (
+                keys.PROBLEMS, keys.VERIFIED, keys.CHECKS, keys.CHECK_COUNTS, keys.SUMMARIES, keys.PROJECTS,
+            ):  # fmt: skip
                 pipe.hdel(key, project)
             pipe.zrem(keys.CHECKS_DUE, project)
             pipe.execute()

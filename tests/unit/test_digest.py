@@ -44,7 +44,7 @@ def figures(asthma: Study) -> dict[str, int]:
     """What /metrics tells about mails that were not sent yet."""
     found = {each.name: each for each in LedgerCollector(asthma.ledger, ["asthma"]).collect()}
     return {
-        name: int(found[f"optout_{name}"].samples[0].value)
+        name: sum(int(sample.value) for sample in found[f"optout_{name}"].samples)
         for name in ("due_mails", "changes_awaiting_digest")
     }
 

@@ -211,7 +211,11 @@ def exposed(redis: Any) -> dict[str, set[str]]:
     for figure in ("webhooks|inbound|accepted", "redcap_requests|asthma|record|ok", "mails|asthma|saved|sent",
                    "swept|lookup", "blocks|asthma|blocked", "invalid_messages|optout.lookup"):  # fmt: skip
         redis.hset(keys.METRICS, figure, 1)
-    redis.hset(keys.reconciled("asthma"), mapping={"success_ms": 1, "failure_ms": 1})
+    last = {"success_ms": 1, "failure_ms": 1, "log_covered": "1.0", "refused": 1, "delivered": 1}
+    redis.hset(keys.reconciled("asthma"), mapping=last)
+    redis.hset(keys.PROBLEMS, "asthma", "{}")
+    for waiting in (keys.gathered("asthma"), keys.reviews("asthma")):
+        redis.zadd(waiting, {"SM1": 1})
     redis.hset(keys.HEARTBEATS, "worker|host|7", time.time_ns() // 1_000_000 - 60_000)
     registry = CollectorRegistry()
     registry.register(LedgerCollector(Ledger(redis), ["asthma"], {"asthma"}))

@@ -587,6 +587,21 @@ class TestMetrics:
             },
         }
 
+    def test_what_a_project_does_not_have_has_no_series(self, ingress: Ingress) -> None:
+        names = ("changes_awaiting_digest", "log_covered_ratio", "oldest_review_age_seconds",
+                 "texts_after_opt_out", "project_problem")  # fmt: skip
+        none = self.figures(ingress)
+        ingress.redis.hset(keys.PROBLEMS, "asthma", "{}")
+        ingress.redis.zadd(keys.reviews("asthma"), {"SM1": 1})
+        ingress.redis.zadd(keys.gathered("asthma"), {"SM1": 1})
+        ingress.redis.hset(keys.reconciled("asthma"), mapping={"log_covered": "0.5", "delivered": 2})
+        some = self.figures(ingress)
+        for name in names:
+            assert not [series for series in none if series.startswith(f"optout_{name}{{")]
+            assert len([series for series in some if series.startswith(f"optout_{name}{{")]) == 1
+        assert none['optout_reviews{project="asthma"}'] == 0
+        assert some['optout_log_covered_ratio{project="asthma"}'] == 0.5
+
     def test_every_figure_has_a_text(self, ingress: Ingress) -> None:
         text = ingress.client.get("/metrics").text
         families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}

@@ -28,9 +28,10 @@ COUNTED = {
 }
 
 
-Value = Callable[[ProjectFigures], float]
-# Gauges per project: name, help, value; the first also of projects that were taken out of the configuration and still
-# have data.
+Value = Callable[[ProjectFigures], float | None]
+# Gauges per project: name, help, and value, or None where a project has nothing of that kind: with hundreds of
+# projects, series that only say so would be most of the page. The first gauges are also of projects that were taken
+# out of the configuration and still have data.
 WAITING: list[tuple[str, str, Value]] = [
     ("optout_unfinished_events", "Events that have not ended", lambda each: each.unfinished),
     (
@@ -44,7 +45,11 @@ WAITING: list[tuple[str, str, Value]] = [
         lambda each: each.pending,
     ),
     ("optout_due_mails", "E-mails that are due", lambda each: each.due_mails),
-    ("optout_changes_awaiting_digest", "Changes waiting for a digest e-mail", lambda each: each.gathered),
+    (
+        "optout_changes_awaiting_digest",
+        "Changes waiting for a digest e-mail",
+        lambda each: each.gathered or None,
+    ),
 ]
 CONFIGURED: list[tuple[str, str, Value]] = [
     (
@@ -56,7 +61,7 @@ CONFIGURED: list[tuple[str, str, Value]] = [
     (
         "optout_oldest_review_age_seconds",
         "Age of the oldest of them",
-        lambda each: age_seconds(each.oldest_review_ms),
+        lambda each: age_seconds(each.oldest_review_ms) if each.reviews else None,
     ),
     ("optout_indexed_phones", "Phones in the index", lambda each: each.indexed_phones),
 ]
@@ -138,8 +143,9 @@ class LedgerCollector(Collector):
             labels=["project", "outcome"],
         )
         for project, each in figures.items():
-            family.add_metric([project, "refused"], each.refused)
-            family.add_metric([project, "delivered"], each.delivered)
+            for outcome, texts in (("refused", each.refused), ("delivered", each.delivered)):
+                if texts:
+                    family.add_metric([project, outcome], texts)
         return family
 
     def _problems(self) -> Metric:
@@ -148,9 +154,8 @@ class LedgerCollector(Collector):
             "1 while a project has a problem that prevents writing to it",
             labels=["project"],
         )
-        problems = ProjectProblems(self._redis).projects()
-        for project in self._projects:
-            family.add_metric([project], float(project in problems))
+        for project in sorted(ProjectProblems(self._redis).projects().intersection(self._projects)):
+            family.add_metric([project], 1)
         return family
 
     def _checks(self) -> Metric:
@@ -159,11 +164,10 @@ class LedgerCollector(Collector):
             "optout_check_findings", "Findings of the last daily check", labels=["scope", "severity"]
         )
         counts = finding_counts(self._redis)
+        counts[PLATFORM] = {"error": 0, "warning": 0, "note": 0} | counts.get(PLATFORM, {})
         for scope in (PLATFORM, *self._projects):
-            for severity in ("error", "warning", "note"):
-                number = counts[scope][severity] if scope in counts else 0
-                if number or scope == PLATFORM:
-                    family.add_metric([scope or "platform", severity], number)
+            for severity, number in counts.get(scope, {}).items():
+                family.add_metric([scope or "platform", severity], number)
         return family
 
     def _configuration(self) -> Metric:
@@ -207,5 +211,6 @@ class LedgerCollector(Collector):
 def _gauge(name: str, text: str, value: Value, figures: Mapping[str, ProjectFigures]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=["project"])
     for project, each in figures.items():
-        family.add_metric([project], value(each))
+        if (number := value(each)) is not None:
+            family.add_metric([project], number)
     return family

@@ -57,7 +57,12 @@ def store_result(redis: RedisClient, result: CheckResult) -> None:
         "passed": [[subject, text[:LONGEST_TEXT]] for subject, text in result.passed[:MOST_ITEMS]],
         "omitted": result.omitted + max(0, len(result.findings) - MOST_ITEMS),
     }
-    redis.hset(keys.CHECKS, result.scope, json.dumps(stored))
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.hset(keys.CHECKS, result.scope, json.dumps(stored))
+        pipe.hset(
+            keys.CHECK_COUNTS, result.scope, json.dumps(Counter(each.severity for each in result.findings))
+        )
+        pipe.execute()
 
 
 def _shortened(finding: StoredFinding) -> StoredFinding:
@@ -75,12 +80,9 @@ def check_results(redis: RedisClient) -> dict[str, CheckResult]:
     return {scope: _decode(scope, text) for scope, text in sorted(redis.hgetall(keys.CHECKS).items())}
 
 
-def finding_counts(redis: RedisClient) -> dict[str, Counter[str]]:
-    """How many findings of each severity the last results have, by scope."""
-    return {
-        scope: Counter(finding["severity"] for finding in json.loads(text)["findings"])
-        for scope, text in redis.hgetall(keys.CHECKS).items()
-    }
+def finding_counts(redis: RedisClient) -> dict[str, dict[str, int]]:
+    """How many findings of each severity that occurred the last results have, by scope. Reads no result."""
+    return {scope: json.loads(text) for scope, text in redis.hgetall(keys.CHECK_COUNTS).items()}
 
 
 def _decode(scope: str, text: str) -> CheckResult:
@@ -116,4 +118,5 @@ class CheckSchedule(LedgerBase):
     def remove(self, scope: str) -> None:
         """Check it no more, and forget its last result."""
         self.redis.hdel(keys.CHECKS, scope)
+        self.redis.hdel(keys.CHECK_COUNTS, scope)
         self.redis.zrem(keys.CHECKS_DUE, scope)

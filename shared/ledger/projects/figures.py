@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import NamedTuple
 
 from shared.ledger import keys
 from shared.ledger.lua_script import LuaScript
 from shared.redis_client import RedisClient
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectFigures:
-    """The figures of one project; times in ms, 0 where there is none."""
+class ProjectFigures(NamedTuple):
+    """The figures of one project, in the order of the script; times in ms, 0 where there is none."""
 
     unfinished: int
     oldest_unfinished_ms: int
@@ -26,13 +24,12 @@ class ProjectFigures:
     blocks_failed: int
     success_ms: int  # of the reconciliation
     failure_ms: int
-    log_covered: float  # the share of messages that Twilio's log still had
     refused: int  # texts after an opt-out, in the last reconciliation
     delivered: int
     block_faults: int  # texts that Twilio delivered although it was asked to block
-
-
-_NAMES = [field.name for field in fields(ProjectFigures)]
+    log_covered: (
+        float | None
+    )  # the share of messages that Twilio's log still had; None before a reconciliation
 
 
 def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, ProjectFigures]:
@@ -43,15 +40,12 @@ def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, Pr
         args={"prefix": keys.PREFIX},
         rest=projects,
     )
-    return {name: _decode(values) for name, *values in rows}
+    return {
+        name: ProjectFigures._make((*counts, float(covered) if covered else None))
+        for name, *counts, covered in rows
+    }
 
 
 def age_seconds(since_ms: int) -> float:
     """How long ago one of the times was; 0 if there is none."""
     return max(0.0, time.time() - since_ms / 1000) if since_ms else 0.0
-
-
-def _decode(values: list[str | int]) -> ProjectFigures:
-    numbers = [float(value or 0) for value in values]
-    named: dict[str, Any] = dict(zip(_NAMES, map(int, numbers), strict=True))
-    return ProjectFigures(**named | {"log_covered": numbers[_NAMES.index("log_covered")]})
