@@ -136,7 +136,7 @@ class RedcapProject:
     # --- reading ----------------------------------------------------------------------------------
 
     def read(self, records: Sequence[str]) -> dict[str, RecordState]:
-        """Return the named records as they are now, without deleted ones.
+        """Return the named records as they are now, in that order, without deleted ones.
 
         A record that is missing from the answer is requested once more: large answers have lacked rows without
         an error (REDCapR #400).
@@ -146,7 +146,7 @@ class RedcapProject:
             found |= self._read_batch(batch)
             missing = [record for record in batch if record not in found]
             found |= self._read_batch(missing) if missing else {}
-        return found
+        return {record: found[record] for record in records if record in found}
 
     def _read_batch(self, records: Sequence[str]) -> dict[str, RecordState]:
         rows = self.client.export(self._fields, records=records, events=self._events)

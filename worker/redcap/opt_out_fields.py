@@ -3,13 +3,13 @@
 Only what the program wrote itself is ever cleared: an entry of a person stays until a person ends it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from shared.domain.precedence import Decision, Status
+from shared.domain.precedence import Decision, Status, decide
 from shared.domain.scopes import STAFF, staff_key
 from shared.ledger.opt_outs.written_values import WrittenValue
 from worker.redcap.schema import MINUTES, read_time
@@ -36,6 +36,15 @@ class RecordState:
         """Under what the ledger knows changes of this record: its phones, and decisions by staff."""
         return self.phones | {staff_key(self.record_id)}
 
+    def statuses(self, known: Mapping[str, Sequence[Status]]) -> list[Status]:
+        """Of the known changes, by phone or staff key, those that concern this record."""
+        return [status for key in sorted(self.keys) for status in known.get(key, ())]
+
+
+def keys_of(states: Iterable[RecordState]) -> set[str]:
+    """Under what the ledger knows changes of any of these records."""
+    return {key for state in states for key in state.keys}
+
 
 class Act(StrEnum):
     """What has to happen to a record's opt-out fields."""
@@ -58,12 +67,21 @@ class Plan:
     value: str | None = None
     ticked: bool | None = None
     behalf: tuple[Status, ...] = ()
-    shown_by_checkbox: bool = False  # of TEXT: the checkbox says what the field does not
+    hides_opt_out: bool = False  # of TEXT: no checkbox says what the field does not
 
     @property
     def writes(self) -> bool:
         """Whether anything differs."""
         return self.value is not None or self.ticked is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRecord:
+    """A record, which changes count for it, and what has to happen to it."""
+
+    state: RecordState
+    decision: Decision
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +142,22 @@ def _ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
 
+def plan_record(
+    state: RecordState,
+    known: Mapping[str, Sequence[Status]],
+    *,
+    form: FieldForm,
+    written: WrittenValue | None,
+    starts: Sequence[Status],
+    now_ms: int,
+) -> PlannedRecord:
+    """Return a record with its plan, by the latest known changes. The rest as `plan` takes it."""
+    statuses = state.statuses(known)
+    decision = decide(statuses)
+    made = plan(state, decision, statuses, form=form, written=written, starts=starts, now_ms=now_ms)
+    return PlannedRecord(state, decision, made)
+
+
 def plan(  # noqa: PLR0913  all that decides
     state: RecordState,
     decision: Decision,
@@ -171,7 +205,7 @@ def _plan_opt_out(
         if moves and form.shows(value, _own_times(statuses, written)):
             return Plan(Act.MOVE, form.text(since), tick, (shown,))
         return Plan(Act.TICK, None, tick, (shown,)) if tick else Plan(Act.NONE)
-    return Plan(Act.TEXT, None, tick, (shown,), shown_by_checkbox=form.has_checkbox)
+    return Plan(Act.TEXT, None, tick, (shown,), hides_opt_out=not form.has_checkbox)
 
 
 def _own_times(statuses: Sequence[Status], written: WrittenValue | None) -> set[int]:

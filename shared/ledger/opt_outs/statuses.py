@@ -1,6 +1,6 @@
 """The latest change of each phone, and the pending set: the phones whose status has to reach REDCap."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 
 from shared.domain.events import milliseconds
@@ -78,7 +78,7 @@ class Statuses(LedgerBase):
             pipe.zadd(keys.DUE, {f"update|{project}|": now_ms + FIRST_PAUSE_MS}, nx=True)
             pipe.execute()
 
-    def forget_pending(self, project: str, phones: Sequence[str]) -> None:
+    def forget_pending(self, project: str, phones: Collection[str]) -> None:
         """Take phones out of the pending set whose status has been erased."""
         if phones:
             self.redis.zrem(keys.pending(project), *phones)

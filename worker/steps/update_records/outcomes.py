@@ -1,6 +1,6 @@
 """How an event ends, from what became of the records that hold its phone. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shared.domain.events import Change, Notice, State
@@ -20,6 +20,9 @@ LATER_ENTRY = "the opt-out field holds a later time, which a person entered"
 ENDED_BY_STAFF = "a later decision by staff counts"
 
 
+Verdict = tuple[State, Sequence[str]]  # with its reasons
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOutcome:
     """What became of one record that holds the phone of an event."""
@@ -31,9 +34,13 @@ class RecordOutcome:
     rejected: str  # REDCap's reason, or ""
     held_then: bool  # the record held the phone when the START came
 
-    def is_for(self, status: Status) -> bool:
+    def is_saved_for(self, status: Status) -> bool:
         """Whether the record was written on behalf of a change."""
-        return any(each.event_id == status.event_id for each in self.plan.behalf)
+        return self.saved and any(each.event_id == status.event_id for each in self.plan.behalf)
+
+    def is_opted_out_by(self, status: Status) -> bool:
+        """Whether a change is among the opt-outs that are in force for the record."""
+        return any(stop.event_id == status.event_id for stop in self.decision.stops)
 
 
 def outcome_of(
@@ -49,78 +56,68 @@ def outcome_of(
 
     `began`: its write had begun before a crash; `is_new`: its event has not ended yet.
     """
-    if not records:
-        return _outcome(phone, status, records, State.NO_MATCHING_RECORD, NO_RECORD, notice_unmatched)
-    judge = _stop if status.change is Change.STOP else _start
-    state, reason = judge(status, records)
-    saved = [each.record for each in records if each.saved and each.is_for(status)]
-    if began and state in {State.ALREADY_CURRENT, State.SUPERSEDED}:
-        state, reason = State.UPDATED, ""
-        saved = [each.record for each in records]
-    if state is State.UPDATED and not is_new and _only_moved(status, records):
+    saved: Sequence[RecordOutcome] = [each for each in records if each.is_saved_for(status)]
+    state, reasons = _verdict(status, records, saved)
+    if state is State.UPDATED and _only_moved(saved, is_new):
         state = State.ALREADY_CURRENT
-    notice = {State.FAILED: Notice.UNSAVED, State.NEEDS_REVIEW: Notice.REVIEW, State.UPDATED: Notice.SAVED}
-    return _outcome(phone, status, records, state, reason, notice.get(state), saved)
-
-
-def _outcome(  # noqa: PLR0913  the parts of an EventOutcome
-    phone: str,
-    status: Status,
-    records: Sequence[RecordOutcome],
-    state: State,
-    reason: str,
-    notice: Notice | None,
-    saved: Sequence[str] = (),
-) -> EventOutcome:
+    elif began and state in {State.ALREADY_CURRENT, State.SUPERSEDED}:
+        state, reasons, saved = State.UPDATED, (), records
+    notices = {
+        State.NO_MATCHING_RECORD: notice_unmatched,
+        State.FAILED: Notice.UNSAVED,
+        State.NEEDS_REVIEW: Notice.REVIEW,
+        State.UPDATED: Notice.SAVED,
+    }
     return EventOutcome(
         event_id=status.event_id,
         phone_hash=phone,
         state=state,
-        reason=reason,
-        records=[each.record for each in records],
-        notice=notice,
-        written=saved,
+        reason="; ".join(reasons),
+        records=_ids(records),
+        notice=notices.get(state),
+        written=_ids(saved),
     )
 
 
-def _only_moved(status: Status, records: Sequence[RecordOutcome]) -> bool:
+def _only_moved(saved: Sequence[RecordOutcome], is_new: bool) -> bool:
     """Whether the field shows another time now, because an earlier opt-out has ended. Nobody needs a mail."""
-    acts = {each.plan.act for each in records if each.saved and each.is_for(status)}
-    return acts == {Act.MOVE}
+    return not is_new and {each.plan.act for each in saved} == {Act.MOVE}
 
 
-def _stop(status: Status, records: Sequence[RecordOutcome]) -> tuple[State, str]:
-    if rejected := _reasons([(each.record, each.rejected) for each in records if each.rejected]):
+def _ids(records: Sequence[RecordOutcome]) -> list[str]:
+    return [each.record for each in records]
+
+
+def _verdict(status: Status, records: Sequence[RecordOutcome], saved: Sequence[RecordOutcome]) -> Verdict:
+    if not records:
+        return State.NO_MATCHING_RECORD, [NO_RECORD]
+    if rejected := _reasons(records, lambda each: each.rejected):
         return State.FAILED, rejected
-    in_place = [each for each in records if each.plan.act is Act.TEXT]
-    if unseen := [each for each in in_place if not each.plan.shown_by_checkbox]:
-        return State.NEEDS_REVIEW, _reasons([(each.record, TEXT_IN_FIELD) for each in unseen])
-    if any(each.saved and each.is_for(status) for each in records):
-        return State.UPDATED, _reasons([(each.record, TEXT_IN_FIELD) for each in in_place if each.saved])
-    if all(_ended_by_staff(status, each.decision) for each in records):
-        return State.SUPERSEDED, ENDED_BY_STAFF
-    return State.ALREADY_CURRENT, ""
+    return _stop(status, records, saved) if status.change is Change.STOP else _start(records, saved)
 
 
-def _ended_by_staff(status: Status, decision: Decision) -> bool:
-    return all(stop.event_id != status.event_id for stop in decision.stops)
+def _stop(status: Status, records: Sequence[RecordOutcome], saved: Sequence[RecordOutcome]) -> Verdict:
+    if hidden := _reasons(records, lambda each: TEXT_IN_FIELD if each.plan.hides_opt_out else ""):
+        return State.NEEDS_REVIEW, hidden
+    if saved:
+        return State.UPDATED, _reasons(
+            records, lambda each: TEXT_IN_FIELD if each.saved and each.plan.act is Act.TEXT else ""
+        )
+    if any(each.is_opted_out_by(status) for each in records):
+        return State.ALREADY_CURRENT, ()
+    return State.SUPERSEDED, [ENDED_BY_STAFF]
 
 
-def _start(status: Status, records: Sequence[RecordOutcome]) -> tuple[State, str]:
-    cleared = [each for each in records if each.saved and each.is_for(status)]
-    if rejected := _reasons([(each.record, each.rejected) for each in records if each.rejected]):
-        return State.FAILED, rejected
-    if kept := [(each.record, why) for each in records if (why := _why_kept(each))]:
-        return State.NEEDS_REVIEW, _reasons([*kept, *((each.record, "cleared") for each in cleared)])
+def _start(records: Sequence[RecordOutcome], cleared: Sequence[RecordOutcome]) -> Verdict:
+    if kept := _reasons(records, _why_kept):
+        return State.NEEDS_REVIEW, [*kept, *_reasons(cleared, lambda _: "cleared")]
+    others = _reasons(records, lambda each: STILL_OPTED_OUT if each.decision.opted_out else "")
+    later = _reasons(records, lambda each: LATER_ENTRY if each.plan.act is Act.KEEP_LATER else "")
     if cleared:
-        others = [(each.record, STILL_OPTED_OUT) for each in records if each.decision.opted_out]
-        later = [(each.record, LATER_ENTRY) for each in records if each.plan.act is Act.KEEP_LATER]
-        return State.UPDATED, _reasons([*others, *later])
-    if any(each.decision.opted_out for each in records):
-        return State.SUPERSEDED, STILL_OPTED_OUT
-    if any(each.plan.act is Act.KEEP_LATER for each in records):
-        return State.SUPERSEDED, LATER_ENTRY
-    return State.ALREADY_CURRENT, ""
+        return State.UPDATED, [*others, *later]
+    if others:
+        return State.SUPERSEDED, [STILL_OPTED_OUT]
+    return (State.SUPERSEDED, [LATER_ENTRY]) if later else (State.ALREADY_CURRENT, ())
 
 
 def _why_kept(outcome: RecordOutcome) -> str:
@@ -135,5 +132,6 @@ def _why_kept(outcome: RecordOutcome) -> str:
     return ""
 
 
-def _reasons(parts: Sequence[tuple[str, str]]) -> str:
-    return "; ".join(f"record {record}: {why}" for record, why in parts)
+def _reasons(records: Sequence[RecordOutcome], why: Callable[[RecordOutcome], str]) -> list[str]:
+    """The records that there is a reason for, each with it."""
+    return [f"record {each.record}: {reason}" for each in records if (reason := why(each))]

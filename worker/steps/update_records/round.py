@@ -5,19 +5,22 @@ A snapshot of the records and of what the ledger knows of them, a pure plan, the
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from shared.domain.events import Change, Notice, State, milliseconds
-from shared.domain.precedence import Decision, Status, decide, decode_statuses
+from shared.domain.precedence import Status, decode_statuses
 from shared.domain.scopes import STAFF
 from shared.ledger import EventOutcome, StoredEvent
 from shared.ledger.opt_outs.written_values import WrittenValue, WrittenValues
 from worker.redcap.client import MAX_RECORDS_PER_REQUEST
 from worker.redcap.gateway import RedcapProject
-from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
+from worker.redcap.opt_out_fields import Act, PlannedRecord, RecordState, keys_of, plan_record
 from worker.services import Services
 from worker.steps.complete_events import complete_events
 from worker.steps.update_records.bisecting_import import BisectingImport, ImportRow, Written
 from worker.steps.update_records.outcomes import RecordOutcome, outcome_of
+
+Plans = Mapping[str, PlannedRecord]  # by record id
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,8 @@ class Snapshot:
     """What a round has read: all that its plan needs."""
 
     texts: Mapping[str, str]  # the encoded statuses of the phones to be written
-    begun: Mapping[
-        str, str
-    ]  # the events whose writes to them had begun before the records were read; "" for none
+    # The events whose writes to them had begun before the records were read; "" for none.
+    begun: Mapping[str, str]
     holders: Mapping[str, Sequence[RecordState]]  # the records that hold each of them
     known: Mapping[str, Sequence[Status]]  # the statuses of all phones of these records
     written: Mapping[str, WrittenValue]
@@ -37,11 +39,7 @@ class Snapshot:
     @property
     def states(self) -> dict[str, RecordState]:
         """The records, by id."""
-        return {state.record_id: state for group in self.holders.values() for state in group}
-
-    def statuses(self, state: RecordState) -> list[Status]:
-        """The latest changes that concern a record."""
-        return [status for key in sorted(state.keys) for status in self.known.get(key, ())]
+        return _by_id(self.holders)
 
     def without(self, phones: Collection[str]) -> "Snapshot":
         """The same without some phones."""
@@ -80,29 +78,20 @@ class Round:
 
     def run(self, phones: Sequence[str]) -> None:
         """Write the latest changes of phones to the records that hold them, and end their events."""
-        began = self._began
         begun = self._ledger.intents(self._project, phones)
         batch, ids = self._portion(phones, begun)
         texts = self._ledger.statuses(self._project, batch)
-        self._ledger.forget_pending(self._project, [phone for phone in batch if phone not in texts])
-        records = self._gateway.read(ids) if ids else {}
-        gone = [record for record in ids if record not in records]
+        self._ledger.forget_pending(self._project, set(batch) - texts.keys())
+        records = self._gateway.read(ids)
+        gone = set(ids) - records.keys()
         self._index.forget(gone)
-        holders = _holders(list(texts), [records[record] for record in ids if record in records])
-        nowhere = [phone for phone in texts if not holders[phone] and phone not in self._doubted]
-        if nowhere:
-            # The index was wrong, or is old: believe it only after a refresh, in the next round.
-            self._doubted.update(nowhere)
-            if gone:
-                # Renamed, perhaps, which a large project does not list among its changes: read all of it once.
-                self._index.invalidate()
-            self._index.refresh(self._gateway, since=began)
-        texts = {phone: text for phone, text in texts.items() if phone not in nowhere}
-        if self._gateway.may_miss_phones and not all(holders[phone] for phone in texts):
+        holders = _holders(texts, records.values())
+        for phone in self._missed_at_first(holders, gone):
+            del texts[phone], holders[phone]
+        if self._gateway.may_miss_phones and not all(holders.values()):
             self._raise_if_schema_changed()
         self._resolve_overtaken(begun, texts, holders)
-        known_begun = {phone: begun.get(phone, "") for phone in texts}
-        snapshot = self._snapshot(texts, known_begun, {phone: holders[phone] for phone in texts})
+        snapshot = self._snapshot(texts, {phone: begun.get(phone, "") for phone in texts}, holders)
         while conflicting := self._write(snapshot):
             # They stay pending, and are read again in the next round.
             snapshot = snapshot.without(conflicting)
@@ -129,22 +118,36 @@ class Round:
         entries = {phone: self._ledger.load(self._project, event_id) for phone, event_id in begun.items()}
         return {phone: entry.records for phone, entry in entries.items() if entry is not None}
 
+    def _missed_at_first(
+        self, holders: Mapping[str, Sequence[RecordState]], gone: Collection[str]
+    ) -> set[str]:
+        """The phones that no record holds, if that may be the index' fault: it is refreshed for the next round.
+
+        `gone`: the records that the index names and REDCap does not have.
+        """
+        missed = {phone for phone, group in holders.items() if not group} - self._doubted
+        self._doubted.update(missed)
+        if missed and gone:
+            # Renamed, perhaps, which a large project does not list among its changes: read all of it once.
+            self._index.invalidate()
+        if missed:
+            self._index.refresh(self._gateway, since=self._began)
+        return missed
+
     def _snapshot(
         self,
         texts: Mapping[str, str],
         begun: Mapping[str, str],
         holders: Mapping[str, Sequence[RecordState]],
     ) -> Snapshot:
-        states = {state.record_id: state for group in holders.values() for state in group}
-        others = {key for state in states.values() for key in state.keys} - set(texts)
+        states = _by_id(holders)
+        others = keys_of(states.values()) - texts.keys()
         stored = {**texts, **self._ledger.statuses(self._project, sorted(others))}
         known = {key: decode_statuses(text) for key, text in stored.items()}
-        latest = [status for statuses in known.values() for status in statuses]
-        unfinished = self._ledger.unfinished(self._project, [status.event_id for status in latest])
+        changes = {status.event_id: status.change for status in chain.from_iterable(known.values())}
+        unfinished = self._ledger.unfinished(self._project, list(changes))
         # A START that was handled before clears nothing.
-        starts = [
-            each.event_id for each in latest if each.change is Change.START and each.event_id in unfinished
-        ]
+        starts = [event_id for event_id in unfinished if changes[event_id] is Change.START]
         entries = self._ledger.entries_of(self._project, starts)
         return Snapshot(
             texts=texts,
@@ -158,17 +161,15 @@ class Round:
 
     # --- writing ------------------------------------------------------------------------------------
 
-    def _plans(self, snapshot: Snapshot) -> dict[str, tuple[Decision, Plan]]:
+    def _plans(self, snapshot: Snapshot) -> Plans:
         form, now_ms = self._gateway.form, milliseconds(self._services.now())
-        plans: dict[str, tuple[Decision, Plan]] = {}
-        for record, state in snapshot.states.items():
-            statuses = snapshot.statuses(state)
-            decision = decide(statuses)
-            plans[record] = decision, plan(
-                state, decision, statuses, form=form, written=snapshot.written.get(record),
+        return {
+            record: plan_record(
+                state, snapshot.known, form=form, written=snapshot.written.get(record),
                 starts=self._clearing(state, snapshot), now_ms=now_ms,
-            )  # fmt: skip
-        return plans
+            )
+            for record, state in snapshot.states.items()
+        }  # fmt: skip
 
     def _clearing(self, state: RecordState, snapshot: Snapshot) -> list[Status]:
         """The STARTs that concern a record: of phones that it held when they came."""
@@ -185,11 +186,10 @@ class Round:
         # Re-read: another worker may have written these and crashed before recording it.
         intents = self._ledger.intents(self._project, list(snapshot.texts))
         plans = self._plans(snapshot)
-        states = snapshot.states
-        groups = self._gateway.rows({record: (states[record], made) for record, (_, made) in plans.items()})
+        groups = self._gateway.rows({record: (each.state, each.plan) for record, each in plans.items()})
         if conflicting := self._begin_writes(groups, snapshot, plans):
             return conflicting
-        written = self._import(groups, states, plans)
+        written = self._import(groups, plans)
         outcomes = [
             outcome_of(
                 phone, status, self._records(phone, status, snapshot, plans, written),
@@ -204,12 +204,7 @@ class Round:
         complete_events(self._project, outcomes, self._services, written=snapshot.texts)
         return []
 
-    def _begin_writes(
-        self,
-        groups: Sequence[list[ImportRow]],
-        snapshot: Snapshot,
-        plans: Mapping[str, tuple[Decision, Plan]],
-    ) -> list[str]:
+    def _begin_writes(self, groups: Sequence[list[ImportRow]], snapshot: Snapshot, plans: Plans) -> list[str]:
         """Record the writes before they begin. Returns the conflicting phones.
 
         So the change that reached REDCap is still notified after a crash; also that of a phone that is not pending
@@ -220,38 +215,35 @@ class Round:
         writes = {
             key: status.event_id
             for record in written
-            for key in snapshot.states[record].keys
+            for key in plans[record].state.keys
             for status in snapshot.known.get(key, ())
-            if status.event_id in {each.event_id for each in plans[record][1].behalf}
+            if status.event_id in {each.event_id for each in plans[record].plan.behalf}
         }
         return self._ledger.begin_writes(
             self._project, writes, begun=snapshot.begun, now=self._services.now()
         )
 
-    def _import(
-        self,
-        groups: Sequence[list[ImportRow]],
-        states: Mapping[str, RecordState],
-        plans: Mapping[str, tuple[Decision, Plan]],
-    ) -> Written:
+    def _import(self, groups: Sequence[list[ImportRow]], plans: Plans) -> Written:
         written = Written()
         # Forgotten first: what is not known to be the program's own stays.
-        cleared = [record for record, (_, made) in plans.items() if made.act is Act.CLEAR and made.writes]
+        cleared = [
+            record for record, each in plans.items() if each.plan.act is Act.CLEAR and each.plan.writes
+        ]
         self._written_values.forget(cleared)
         BisectingImport(self._gateway, written).run(groups)
         self._remember(written.saved, plans)
         reasons = {
-            record: self._gateway.unreachable_reason(states[record], made)
-            for record, (_, made) in plans.items()
+            record: self._gateway.unreachable_reason(each.state, each.plan) for record, each in plans.items()
         }
         written.rejected |= {record: reason for record, reason in reasons.items() if reason}
         if written.rejected:
             self._raise_if_schema_changed()
         return written
 
-    def _remember(self, saved: Iterable[str], plans: Mapping[str, tuple[Decision, Plan]]) -> None:
+    def _remember(self, saved: Iterable[str], plans: Plans) -> None:
         """Keep what was entered: a START may clear that, and nothing else."""
-        shown = {record: plans[record][0].shown for record in saved if plans[record][0].opted_out}
+        decisions = {record: plans[record].decision for record in saved}
+        shown = {record: decision.shown for record, decision in decisions.items() if decision.opted_out}
         self._written_values.remember(
             {
                 record: WrittenValue(
@@ -264,18 +256,13 @@ class Round:
         )
 
     def _records(
-        self,
-        phone: str,
-        status: Status,
-        snapshot: Snapshot,
-        plans: Mapping[str, tuple[Decision, Plan]],
-        written: Written,
+        self, phone: str, status: Status, snapshot: Snapshot, plans: Plans, written: Written
     ) -> list[RecordOutcome]:
         return [
             RecordOutcome(
                 record=state.record_id,
-                decision=plans[state.record_id][0],
-                plan=plans[state.record_id][1],
+                decision=plans[state.record_id].decision,
+                plan=plans[state.record_id].plan,
                 saved=state.record_id in written.saved,
                 rejected=written.rejected.get(state.record_id, ""),
                 held_then=status.change is Change.STOP
@@ -318,12 +305,12 @@ class Round:
         outcome = EventOutcome(
             event_id=entry.event_id,
             phone_hash=phone,
-            state=State.UPDATED if reached else State.SUPERSEDED,
-            reason="" if reached else f"overtaken by {newer}",
+            state=State.SUPERSEDED,
+            reason=f"overtaken by {newer}",
             records=[state.record_id for state in holders],
-            notice=Notice.SAVED if reached else None,
-            written=reached,
         )
+        if reached:
+            outcome = replace(outcome, state=State.UPDATED, reason="", notice=Notice.SAVED, written=reached)
         complete_events(self._project, [outcome], self._services)
 
     def _shows(self, state: RecordState, change: Change) -> bool:
@@ -333,10 +320,14 @@ class Round:
         return empty and not state.ticked
 
 
-def _holders(phones: Sequence[str], records: Sequence[RecordState]) -> dict[str, list[RecordState]]:
+def _holders(phones: Iterable[str], records: Iterable[RecordState]) -> dict[str, list[RecordState]]:
     """The records that really hold each phone now, in the index's order."""
     holders: dict[str, list[RecordState]] = {phone: [] for phone in phones}
     for record in records:
         for phone in record.keys & holders.keys():
             holders[phone].append(record)
     return holders
+
+
+def _by_id(holders: Mapping[str, Sequence[RecordState]]) -> dict[str, RecordState]:
+    return {state.record_id: state for group in holders.values() for state in group}
