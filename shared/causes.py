@@ -20,6 +20,15 @@ _TIMEOUTS = {
     "ConnectTimeoutError",
     "Timeout",
 }
+# Errors of the operating system and of TLS, which others only wrap. The first that fits counts.
+_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (socket.gaierror, "name not found"),
+    (ConnectionRefusedError, "refused: nothing listens there"),
+    (ssl.SSLCertVerificationError, "certificate not trusted: {0.verify_message}"),
+    ((ssl.SSLEOFError, ssl.SSLZeroReturnError), "TLS connection cut"),
+    (ssl.SSLError, "no TLS, or another version of it"),
+    ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError, EOFError), CUT),
+)
 # Exceptions of requests, urllib3, http.client, smtplib, redis-py, kombu and py-amqp, by name: most processes need
 # few of these libraries.
 _BY_NAME = {
@@ -64,22 +73,11 @@ def _name(error: BaseException) -> str:
 
 
 def _words(error: BaseException, timeout_seconds: float | None) -> str:
-    """The words for an error of the operating system or of TLS, which others only wrap."""
-    match error:
-        case socket.gaierror():
-            return "name not found"
-        case ConnectionRefusedError():
-            return "refused: nothing listens there"
-        case ssl.SSLCertVerificationError():
-            return f"certificate not trusted: {error.verify_message}"
-        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-            return "TLS connection cut"
-        case ssl.SSLError():
-            return "no TLS, or another version of it"
-        case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError() | EOFError():
-            return CUT
-        case OSError(errno=number) if number in _NO_ROUTE:
-            return "no route to this address"
+    for kinds, words in _BY_TYPE:
+        if isinstance(error, kinds):
+            return words.format(error)
+    if getattr(error, "errno", None) in _NO_ROUTE:
+        return "no route to this address"
     if _name(error) in _TIMEOUTS or isinstance(error, TimeoutError):
         return f"timed out after {timeout_seconds:g} s" if timeout_seconds else "timed out"
     return CUT if error.args == _CLOSED else _BY_NAME.get(_name(error), "")

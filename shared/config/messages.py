@@ -16,39 +16,43 @@ _HARMLESS = re.compile(r"(?!.*\d{5})[\w .,:/+*-]{0,24}")
 _HARMLESS_MAILBOX = re.compile(r"(?!.*\d{5})(?=.*[@<])[^:/]{1,80}", re.DOTALL)
 
 
+# By pydantic's type of the error.
+_LINES = {
+    "missing": "{key}: missing. {description}",
+    "extra_forbidden": "{key}: unknown key. {suggestion}",
+    "string_pattern_mismatch": "{key}: does not have the right form. {description}{value}",
+    "mailbox": "{key}: does not have the right form. {description} {message}{value}",
+    "value_error": "{key}: {message}{value}",
+}
+_ANY_OTHER_LINE = "{key}: {message_in_lower_case}. {description}{value}"
+
+
 def describe_errors(error: ValidationError) -> Iterator[str]:
     """One line per problem: "key: what is wrong, and how to fix it", with the value unless it may be a secret."""
     problems = error.errors(include_url=False, include_context=False)
     # A misspelt key explains why another is missing.
     for problem in sorted(problems, key=lambda each: each["type"] != "extra_forbidden"):
-        # Pydantic appends "[key]" to the path if a dictionary's key, not its value, is wrong.
-        path = [str(part) for part in problem["loc"] if not isinstance(part, int)]
-        key = ".".join(part for part in path if part != "[key]")
         message = problem["msg"].removeprefix("Value error, ")
-        value = _shown(path, problem["input"])
-        match problem["type"]:
-            case "missing":
-                yield f"{key}: missing. {_description(path)}"
-            case "extra_forbidden":
-                yield f"{key}: unknown key. {_suggestion(path)}"
-            case "string_pattern_mismatch":
-                yield f"{key}: does not have the right form. {_description(path)}{value}"
-            case "mailbox":
-                yield f"{key}: does not have the right form. {_description(path)} {message}{value}"
-            case _ if not key:
-                yield from message.split("\n")
-            case "value_error":
-                yield f"{key}: {message}{value}"
-            case _:
-                yield f"{key}: {message[0].lower()}{message[1:]}. {_description(path)}{value}"
+        # Pydantic appends "[key]" to the path if a dictionary's key, not its value, is wrong.
+        if path := [str(part) for part in problem["loc"] if not isinstance(part, int) and part != "[key]"]:
+            yield _LINES.get(problem["type"], _ANY_OTHER_LINE).format(
+                key=".".join(path),
+                description=_description(path),
+                suggestion=_suggestion(path),
+                message=message,
+                message_in_lower_case=message[:1].lower() + message[1:],
+                value=_shown(path, problem["input"]),
+            )
+        else:
+            yield from message.split("\n")
 
 
 def _shown(path: list[str], value: Any) -> str:
     """The value as a part of a message; nothing for a secret, and what may be one."""
-    field = _table_of(path).model_fields.get(path[-1]) if path else None
+    field = _table_of(path).model_fields.get(path[-1])
     if field is None or "Secret" in repr(field.annotation) or not isinstance(value, str | int | float):
         return ""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = str(value)
     mailbox = "Mailbox" in repr(field.annotation) and _HARMLESS_MAILBOX.fullmatch(text)
     shown = json.dumps(value, ensure_ascii=False)
     return f" (now: {shown})" if mailbox or _HARMLESS.fullmatch(text) else ""

@@ -48,18 +48,22 @@ def checked_url(url: str, key: str) -> str:
     addresses = SEPARATOR.split(url)
     if len(addresses) > 1 and any(each.startswith(SCHEMES) for each in addresses):
         raise ConfigError(key, [f"{key}: list the sentinels in one address, separated by commas"])
-    return ";".join(_verifying(each, address_parts(each, key), key) for each in addresses)
+    return ";".join(_checked_address(each, key) for each in addresses)
 
 
-def _verifying(url: str, parts: SplitResult, key: str) -> str:
+def _checked_address(url: str, key: str) -> str:
+    parts = address_parts(url, key)
     if parts.scheme == "amqps":
         _refuse_tls_options(parts, key)
     if parts.scheme in {"redis", "rediss"}:
         _require_database_number(parts, key)
     if parts.scheme in SCHEMES:
         sentinel_address(url, key)
-    if parts.scheme not in {"rediss", TLS_SCHEME}:
-        return url
+    return _verifying(url, parts) if parts.scheme in {"rediss", TLS_SCHEME} else url
+
+
+def _verifying(url: str, parts: SplitResult) -> str:
+    """The address with those options of the certificate's verification that it does not give itself."""
     options = {"ssl_cert_reqs": "required", "ssl_ca_certs": quote(ca_file())}
     given = parse_qs(parts.query)
     added = "&".join(f"{name}={value}" for name, value in options.items() if value and name not in given)

@@ -10,7 +10,7 @@ from shared.domain.wishes import Wish, classify, normalised
 # "Yes" is left out: it also answers surveys. A project may configure it, except on toll-free numbers, which only
 # these two unblock. Source: Twilio docs, "Advanced Opt-Out" and "Toll-free opt-out".
 OPT_IN_DEFAULTS = frozenset({"start", "unstop"})
-_SUSPECTED = {Wish.SUSPECTED, Wish.WRONG_NUMBER}
+_SUSPECTED = frozenset({Wish.SUSPECTED, Wish.WRONG_NUMBER})
 
 
 class Keywords:
@@ -29,7 +29,7 @@ class Keywords:
     ) -> None:
         self._opt_out, self._ignored = (frozenset(map(normalised, words)) for words in (opt_out, ignored))
         self._opt_in = frozenset(map(_exact, opt_in))
-        self._suspects = suspects
+        self._suspected = _SUSPECTED if suspects else frozenset()
 
     def change(self, body: str, *, opt_out_type: str = "", recipient: str = "") -> Change | None:
         """Return the change that a message to `recipient` asks for, or None.
@@ -64,7 +64,7 @@ class Keywords:
         wish = classify(body)
         if wish is Wish.STOP_EXACT:
             return Change.STOP
-        return Change.UNCLEAR if self._suspects and wish in _SUSPECTED else None
+        return Change.UNCLEAR if wish in self._suspected else None
 
 
 def learnable(body: str) -> str | None:

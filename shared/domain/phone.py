@@ -82,19 +82,12 @@ _LONG_EXTENSION = re.compile(r"(?:(?<![a-z])(?:x|ext(?:ensio)?n?)|#)[ .:=]*(?:\d
 
 def doubts_about(text: str, region: str) -> Iterator[str]:
     """What a person should check in a field's text, although `numbers_in` finds numbers in it. Each doubt once."""
-    parsed = [
-        phonenumbers.parse(number)
-        for number in numbers_in(text, region)
-        if not _VALID_SHAPE.fullmatch(number)
-    ]
-    reasons = [phonenumbers.is_possible_number_with_reason(number) for number in parsed]
-    if ValidationResult.IS_POSSIBLE_LOCAL_ONLY in reasons:
+    unusual = (number for number in numbers_in(text, region) if not _VALID_SHAPE.fullmatch(number))
+    parsed = list(map(phonenumbers.parse, unusual))
+    complete = [number for number in parsed if not _lacks_area_code(number)]
+    if len(complete) < len(parsed):
         yield "without area code"
-    if any(
-        not _is_valid(number)
-        for number, reason in zip(parsed, reasons, strict=True)
-        if reason != ValidationResult.IS_POSSIBLE_LOCAL_ONLY
-    ):
+    if not all(map(_is_valid, complete)):
         yield "not valid in any numbering plan"
     if _LONG_EXTENSION.search(_plain(text)):
         yield "with an extension as long as a number"
@@ -215,12 +208,17 @@ def _divisions(
             return
         if _goes_on_too_long(groups[start:end], region):
             continue
-        valid = None if _ends_in_a_year(run, region) else _valid(run, region)
-        if valid and _digits(run) < _SHORTEST_ALONE and not _is_usual(run, region):
-            continue
+        valid = _valid_in_context(run, region)
         if number := valid or (_possible(run, region) if _looks_complete(run, region) else None):
             usual = _is_usual(run, region) and not _is_service(number)
             yield best[start].with_number(number, valid=valid is not None, usual=usual)
+
+
+def _valid_in_context(run: str, region: str) -> str | None:
+    """E.164 of a valid reading; None if its end is a year, or if it is short and does not begin as usual."""
+    if _ends_in_a_year(run, region) or (_digits(run) < _SHORTEST_ALONE and not _is_usual(run, region)):
+        return None
+    return _valid(run, region)
 
 
 def _looks_complete(run: str, region: str) -> bool:
@@ -303,6 +301,11 @@ def _possible(run: str, region: str) -> str | None:
 
 def _has_right_length(number: PhoneNumber) -> bool:
     return bool(phonenumbers.is_possible_number_with_reason(number) == ValidationResult.IS_POSSIBLE)
+
+
+def _lacks_area_code(number: PhoneNumber) -> bool:
+    reason = phonenumbers.is_possible_number_with_reason(number)
+    return bool(reason == ValidationResult.IS_POSSIBLE_LOCAL_ONLY)
 
 
 def _readings(run: str, region: str) -> Iterator[PhoneNumber]:

@@ -29,6 +29,11 @@ class Status:
         """Time of the change, UTC."""
         return from_milliseconds(self.occurred_ms)
 
+    @property
+    def began_ms(self) -> int:
+        """When the opt-out began: its first STOP, as far as it is known."""
+        return self.since_ms or self.occurred_ms
+
     def encode(self) -> str:
         """Return the line that the ledger stores."""
         return "|".join(
@@ -43,6 +48,10 @@ class Status:
                 "1" if self.exact else "0",
             )
         )
+
+
+# Of a phone without a status: allowed, and all times unknown.
+_NOTHING_KNOWN = Status(change=Change.START, occurred_ms=0, event_id="")
 
 
 def decode_statuses(text: str) -> tuple[Status, ...]:
@@ -92,13 +101,13 @@ def comes_after(new: Status, old: Status, *, newest_first: bool = False) -> bool
 
 def replaced(new: Status, old: Status | None) -> Status:
     """Return the status after a change that comes after the known one."""
+    before = old or _NOTHING_KNOWN
     if new.change is Change.START:
-        start = max(new.occurred_ms, old.last_start_ms if old else 0)
-        since, stop = (old.since_ms, old.stop_ms) if old else (0, 0)
-        return replace(new, last_start_ms=start, since_ms=since, stop_ms=stop)
-    start = min(old.last_start_ms, new.occurred_ms) if old else 0
-    in_force = old is not None and old.change is Change.STOP and old.since_ms > 0
-    since = min(old.since_ms, new.occurred_ms) if old and in_force else new.occurred_ms
+        start = max(new.occurred_ms, before.last_start_ms)
+        return replace(new, last_start_ms=start, since_ms=before.since_ms, stop_ms=before.stop_ms)
+    start = min(before.last_start_ms, new.occurred_ms)
+    in_force = before.change is Change.STOP and before.since_ms > 0
+    since = min(before.since_ms, new.occurred_ms) if in_force else new.occurred_ms
     return replace(new, last_start_ms=start, since_ms=since, stop_ms=new.occurred_ms)
 
 
@@ -152,9 +161,7 @@ def decide(statuses: Iterable[Status]) -> Decision:
     known = list(statuses)
     staff_start = next((each for each in known if each.scope == STAFF and each.change is Change.START), None)
     stops = [_since_staff_start(each, staff_start) for each in known if each.change is Change.STOP]
-    in_force = sorted(
-        filter(None, stops), key=lambda stop: (stop.since_ms or stop.occurred_ms, stop.event_id)
-    )
+    in_force = sorted(filter(None, stops), key=lambda stop: (stop.began_ms, stop.event_id))
     return Decision(tuple(in_force), staff_start)
 
 

@@ -85,7 +85,7 @@ def _suspicion(plain: str, words: list[str], text: str) -> Wish:
         return Wish.WRONG_NUMBER
     if _is_keyword_among_fillers(words) or _is_slip(words):
         return Wish.SUSPECTED
-    return next((Wish(label) for pieces, label in SUBSTRINGS if _contains(plain, pieces)), Wish.ORDINARY)
+    return _wish_by_substrings(plain)
 
 
 # --- normalisation -----------------------------------------------------------------------------------
@@ -153,20 +153,14 @@ def _is_misspelt_keyword(word: str) -> bool:
 
 def _is_one_slip_apart(word: str, keyword: str) -> bool:
     """One letter more, less or other, or two neighbours exchanged."""
-    if word == keyword:
-        return True
     if abs(len(word) - len(keyword)) > 1:
         return False
     start = next((i for i, (a, b) in enumerate(zip(word, keyword, strict=False)) if a != b), None)
     if start is None:
         return True
     rest, expected = word[start:], keyword[start:]
-    return (
-        rest[1:] == expected[1:]
-        or rest[1:] == expected
-        or rest == expected[1:]
-        or (rest[:2] == expected[1::-1] and rest[2:] == expected[2:])
-    )
+    exchanged = rest[1::-1] + rest[2:]
+    return expected[1:] in (rest[1:], rest) or expected in (rest[1:], exchanged)
 
 
 # --- rules -------------------------------------------------------------------------------------------
@@ -180,5 +174,9 @@ def _label_by_rules(plain: str, words: list[str]) -> str | None:
     return found or (Wish.SUSPECTED if len(triggered) > _MAX_RULES else None)
 
 
-def _contains(plain: str, pieces: tuple[str, ...]) -> bool:
-    return not plain.isascii() and any(piece in plain for piece in pieces)
+def _wish_by_substrings(plain: str) -> Wish:
+    """The wish in languages that are written without spaces or with attached words."""
+    if plain.isascii():
+        return Wish.ORDINARY
+    labels = (label for pieces, label in SUBSTRINGS if any(piece in plain for piece in pieces))
+    return Wish(next(labels, Wish.ORDINARY))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain, product
 
 from shared.domain.events import LISTED, milliseconds
 from shared.ledger import keys
@@ -13,6 +14,7 @@ from shared.ledger.mails.mail_outbox import MailOutbox
 from shared.ledger.opt_outs.blocks import Blocks
 from shared.ledger.opt_outs.statuses import Statuses
 from shared.ledger.work.background import BackgroundJobs
+from shared.redis_types import RedisPipeline
 
 # How many old ids are checked per project and call, once a minute: Redis does nothing else for a millisecond or two.
 MOST_TRIMMED = 1_000
@@ -49,8 +51,6 @@ class Retention(EventStore, Statuses, MailOutbox):
         """Remove all traces of a phone: status, pending, intent, its events and their due work. Returns how many."""
         entries = self.entries_of_phone(project, phone)
         ids = [entry.event_id for entry in entries]
-        records = {record for entry in entries for record in entry.records}
-        due = [f"{kind}|{project}|{event_id}" for event_id in ids for kind in ("lookup", "email")]
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hdel(keys.status(project), phone)
             pipe.zrem(keys.pending(project), phone)
@@ -58,24 +58,28 @@ class Retention(EventStore, Statuses, MailOutbox):
             pipe.hdel(keys.failures(project), phone)
             for mailed in self.redis.scan_iter(match=keys.reviews_mailed(project, "*"), count=1000):
                 pipe.hdel(mailed, phone)
-            if records:
+            if records := set(chain.from_iterable(entry.records for entry in entries)):
                 pipe.hdel(keys.written(project), *records)
             if ids:
-                pipe.delete(*(keys.event(project, event_id) for event_id in ids))
-                for key in (keys.events, keys.unfinished, keys.mailing, keys.reviews, keys.seen_starts):
-                    pipe.zrem(key(project), *ids)
-                for listed in keys.ended_lists(project):
-                    pipe.zrem(listed, *ids)
-                for key in (keys.arrived, keys.outbox):
-                    for event_id in ids:
-                        pipe.lrem(key(project), 0, event_id)
-                pipe.zrem(keys.DUE, *due)
-                pipe.hdel(keys.ATTEMPTS, *due)
-                self._remove_from_digest(project, ids, "", pipe)
+                self._remove_events(project, ids, pipe)
             Blocks(project, self.redis).forget(phone, ids, pipe)
             status, pending, intents, *_ = pipe.execute()
         forget_actions(self.redis, project, ids)
         return {"status": status, "pending": pending, "intents": intents, "events": len(ids)}
+
+    def _remove_events(self, project: str, ids: Sequence[str], pipe: RedisPipeline) -> None:
+        """Remove events, their places in all lists and their due work."""
+        pipe.delete(*(keys.event(project, event_id) for event_id in ids))
+        for key in (keys.events, keys.unfinished, keys.mailing, keys.reviews, keys.seen_starts):
+            pipe.zrem(key(project), *ids)
+        for listed in keys.ended_lists(project):
+            pipe.zrem(listed, *ids)
+        for key, event_id in product((keys.arrived, keys.outbox), ids):
+            pipe.lrem(key(project), 0, event_id)
+        due = [f"{kind}|{project}|{event_id}" for event_id in ids for kind in ("lookup", "email")]
+        pipe.zrem(keys.DUE, *due)
+        pipe.hdel(keys.ATTEMPTS, *due)
+        self._remove_from_digest(project, ids, "", pipe)
 
     def forget_project(self, project: str) -> dict[str, int]:
         """Remove all that is kept of a project but its figures. Returns how many statuses and events that were.

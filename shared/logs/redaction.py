@@ -44,17 +44,19 @@ def mask_phone_numbers(
 
 def _mask(value: Any) -> Any:
     match value:
-        case StrEnum():
-            return value
-        case str():
-            return _PHONE.sub("[number]", value) if _DIGIT.search(value) else value
-        case bool() | float() | None:
+        case str() if not isinstance(value, StrEnum):
+            return _mask_text(value)
+        case StrEnum() | bool() | float() | None:
             return value
         case dict():
             return {_mask(name): _mask(each) for name, each in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_mask(each) for each in value]
-        case int():
-            return "[number]" if _PHONE.fullmatch(str(value)) else value
+            return list(map(_mask, value))
+        case int() if not _PHONE.fullmatch(str(value)):
+            return value
         case _:  # as the renderer shows it
-            return _PHONE.sub("[number]", repr(value))
+            return _mask_text(repr(value))
+
+
+def _mask_text(text: str) -> str:
+    return _PHONE.sub("[number]", text) if _DIGIT.search(text) else text

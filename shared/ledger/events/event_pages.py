@@ -25,6 +25,11 @@ class EventFilter:
     since: datetime | None = None
     until: datetime | None = None
 
+    @property
+    def states(self) -> list[State]:
+        """The states to show; empty for all."""
+        return [self.state] if self.state else []
+
     def accepts(self, state: str, change: str, records: str) -> bool:
         """Whether an event with these stored values is shown."""
         return (
@@ -42,6 +47,11 @@ class EventPage:
     below: int = 0
     read_back_to: datetime | None = None  # where the limit ended a search that has found less than a page
 
+    @property
+    def room(self) -> int:
+        """How many more events it takes."""
+        return PAGE - len(self.entries)
+
 
 class EventPages:
     """Reads pages of one study's events."""
@@ -53,20 +63,19 @@ class EventPages:
 
     def page(self, wanted: EventFilter, below: int | None = None) -> EventPage:
         """The next page. `below` is the place, counted from the oldest event, that the page before ended at."""
-        key = self._ledger.list_of(self._project, [wanted.state] if wanted.state else [])
+        key = self._ledger.list_of(self._project, wanted.states)
         first, last = self._places(key, wanted)
         place = last if below is None else min(below, last)
         found = EventPage()
         stop = max(first, place - MOST_READ)
-        while place > stop and len(found.entries) < PAGE:
+        while place > stop and found.room:
             chunk = self._redis.zrange(key, max(stop, place - _CHUNK), place - 1)[::-1]
-            chosen = self._chosen(chunk, wanted)[: PAGE - len(found.entries)]
-            full = len(found.entries) + len(chosen) == PAGE
-            read = chunk.index(chosen[-1]) + 1 if full else len(chunk)
+            chosen = self._chosen(chunk, wanted)[: found.room]
+            read = chunk.index(chosen[-1]) + 1 if len(chosen) == found.room else len(chunk)
             found.entries += self._ledger.entries_of(self._project, chosen)
             place -= max(read, 1)
         found.below = place if place > first else 0
-        if found.below and len(found.entries) < PAGE:
+        if found.below and found.room:
             found.read_back_to = self._received_at(key, place)
         return found
 

@@ -56,6 +56,11 @@ class StoredEvent:
         return from_milliseconds(self.first_received_ms) if self.first_received_ms else self.received_at
 
     @property
+    def state_since(self) -> datetime:
+        """When it ended; when it was received, if it has not."""
+        return self.finished_at or self.received_at
+
+    @property
     def came_at(self) -> datetime:
         """When the participant texted; a text that the log shows days later arrives long after that."""
         return min(self.occurred_at, self.arrived_at)

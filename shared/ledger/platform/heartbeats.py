@@ -55,7 +55,7 @@ def take_place(redis: RedisClient, field: str, *, started_ms: int, now_ms: int) 
     ended = [
         each
         for each in silent_processes(redis, now_ms=now_ms)
-        if each.kind == kind and each.field != field and each.since_ms <= started_ms
+        if each.kind == kind and each.since_ms <= started_ms
     ]
     here = [each.field for each in ended if each.host == host]
     if here:

@@ -39,10 +39,6 @@ class Overview(LedgerBase):
         unfinished = self._counts(projects, keys.unfinished, "zcard")
         reviews = self._counts(projects, keys.reviews, "zcard")
         failures = self._counts(projects, keys.failures, "hlen")
-        with self.redis.pipeline(transaction=False) as pipe:
-            for project in projects:
-                pipe.hmget(keys.reconciled(project), "success_ms", "failure_ms")
-            reconciled = list(pipe.execute())
         return [
             StudyOverview(
                 project=project,
@@ -51,12 +47,19 @@ class Overview(LedgerBase):
                 oldest_ms=self._oldest_ms(project) if project in unfinished else 0,
                 reviews=reviews.get(project, 0),
                 failures=len(failed_ids(project, self.redis)) if project in failures else 0,
-                success_ms=int(success or 0),
-                failure_ms=int(failure or 0),
-                errors=self._errors(project) if int(failure or 0) > int(success or 0) else (),
+                success_ms=success_ms,
+                failure_ms=failure_ms,
+                errors=self._errors(project) if failure_ms > success_ms else (),
             )
-            for project, (success, failure) in zip(projects, reconciled, strict=True)
+            for project, (success_ms, failure_ms) in zip(projects, self._reconciled(projects), strict=True)
         ]
+
+    def _reconciled(self, projects: Sequence[str]) -> list[tuple[int, int]]:
+        """When the last reconciliation of each succeeded, and when the last one failed."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for project in projects:
+                pipe.hmget(keys.reconciled(project), "success_ms", "failure_ms")
+            return [(int(success or 0), int(failure or 0)) for success, failure in pipe.execute()]
 
     def _counts(self, projects: Sequence[str], key: Callable[[str], str], command: str) -> dict[str, int]:
         """The sizes of a collection of each project, without those that are empty, as almost all are."""
