@@ -14,6 +14,7 @@ from web.context import IN_EVENT_LOOP, Services
 LARGEST_BATCH = 64
 
 Submitted = tuple[Services, Submission]
+_Waiting = tuple[Services, Submission, asyncio.Future[bool]]
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Writer:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._gathered: deque[tuple[Services, Submission, asyncio.Future[bool]]] = deque()
+        self._gathered: deque[_Waiting] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._publishing = ThreadPoolExecutor(1, thread_name_prefix="publisher")
@@ -58,8 +59,7 @@ class Writer:
     async def _write(self) -> None:
         run = asyncio.get_running_loop().run_in_executor
         while self._gathered:
-            taken = [self._gathered.popleft() for _ in range(min(LARGEST_BATCH, len(self._gathered)))]
-            if not (batch := [each for each in taken if not each[-1].done()]):
+            if not (batch := self._next_batch()):
                 continue
             own = batch[-1][0]
             stored, asked = await run(self._thread, record, own, [submission for _, submission, _ in batch])
@@ -68,6 +68,12 @@ class Writer:
                     outcome.set_result(is_stored)
             if asked:
                 self._publishing.submit(publish_lookups, own.publish, asked)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """What waited longest, without what has been given up."""
+        number = min(LARGEST_BATCH, len(self._gathered))
+        taken = [self._gathered.popleft() for _ in range(number)]
+        return [each for each in taken if not each[-1].done()]
 
 
 def _give_up(outcome: asyncio.Future[bool]) -> None:

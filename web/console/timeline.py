@@ -46,16 +46,14 @@ def _steps(entry: StoredEvent) -> Iterator[Step]:
         yield Step(entry.arrived_at, "Received", f"by {words.SOURCES[entry.source]}")
     if entry.received_at != entry.arrived_at:
         yield Step(entry.received_at, "Looked up again", "its records are read and written again from here")
-    if entry.written_at:
-        yield Step(entry.written_at, "Written to REDCap", _records(entry))
-    if entry.finished_at:
-        yield Step(entry.finished_at, f"Ended: {words.STATES[entry.state].lower()}", entry.reason)
-    if entry.block.at:
-        yield Step(entry.block.at, words.BLOCKS[entry.block.state], "by Twilio, at the program's request")
-    if entry.notice and entry.mail_since:
-        yield Step(entry.mail_since, "E-mail due", entry.mail)
-    if entry.notified_at:
-        yield Step(entry.notified_at, "E-mail sent", "all recipients have it")
+    later = [
+        (entry.written_at, "Written to REDCap", _records(entry)),
+        (entry.finished_at, f"Ended: {words.STATES[entry.state].lower()}", entry.reason),
+        (entry.block.at, words.BLOCKS[entry.block.state], "by Twilio, at the program's request"),
+        (entry.mail_since if entry.notice else None, "E-mail due", entry.mail),
+        (entry.notified_at, "E-mail sent", "all recipients have it"),
+    ]
+    yield from (Step(moment, title, detail) for moment, title, detail in later if moment)
 
 
 def _begin(entry: StoredEvent) -> Step:

@@ -103,9 +103,9 @@ def _reconciliation(study: StudyOverview, now_ms: int, time_text: TimeText) -> I
 
 def _waiting(study: StudyOverview, now_ms: int, time_text: TimeText) -> Iterator[Trouble]:
     if study.unfinished and waits_too_long(study.oldest_ms, now_ms):
-        waits = "change waits" if study.unfinished == 1 else "changes wait"
+        wait = number_of(study.unfinished, "change waits", "changes wait")
         yield Trouble(
-            f"{study.unfinished:,} {waits} for REDCap, the oldest since {time_text(study.oldest_ms)}",
+            f"{wait} for REDCap, the oldest since {time_text(study.oldest_ms)}",
             "See on the page Platform whether a worker runs, and whether REDCap answers.",
             command=f"optout check --project {study.project}",
         )
@@ -113,9 +113,8 @@ def _waiting(study: StudyOverview, now_ms: int, time_text: TimeText) -> Iterator
 
 def _reviews(study: StudyOverview) -> Iterator[Trouble]:
     if study.reviews:
-        waits = "text waits" if study.reviews == 1 else "texts wait"
         yield Trouble(
-            f"{study.reviews:,} {waits} for a decision",
+            f"{number_of(study.reviews, 'text waits', 'texts wait')} for a decision",
             "Read the text in Twilio's console, then decide.",
             Level.ATTENTION,
             command=f"optout review --project {study.project}",
@@ -130,12 +129,13 @@ def overall(studies: Sequence[StudyVerdict], platform: Sequence[Trouble] = ()) -
     return Verdict(worst, _about_studies(studies) + about_platform)
 
 
+_ALL_FINE = {0: "No study is configured.", 1: "The study is fine."}
+
+
 def _about_studies(studies: Sequence[StudyVerdict]) -> str:
     troubled = [each for each in studies if each.level is not Level.FINE]
-    if not studies:
-        return "No study is configured."
     if not troubled:
-        return "The study is fine." if len(studies) == 1 else f"All {len(studies):,} studies are fine."
+        return _ALL_FINE.get(len(studies), f"All {len(studies):,} studies are fine.")
     named = " ".join(f"{each.study.project}: {each.text}." for each in troubled[:MOST_NAMED])
     need = "needs" if len(troubled) == 1 else "need"
     more = "" if len(troubled) <= MOST_NAMED else f" And {len(troubled) - MOST_NAMED:,} more."
@@ -149,12 +149,7 @@ def about(study: StudyVerdict, opted_out: int) -> Verdict:
     name = study.study.project
     if study.troubles:
         return Verdict(study.level, f"{name}: {study.text}.")
-    records, shows = number_of(opted_out, "record"), "shows" if opted_out == 1 else "show"
-    proof = (
-        "and the last reconciliation succeeded"
-        if study.study.success_ms
-        else "and no reconciliation has run yet"
-    )
-    return Verdict(
-        Level.FINE, f"{name} is fine: {records} {shows} an opt-out, every change is in REDCap, {proof}."
-    )
+    records_show = number_of(opted_out, "record shows", "records show")
+    proof = "the last reconciliation succeeded" if study.study.success_ms else "no reconciliation has run yet"
+    text = f"{name} is fine: {records_show} an opt-out, every change is in REDCap, and {proof}."
+    return Verdict(Level.FINE, text)

@@ -81,15 +81,11 @@ class SignatureVerifier:
         if algorithm not in self._validators:
             raise Forged("unknown_signature_algorithm")
         validators = self._validators[algorithm]
-        if not known & validators.keys():
+        known &= validators.keys()
+        if not known:
             raise Forged("no_shared_key")
         signers = {
-            account
-            for account in known
-            if any(
-                compare(validator.compute_signature(spelling + text, {}, algorithm), signature)
-                for validator, spelling in product(validators.get(account, []), _spellings(url))
-            )
+            account for account in known if _have_signed(validators[account], url, text, signature, algorithm)
         }
         if not signers:
             raise Forged("wrong_signature")
@@ -106,3 +102,13 @@ def _spellings(url: str) -> tuple[str, str]:
 def _validators(secrets: Secrets) -> dict[str, list[RequestValidator]]:
     made = {account: [RequestValidator(secret) for secret in some] for account, some in secrets.items()}
     return {account: validators for account, validators in made.items() if validators}
+
+
+def _have_signed(
+    validators: Iterable[RequestValidator], url: str, text: str, signature: str, algorithm: str
+) -> bool:
+    """Whether one of an account's secrets signed the URL, in either spelling, followed by `text`."""
+    return any(
+        compare(validator.compute_signature(spelling + text, {}, algorithm), signature)
+        for validator, spelling in product(validators, _spellings(url))
+    )
