@@ -3,11 +3,10 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from itertools import chain
 from urllib.parse import urlsplit
 
-from shared.config import Config, Project
-from shared.config.schema import LOOPBACK
+from shared.config import Config
+from shared.config.schema import LOOPBACK, SmtpOAuth2, Table, TwilioAccount
 from shared.config.secrets import Secret
 from shared.errors import ConfigError, PublishedSecret
 from shared.ledger.platform.loaded_configurations import LoadedConfiguration, loaded_configurations
@@ -70,26 +69,38 @@ def in_the_clear(url: str) -> bool:
 
 def check_secrets(config: Config, projects: list[str]) -> Iterator[Finding]:
     """Every secret that the configuration refers to is there."""
-    places: list[tuple[str, str, Secret]] = [("configuration", "hash_key", config.hash_key)]
+    for subject, table in _tables(config, projects):
+        for key, secret in _secrets(table):
+            try:
+                secret.resolve()
+            except ConfigError as error:
+                id_ = _secret_finding(error, key, table)
+                yield Finding(id=id_, subject=subject, observed=f"{key}: {error.problems[0]}")
+
+
+def _tables(config: Config, projects: list[str]) -> Iterator[tuple[str, Table]]:
+    """The tables with secrets, each with the subject of its findings."""
+    yield "configuration", config
     if config.smtp:
-        places.append(("smtp", "url", config.smtp.url))
-    if config.smtp and config.smtp.oauth2:
-        places.append(("smtp", "oauth2.client_secret", config.smtp.oauth2.client_secret))
-    for name, account in config.twilio.items():
-        places += [(f"twilio.{name}", "auth_token", token) for token in account.auth_token]
-        api_key = [("api_key", account.api_key), ("api_secret", account.api_secret)]
-        places += [(f"twilio.{name}", key, secret) for key, secret in api_key if secret is not None]
-        places += [(f"twilio.{name}", "shared_key", key) for key in account.shared_key]
-    places += [(name, "redcap_token", config.projects[name].redcap_token) for name in projects]
-    with_api_key = {f"twilio.{name}" for name, account in config.twilio.items() if account.api_key}
-    for subject, key, secret in places:
-        try:
-            secret.resolve()
-        except ConfigError as error:
-            id_: FindingId = "secret-published" if isinstance(error, PublishedSecret) else "secret-missing"
-            if id_ == "secret-missing" and key == "auth_token" and subject in with_api_key:
-                id_ = "auth-token-not-here"
-            yield Finding(id=id_, subject=subject, observed=f"{key}: {error.problems[0]}")
+        yield "smtp", config.smtp
+    yield from ((f"twilio.{name}", account) for name, account in config.twilio.items())
+    yield from ((name, config.projects[name]) for name in projects)
+
+
+def _secrets(table: Table) -> Iterator[tuple[str, Secret]]:
+    """The secrets of a table and of its `oauth2`, each with its key."""
+    for key, value in table:
+        if isinstance(value, SmtpOAuth2):
+            yield from ((f"{key}.{inner}", secret) for inner, secret in _secrets(value))
+        values = value if isinstance(value, list) else [value]
+        yield from ((key, each) for each in values if isinstance(each, Secret))
+
+
+def _secret_finding(error: ConfigError, key: str, table: Table) -> FindingId:
+    if isinstance(error, PublishedSecret):
+        return "secret-published"
+    replaced = isinstance(table, TwilioAccount) and table.api_key and key == "auth_token"
+    return "auth-token-not-here" if replaced else "secret-missing"
 
 
 def require_own_secrets(config: Config) -> None:
@@ -114,21 +125,25 @@ def _hash_key(config: Config) -> Iterator[Finding]:
 
 def _rates(config: Config, projects: list[str]) -> Iterator[Finding]:
     """All projects of a host share its budget, those that were not asked about included."""
-    hosts: dict[str, dict[str, Project]] = defaultdict(dict)
+    rates: dict[str, dict[str, int]] = defaultdict(dict)
     for name, project in config.projects.items():
-        hosts[project.redcap_host][name] = project
-    for host, sharing in hosts.items():
-        rates = {name: project.redcap_requests_per_minute for name, project in sharing.items()}
-        asked = [name for name in sharing if name in projects]
-        if asked and len(set(rates.values())) > 1:
-            listed = ", ".join(f"{name} {rate}" for name, rate in rates.items())
-            seen = f"{host}: {listed}; {min(rates.values())} holds for all"
-            yield Finding(id="redcap-rates-differ", subject=asked[0], observed=seen)
-        if asked and min(rates.values()) > SAFE_RATE:
-            seen = f"{host}: {min(rates.values())} requests per minute"
-            yield Finding(id="redcap-rate-near-ban", subject=asked[0], observed=seen)
+        rates[project.redcap_host][name] = project.redcap_requests_per_minute
+    for host, sharing in rates.items():
+        if asked := [name for name in sharing if name in projects]:
+            yield from _host_rates(host, sharing, subject=asked[0])
+
+
+def _host_rates(host: str, rates: dict[str, int], *, subject: str) -> Iterator[Finding]:
+    lowest = min(rates.values())
+    if max(rates.values()) > lowest:
+        listed = ", ".join(f"{name} {rate}" for name, rate in rates.items())
+        seen = f"{host}: {listed}; {lowest} holds for all"
+        yield Finding(id="redcap-rates-differ", subject=subject, observed=seen)
+    if lowest > SAFE_RATE:
+        seen = f"{host}: {lowest} requests per minute"
+        yield Finding(id="redcap-rate-near-ban", subject=subject, observed=seen)
 
 
 def accounts_of(config: Config, projects: list[str]) -> list[str]:
     """The Twilio accounts that projects use, each once."""
-    return list(dict.fromkeys(chain(config.projects[name].twilio for name in projects)))
+    return list(dict.fromkeys(config.projects[name].twilio for name in projects))

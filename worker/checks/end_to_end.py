@@ -98,21 +98,16 @@ class EndToEndTest:
 
     def prepare(self, *, force: bool = False) -> list[str]:
         """The ids of the records that will be written. Raises EndToEndTestRefused, or what REDCap raises."""
-        for name in [self.project, *self._sharing()]:
-            self._before[name] = self._look(name)
+        sharing = self._sharing()
+        self._before = {name: self._look(name) for name in [self.project, *sharing]}
         records = self._before[self.project].states
         if not records:
             raise EndToEndTestRefused(
                 f"no record of {self.project} holds this number: add a record for tests, with the number "
                 f"{TEST_NUMBER} (or --number) in {self._config.phone_field}"
             )
-        others = [name for name, before in self._before.items() if name != self.project and before.states]
-        if others:
-            raise EndToEndTestRefused(
-                f"records of {', '.join(others)}, which shares this Messaging Service, hold the number as well: "
-                "use one that this project alone holds"
-            )
-        if not force and self._is_opted_out(self._before[self.project]):
+        self._raise_if_held_by(sharing)
+        if self._was_opted_out and not force:
             raise EndToEndTestRefused(
                 f"the number is opted out at present (record {', '.join(records)}): if that is real, leave it "
                 "alone and use a test record; --force tries it anyway, and puts the fields back afterwards"
@@ -121,22 +116,25 @@ class EndToEndTest:
             self._raise_unless_blockable()
         return list(records)
 
+    def _raise_if_held_by(self, sharing: list[str]) -> None:
+        """Records of other projects must not be written."""
+        if others := [name for name in sharing if self._before[name].states]:
+            raise EndToEndTestRefused(
+                f"records of {', '.join(others)}, which shares this Messaging Service, hold the number as well: "
+                "use one that this project alone holds"
+            )
+
     def _sharing(self) -> list[str]:
         """Other projects that a message to this one's senders concerns."""
-        own = {self._config.messaging_service_sid, *self._config.senders} - {None}
-        return [
-            name
-            for name, other in self.services.config.projects.items()
-            if name != self.project
-            and other.twilio == self._config.twilio
-            and own & {other.messaging_service_sid, *other.senders}
-        ]
+        config = self.services.config
+        names = config.sharing(self.project)
+        return [name for name in names if config.projects[name].twilio == self._config.twilio]
 
     def _look(self, name: str) -> _Before:
         gateway, index = self.services.project(name), self.services.index(name)
         index.refresh(gateway, since=self.services.now())
         ids = index.records([self._phone]).get(self._phone, [])
-        found = gateway.read(ids) if ids else {}
+        found = gateway.read(ids)
         states = {record: state for record, state in found.items() if self._phone in state.phones}
         status = self.services.ledger.statuses(name, [self._phone]).get(self._phone)
         return _Before(gateway, status, states, WrittenValues(name, self.services.redis).of(list(states)))
@@ -153,7 +151,7 @@ class EndToEndTest:
             raise EndToEndTestRefused(f"--block needs block_at_twilio = true in [projects.{self.project}]")
         if toll_free := toll_free_senders(self.project, self.services):
             raise EndToEndTestRefused(f"{toll_free[0]} is toll-free: Twilio could not unblock the number")
-        if self._is_opted_out(self._before[self.project]) or self._own_blocks():
+        if self._was_opted_out or self._own_blocks():
             raise EndToEndTestRefused("Twilio blocks the number already: use one that is not opted out")
 
     def _own_blocks(self) -> list[BlockedNumber]:
@@ -394,7 +392,7 @@ class EndToEndTest:
             if not self.services.ledger.restore_status(name, self._phone, started, before.status):
                 return
             self._close_review(name, entry)
-            now = before.gateway.read(list(before.states)) if before.states else {}
+            now = before.gateway.read(list(before.states))
             changed = [
                 state for record, state in before.states.items() if now.get(record) not in {None, state}
             ]

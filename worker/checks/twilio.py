@@ -1,6 +1,7 @@
 """Twilio's side: the account, and for each project the way of its incoming messages."""
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 from shared.config import Config, Project
@@ -162,8 +163,8 @@ class _Way:
 
     def _former_addresses(self, numbers: list[Number]) -> Iterator[tuple[str, str]]:
         saved = saved_resources(self._side, SavedSettings(self._redis, str(self._side.client.account_sid)))
-        for webhook in (each for each in saved if isinstance(each, Webhook) and each.current is not None):
-            if not (webhook.used_by(self._project) and self._side.is_ours(webhook.url)):
+        for webhook in saved:
+            if not (isinstance(webhook, Webhook) and webhook.brings_texts_of(self._project)):
                 continue
             if former := webhook.former_url:
                 yield webhook.describe(), former
@@ -286,7 +287,7 @@ class _Way:
     def _redaction(self, numbers: list[Number]) -> Iterator[Finding]:
         """No API shows the setting; the latest messages do."""
         senders = dict.fromkeys([*(number.address for number in numbers), *self._project.senders])
-        latest = [each for sender in list(senders)[:5] for each in self._side.latest_inbound(sender)]
+        latest = list(chain.from_iterable(map(self._side.latest_inbound, islice(senders, 5))))
         if any(number for number, _ in latest):
             yield self._finding("numbers-redacted", f"the latest incoming messages show …{REDACTED_DIGITS}")
         elif latest and all(body for _, body in latest):

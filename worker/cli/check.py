@@ -57,18 +57,24 @@ def check(
     try:
         if loaded:
             report = _loaded_report(timeout)
+        elif config_only:
+            report = _config_report(project)
         else:
-            report = _config_report(project) if config_only else _report(project, url, timeout)
+            report = _report(project, url, timeout)
     except ConfigError as error:
         report = _unusable(error)
     if as_json:
         print_json(report.as_json())
     else:
         _show(report)
-    if loaded and not report.passed:
-        sys.exit(1)
-    if not report.is_well:
-        sys.exit(WOULD_START if config_only and not _stops_a_process(report) else 1)
+    if code := _exit_code(report, config_only=config_only, loaded=loaded):
+        sys.exit(code)
+
+
+def _exit_code(report: Report, *, config_only: bool, loaded: bool) -> int:
+    if report.is_well:
+        return 1 if loaded and not report.passed else 0
+    return WOULD_START if config_only and not _stops_a_process(report) else 1
 
 
 def _report(project: str | None, url: str | None, timeout: int) -> Report:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from textwrap import indent
@@ -103,11 +103,16 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: 
         console.print(table)
         return
     for row in rows:
-        for heading, cell in zip(headings, row, strict=True):
-            if cell:
-                label = Text(heading.ljust(max(map(len, headings)) + 2), "bold")
-                console.print(label + Text(cell), soft_wrap=True)
-        console.print()
+        _show_card(dict(zip(headings, row, strict=True)), console)
+
+
+def _show_card(cells: Mapping[str, str], console: Console) -> None:
+    """A row as a line per column, without empty ones."""
+    width = max(map(len, cells)) + 2
+    for heading, cell in cells.items():
+        if cell:
+            console.print(Text(heading.ljust(width), "bold") + Text(cell), soft_wrap=True)
+    console.print()
 
 
 def _longest_word(cells: Sequence[str]) -> int:

@@ -1,8 +1,7 @@
 """`optout replay`: have ended events looked up and written again, or their undelivered e-mails sent again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 
 import click
 
@@ -50,32 +49,39 @@ def replay(  # noqa: PLR0913  one parameter per option
     written to REDCap: e-mails go again to those recipients that have not received them, and are retried for
     another week. Exit code 1 where EVENT is not known, or has no such e-mail.
     """
-    if (bool(event) or mails) == failed:
-        raise click.UsageError("give either an EVENT or --failed, or --mails")
-    if event and (record or since):
-        raise click.UsageError(
-            "--record and --since choose among several events; leave them out with an EVENT"
-        )
+    _require_one_choice(event, failed=failed, mails=mails, filtered=bool(record or since))
     services = make_services()
     names = chosen_projects(services, project)
-    replay_all = _replay_mails if mails else _replay_events
-    note = partial(_note, services, "replay_mail" if mails else "replay", by, reason)
-    replayed = replay_all(services, names, event or EventFilter(services, record, since), note)
-    click.echo(f"{replayed} {'mail' if mails else 'event'}{'' if replayed == 1 else 's'} replayed")
+    replay_in, kind, noun, missing = (
+        (_replay_mails, "replay_mail", "mail", "undelivered mail of event")
+        if mails
+        else (_replay_events, "replay", "event", "event")
+    )
+    chosen, replayed = event or EventFilter(services, record, since), 0
+    for name in names:
+        done = replay_in(services, name, chosen)
+        _note(services, name, done, kind=kind, by=by, reason=reason)
+        replayed += len(done)
+    click.echo(f"{replayed} {noun}{'' if replayed == 1 else 's'} replayed")
     if event and not replayed:
-        what = "undelivered mail of event" if mails else "event"
-        click.echo(f"error: no {what} {event}: see optout events", err=True)
+        click.echo(f"error: no {missing} {event}: see optout events", err=True)
         raise SystemExit(1)
 
 
-Note = Callable[
-    [str, Sequence[str]], None
-]  # keeps who asked for what was done with a project's events, and why
+def _require_one_choice(event: str | None, *, failed: bool, mails: bool, filtered: bool) -> None:
+    """Raises click.UsageError if the options contradict each other."""
+    if (bool(event) or mails) == failed:
+        raise click.UsageError("give either an EVENT or --failed, or --mails")
+    if event and filtered:
+        raise click.UsageError(
+            "--record and --since choose among several events; leave them out with an EVENT"
+        )
 
 
 def _note(
-    services: Services, kind: str, by: str, reason: str, project: str, event_ids: Sequence[str]
+    services: Services, project: str, event_ids: Sequence[str], *, kind: str, by: str, reason: str
 ) -> None:
+    """Keep who asked for what was done with events, and why."""
     now = services.now()
     actions = [
         StaffAction(at=now, event_id=event_id, kind=kind, by=by, reason=reason) for event_id in event_ids
@@ -83,14 +89,9 @@ def _note(
     note_actions(services.redis, project, actions, retention_days=services.config.retention_days)
 
 
-def _replay_events(services: Services, names: list[str], chosen: str | EventFilter, note: Note) -> int:
-    replayed = 0
-    for name in names:
-        ids = [chosen] if isinstance(chosen, str) else _failed(services, name, chosen)
-        done = [event_id for event_id in ids if _replay(services, name, event_id)]
-        note(name, done)
-        replayed += len(done)
-    return replayed
+def _replay_events(services: Services, project: str, chosen: str | EventFilter) -> list[str]:
+    ids = [chosen] if isinstance(chosen, str) else _failed(services, project, chosen)
+    return [event_id for event_id in ids if _replay(services, project, event_id)]
 
 
 def _failed(services: Services, project: str, chosen: EventFilter) -> list[str]:
@@ -110,17 +111,13 @@ def _replay(services: Services, project: str, event_id: str) -> bool:
     return True
 
 
-def _replay_mails(services: Services, names: list[str], chosen: str | EventFilter, note: Note) -> int:
-    replayed = 0
-    for name in names:
-        if services.config.projects[name].notify:
-            ids = [chosen] if isinstance(chosen, str) else _undelivered(services, name, chosen)
-            done = _send_again(services, name, ids)
-            if not chosen:  # a report concerns many records
-                done += _send_reports_again(services, name)
-            note(name, done)
-            replayed += len(done)
-    return replayed
+def _replay_mails(services: Services, project: str, chosen: str | EventFilter) -> list[str]:
+    if not services.config.projects[project].notify:
+        return []
+    ids = [chosen] if isinstance(chosen, str) else _undelivered(services, project, chosen)
+    done = _send_again(services, project, ids)
+    # A report concerns many records.
+    return done if chosen else [*done, *_send_reports_again(services, project)]
 
 
 def _send_reports_again(services: Services, project: str) -> list[str]:

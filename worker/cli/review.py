@@ -88,5 +88,4 @@ def _list(services: Services, names: list[str], chosen: EventFilter, as_json: bo
 
 
 def _describe(entry: StoredEvent, services: Services) -> dict[str, Any]:
-    since = entry.finished_at or entry.received_at
-    return describe(entry) | {"waiting_seconds": int((services.now() - since).total_seconds())}
+    return describe(entry) | {"waiting_seconds": int((services.now() - entry.state_since).total_seconds())}

@@ -4,7 +4,6 @@ import sys
 
 import click
 
-from shared.redis_client import RedisClient
 from worker.checks.configuration import accounts_of
 from worker.cli.common import chosen_projects, make_services
 from worker.services import Services
@@ -44,7 +43,7 @@ def setup(project: str | None, mode: str | None, undo: bool, yes: bool) -> None:
         if undo:
             plan = plan_undo(name, services.config, side, services.redis, names)
         else:
-            plan = _setup_plan(name, services, side, services.redis, Mode(mode) if mode else None)
+            plan = _setup_plan(name, services, side, mode)
         done = _carry_out(name, plan, yes=yes)
         well = done and well
         if done and not undo:
@@ -61,29 +60,19 @@ def _sides(services: Services, names: list[str]) -> dict[str, TwilioAccountView]
     }
 
 
-def _setup_plan(
-    name: str, services: Services, side: TwilioAccountView, redis: RedisClient, mode: Mode | None
-) -> Plan:
-    why = "as asked"
-    if mode is None:
-        mode, why = choose_mode(services.config.projects[name], side)
+def _setup_plan(name: str, services: Services, side: TwilioAccountView, asked: str | None) -> Plan:
+    project = services.config.projects[name]
+    mode, why = (Mode(asked), "as asked") if asked else choose_mode(project, side)
     click.echo(f"  mode {mode.value}: {why}")
-    return plan_setup(name, services.config, side, redis, mode)
+    return plan_setup(name, services.config, side, services.redis, mode)
 
 
 def _carry_out(name: str, plan: Plan, *, yes: bool) -> bool:
     """Show a plan, ask, do it. False where it was not done, or not wholly."""
-    for line in plan.satisfied:
-        click.echo(f"  ok    {line}")
-    for line in plan.blockers:
-        click.echo(f"  first {line}")
+    _show_plan(plan)
     if plan.blockers:
         return False
-    for number, step in enumerate(plan.steps, start=1):
-        click.echo(f"  {number}.    {step.text.replace(chr(10), chr(10) + '        ')}")
-    if not plan.steps:
-        click.echo("  nothing to do")
-    elif not yes and not click.confirm("  Do this?"):
+    if plan.steps and not yes and not click.confirm("  Do this?"):
         click.echo("  nothing was done")
         return False
     for number, step in enumerate(plan.steps, start=1):
@@ -91,6 +80,19 @@ def _carry_out(name: str, plan: Plan, *, yes: bool) -> bool:
         click.echo(f"  {number}.    done")
     _show_rest(name, plan)
     return True
+
+
+def _show_plan(plan: Plan) -> None:
+    for line in plan.satisfied:
+        click.echo(f"  ok    {line}")
+    for line in plan.blockers:
+        click.echo(f"  first {line}")
+    if plan.blockers:
+        return
+    for number, step in enumerate(plan.steps, start=1):
+        click.echo(f"  {number}.    {step.text.replace(chr(10), chr(10) + '        ')}")
+    if not plan.steps:
+        click.echo("  nothing to do")
 
 
 def _show_rest(name: str, plan: Plan) -> None:

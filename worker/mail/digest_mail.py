@@ -1,10 +1,12 @@
 """The e-mail about several changes of one project (`notify_digest`). Pure."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from email.message import EmailMessage
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from shared.config import Project
@@ -31,22 +33,27 @@ def compose_digest(
         for entry in ordered
         if entry.notice is not None
     ]
-    decided = [change for change in changes if change["notice"] != Notice.REVIEW]
     facts = {
         "project": ordered[0].project,
         "title": project.title or ordered[0].project,
         "changes": changes,
         "days": [(day, list(group)) for day, group in groupby(changes, itemgetter("day"))],
-        "opt_outs": sum(change["change"] == "STOP" for change in decided),
-        "opt_ins": sum(change["change"] == "START" for change in decided),
-        "reviews": len(changes) - len(decided),
-        "all_blocked": all(change["blocked"] for change in changes if change["change"] == "STOP"),
         "field": project.opt_out_field,
         "checkbox": project.opt_out_checkbox or "",
-    }
+    } | _totals(changes)
     texts = [render(part, facts, None) for part in PARTS]
-    since = max(entry.finished_at or entry.received_at for entry in ordered)
+    since = max(entry.state_since for entry in ordered)
     return mail(texts, project, sender, since, f"{ordered[0].project}.digest.{_fingerprint(ordered)}")
+
+
+def _totals(changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    decided = Counter(change["change"] for change in changes if change["notice"] != Notice.REVIEW)
+    return {
+        "opt_outs": decided["STOP"],
+        "opt_ins": decided["START"],
+        "reviews": len(changes) - decided.total(),
+        "all_blocked": all(change["blocked"] for change in changes if change["change"] == "STOP"),
+    }
 
 
 def _fingerprint(entries: Sequence[StoredEvent]) -> str:

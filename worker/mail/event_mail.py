@@ -65,8 +65,7 @@ def compose(  # noqa: PLR0913  all that a mail may say
     texts = [_render_with_fallback(part, facts, project.templates) for part in PARTS]
     if facts["is_test"]:
         texts[0] = f"TEST: {texts[0]}"  # whatever a study's own template says
-    since = entry.finished_at or entry.received_at
-    message = mail(texts, project, sender, since, f"{entry.project}.{entry.event_id}.{notice}")
+    message = mail(texts, project, sender, entry.state_since, f"{entry.project}.{entry.event_id}.{notice}")
     if entry.records:
         # All mails about one record reply to the same fictitious message, so that mail programs group them.
         message["In-Reply-To"] = message["References"] = f"<{_thread(entry)}@{Mailbox.parse(sender).domain}>"

@@ -8,9 +8,10 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from email.message import EmailMessage
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, unquote
 
 from redis.exceptions import RedisError
@@ -115,6 +116,36 @@ def _accepted(reply: tuple[int, bytes]) -> tuple[int, bytes]:
     return (250 if 200 <= code < 300 else code), text
 
 
+@dataclass(frozen=True, slots=True)
+class _MailServer:
+    """A mail server, and the login there. Its repr does not show the password."""
+
+    host: str
+    port: int
+    tls: bool
+    starttls: bool
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether logins are encrypted."""
+        return self.tls or self.starttls
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read an address. Raises ConfigError, which does not repeat it."""
+        parts = address_parts(url, "smtp.url")
+        if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+            problem = "smtp.url: must be smtp://host:port or smtps://host:port; correct what it refers to"
+            raise ConfigError("smtp.url", [problem])
+        tls = parts.scheme == "smtps"
+        starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
+        port = parts.port or (465 if tls else 587 if starttls else 25)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        return cls(parts.hostname, port, tls, starttls, user, password)
+
+
 class Mailer:
     """Sends through one mail server, given as `smtp://user:password@host:587?starttls=true` or `smtps://…`.
 
@@ -133,18 +164,10 @@ class Mailer:
         tokens: AccessTokens | None = None,
         login: str = "",
     ) -> None:
-        parts = address_parts(url, "smtp.url")
-        if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
-            problem = "smtp.url: must be smtp://host:port or smtps://host:port; correct what it refers to"
-            raise ConfigError("smtp.url", [problem])
+        self._server = _MailServer.parse(url)
         self.sender = Mailbox.parse(sender)
         self._helo = helo
-        self._tls = parts.scheme == "smtps"
-        self._starttls = parse_qs(parts.query).get("starttls", ["false"])[-1].lower() in {"true", "1", "yes"}
-        self._host = parts.hostname
-        self._port = parts.port or (465 if self._tls else 587 if self._starttls else 25)
-        self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
-        if tokens and not self._user:
+        if tokens and not self._server.user:
             problem = "smtp.url: needs the mailbox as user if there is [smtp.oauth2]; write smtp://bridge%40example.edu@…"
             raise ConfigError("smtp.url", [problem])
         self._tokens = tokens
@@ -158,7 +181,7 @@ class Mailer:
     @property
     def address(self) -> str:
         """Host and port, without the login."""
-        return f"{self._host}:{self._port}"
+        return f"{self._server.host}:{self._server.port}"
 
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:
@@ -232,10 +255,10 @@ class Mailer:
     def _connect(self) -> smtplib.SMTP:
         server = self._open()
         try:
-            if self._starttls:
+            if self._server.starttls:
                 server.starttls(context=self._tls_context)
             server.ehlo_or_helo_if_needed()
-            if self._user:
+            if self._server.user:
                 with self._pacing.login() if self._pacing else nullcontext(), self._translated_errors():
                     self._login(server)
         except BaseException:
@@ -251,9 +274,11 @@ class Mailer:
 
     def _login_by_password(self, server: smtplib.SMTP) -> None:
         """Log in by one mechanism: smtplib's login tries several, and a server counts each as a failure."""
-        preferred = ("PLAIN", "LOGIN", "CRAM-MD5") if self._encrypted else ("CRAM-MD5", "PLAIN", "LOGIN")
+        preferred = (
+            ("PLAIN", "LOGIN", "CRAM-MD5") if self._server.is_encrypted else ("CRAM-MD5", "PLAIN", "LOGIN")
+        )
         mechanism = _offered(server, preferred)
-        server.user, server.password = self._user, self._password
+        server.user, server.password = self._server.user, self._server.password
         server.auth(mechanism, getattr(server, f"auth_{mechanism.lower().replace('-', '_')}"))
 
     def _login_by_token(self, server: smtplib.SMTP, tokens: AccessTokens) -> None:
@@ -263,7 +288,7 @@ class Mailer:
         """
         _offered(server, ["XOAUTH2"])
         was_known = tokens.has_token
-        login = f"user={self._user}\1auth=Bearer {tokens.get()}\1\1"
+        login = f"user={self._server.user}\1auth=Bearer {tokens.get()}\1\1"
         code, text = server.docmd("AUTH", f"XOAUTH2 {b64encode(login.encode('ascii')).decode()}")
         if code == 334:  # the reason, which an empty line acknowledges
             code, text = server.docmd("")
@@ -273,17 +298,11 @@ class Mailer:
                 raise smtplib.SMTPAuthenticationError(code, text)
             self._login_by_token(server, tokens)
 
-    @property
-    def _encrypted(self) -> bool:
-        return self._tls or self._starttls
-
     def _open(self) -> smtplib.SMTP:
-        if self._tls:
-            context = self._tls_context
-            return _TlsConnection(
-                self._host, self._port, self._helo, timeout=SMTP_TIMEOUT_SECONDS, context=context
-            )
-        return _Connection(self._host, self._port, self._helo, timeout=SMTP_TIMEOUT_SECONDS)
+        host, port, timeout = self._server.host, self._server.port, SMTP_TIMEOUT_SECONDS
+        if self._server.tls:
+            return _TlsConnection(host, port, self._helo, timeout=timeout, context=self._tls_context)
+        return _Connection(host, port, self._helo, timeout=timeout)
 
 
 def make_mailer(config: Config, smtp: Smtp, redis: RedisClient) -> Mailer:

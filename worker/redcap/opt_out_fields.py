@@ -98,9 +98,17 @@ class FieldForm:
         moment = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
         return moment.astimezone(self.zone).strftime(self.time_format)
 
+    def change_of_tick(self, state: RecordState, *, ticked: bool) -> bool | None:
+        """Return what to write into the checkbox so that it is ticked or not; None if it is already, or missing."""
+        return ticked if self.has_checkbox and state.ticked is not ticked else None
+
     def is_empty(self, value: str) -> bool:
         """Return whether a value means that there is none: missing data codes, and words for "no"."""
         return value in self.missing_codes or value.casefold() in NOTHING
+
+    def shows_no_opt_out(self, state: RecordState) -> bool:
+        """Return whether neither the field nor the checkbox says that a record is opted out."""
+        return self.is_empty(state.opt_out_value) and not state.ticked
 
     def shows(self, value: str, times_ms: Collection[int]) -> bool:
         """Return whether a value is one of these times, within the field's precision and the tolerance."""
@@ -175,15 +183,19 @@ def plan(  # noqa: PLR0913  all that decides
     """
     if decision.opted_out:
         return _plan_opt_out(state, decision.shown, statuses, form, written)
-    if form.is_empty(state.opt_out_value) and not state.ticked:
+    if form.shows_no_opt_out(state):
         return Plan(Act.NONE)
     ending = tuple(start for start in starts if _may_clear(start, state, form, written))
     if ending:
         value = "" if state.opt_out_value else None
-        return Plan(Act.CLEAR, value, False if form.has_checkbox and state.ticked else None, ending)
-    # An entry that was made after a START is newer than it, if the START is found late.
+        return Plan(Act.CLEAR, value, form.change_of_tick(state, ticked=False), ending)
+    return Plan(Act.KEEP_LATER if _was_entered_later(state, starts, form, now_ms) else Act.KEEP)
+
+
+def _was_entered_later(state: RecordState, starts: Sequence[Status], form: FieldForm, now_ms: int) -> bool:
+    """Whether an entry was made after all STARTs: it is newer than they are, if they are found late."""
     later = [form.is_between(state.opt_out_value, start.occurred_ms, now_ms) for start in starts]
-    return Plan(Act.KEEP_LATER if later and all(later) else Act.KEEP)
+    return bool(later) and all(later)
 
 
 def _plan_opt_out(
@@ -193,8 +205,8 @@ def _plan_opt_out(
     form: FieldForm,
     written: WrittenValue | None,
 ) -> Plan:
-    value, since = state.opt_out_value, shown.since_ms or shown.occurred_ms
-    tick = True if form.has_checkbox and not state.ticked else None
+    value, since = state.opt_out_value, shown.began_ms
+    tick = form.change_of_tick(state, ticked=True)
     if form.is_empty(value):
         return Plan(Act.SET, form.text(since), tick, (shown,))
     if form.is_time(value):

@@ -207,10 +207,16 @@ class PhoneIndex:
             if records:
                 pipe.hdel(self._since, *(f"{phone}|{record}" for record in records))
             for record, entry in zip(records, entries, strict=True):
-                generation, phones = (entry or "")[:LENGTH], (entry or "")[LENGTH:].split("\n")
-                if remaining := [line for line in phones if line != phone]:
-                    pipe.hset(self._records, record, generation + "\n".join(remaining))
+                if remaining := _entry_without(entry or "", phone):
+                    pipe.hset(self._records, record, remaining)
                 else:
                     pipe.hdel(self._records, record)
             pipe.execute()
         return records
+
+
+def _entry_without(entry: str, phone: str) -> str:
+    """A record's entry without one of its phones; "" if it holds no other."""
+    generation, phones = entry[:LENGTH], entry[LENGTH:].split("\n")
+    remaining = [line for line in phones if line != phone]
+    return generation + "\n".join(remaining) if remaining else ""

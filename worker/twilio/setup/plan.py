@@ -86,12 +86,13 @@ def choose_mode(project: Project, account: TwilioAccountView) -> tuple[Mode, str
     """Return the mode that changes nothing for others, and why."""
     if project.forward_url is not None:
         return Mode.WEBHOOK, "forward_url is configured"
-    service = account.service(project.messaging_service_sid)
-    if service is not None and account.is_foreign(service.inbound_url):
-        return Mode.EVENTS, "the service has an address of its own, which stays as it is"
-    if service is not None and account.is_ours(service.inbound_url) and not service.defers_to_number:
-        return Mode.WEBHOOK, "the service calls this program already"
-    numbers = account.service_numbers(service.sid) if service is not None else []
+    numbers: list[Number] = []
+    if service := account.service(project.messaging_service_sid):
+        if account.is_foreign(service.inbound_url):
+            return Mode.EVENTS, "the service has an address of its own, which stays as it is"
+        if account.is_ours(service.inbound_url) and not service.defers_to_number:
+            return Mode.WEBHOOK, "the service calls this program already"
+        numbers = account.service_numbers(service.sid)
     numbers += filter(None, map(account.number, project.senders))
     if any(map(account.is_handled_elsewhere, numbers)):
         return Mode.EVENTS, "the number has an address of its own (REDCap's, perhaps), which stays as it is"

@@ -97,6 +97,10 @@ class Webhook(Resource):
         """The address that Twilio calls now."""
         return str(self.settings[self.names[0]])
 
+    def brings_texts_of(self, project: Project) -> bool:
+        """Return whether it exists, a project uses it, and it calls this program."""
+        return self.current is not None and self.used_by(project) and self.account.is_ours(self.url)
+
     @property
     def own_url(self) -> str:
         """The address that Twilio calls, or "" if this resource leaves that to others."""
