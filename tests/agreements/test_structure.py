@@ -26,6 +26,7 @@ from shared.ledger import Ledger
 from shared.messaging.tasks import QUEUES, TaskName
 from tests.builders import config
 from tests.fakes import RecordingPublisher, at_once, fake_redis
+from tests.measure import Function, complexity
 from tests.processes import ROOT
 from web.app import build_services, create_app
 from web.console.app import create_console
@@ -238,6 +239,26 @@ def opened_keys(path: Path) -> set[str]:
     }
     imported = (node.names for node in nodes if isinstance(node, ast.ImportFrom) and node.module in module)
     return used.union(alias.name for names in imported for alias in names)
+
+
+class TestReadability:
+    MOST_DECISIONS = 18
+
+    def test_no_function_has_more_decisions_than_a_reader_keeps_in_mind(self) -> None:
+        """As `make measure` counts them: branches, loops, handlers, conditions, comprehensions, boolean operators."""
+        dense = [
+            f"{name}.{node.name} has {number}"
+            for name, path in modules()
+            for node in nodes(path)
+            if isinstance(node, Function) and (number := complexity(node)) > self.MOST_DECISIONS
+        ]
+        advice = (
+            "use a table, a small dataclass whose property names the condition or a helper that exists already, "
+            "or extract a function with a telling name"
+        )
+        assert not dense, (
+            f"{', '.join(dense)} decisions, at most {self.MOST_DECISIONS} in one function: {advice}"
+        )
 
 
 class TestTasks:
