@@ -36,18 +36,8 @@ class Status:
 
     def encode(self) -> str:
         """Return the line that the ledger stores."""
-        return "|".join(
-            (
-                self.scope,
-                self.change,
-                str(self.occurred_ms),
-                self.event_id,
-                str(self.last_start_ms),
-                str(self.since_ms),
-                str(self.stop_ms),
-                "1" if self.exact else "0",
-            )
-        )
+        times = f"{self.last_start_ms}|{self.since_ms}|{self.stop_ms}"
+        return f"{self.scope}|{self.change}|{self.occurred_ms}|{self.event_id}|{times}|{int(self.exact)}"
 
 
 # Of a phone without a status: allowed, and all times unknown.

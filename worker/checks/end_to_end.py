@@ -381,9 +381,8 @@ class EndToEndTest:
                 "test's traces with optout forget"
             )
         with try_lock(self.services.redis, f"update:{name}", wait_seconds=self.timeout_seconds) as acquired:
-            if (
-                not acquired
-            ):  # a running update reads status and records, and would overwrite what is restored
+            # A running update reads status and records, and would overwrite what is restored.
+            if not acquired:
                 raise EndToEndTestFailed(
                     f"a worker was still updating {name} after {self.timeout_seconds:g} s, so that nothing was put "
                     "back: what its records showed before, write by hand, then remove the test's traces with "

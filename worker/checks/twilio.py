@@ -109,10 +109,8 @@ def check_inbound(name: str, config: Config, redis: RedisClient) -> Iterator[Fin
     except TwilioUnavailable as error:
         yield Finding(id="twilio-unreachable", subject=name, observed=str(error))
     except TwilioRejected as error:
-        if error.code not in {
-            "twilio_token_rejected",
-            "twilio_not_permitted",
-        }:  # reported by the account's own check
+        # The account's own check reports these.
+        if error.code not in {"twilio_token_rejected", "twilio_not_permitted"}:
             yield Finding(id="twilio-refused", subject=name, observed=error.detail)
     except ConfigError:
         return  # reported as secret-missing

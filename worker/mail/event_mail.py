@@ -111,6 +111,7 @@ def mail_facts(
 ) -> dict[str, Any]:
     """The variables of templates; docs/how-to/customise-mails.md lists them."""
     moment, region = entry.occurred_at.astimezone(zone), project.default_region
+    since = {entry.block.state: _local(entry.block.at, zone, region)}
     return {
         "project": entry.project,
         "title": project.title or entry.project,
@@ -131,13 +132,9 @@ def mail_facts(
         "source": str(entry.source),
         "change": str(entry.change),
         "blocked": entry.blocked or entry.block.state is BlockState.BLOCKED,
-        "blocked_since": _local(entry.block.at, zone, region)
-        if entry.block.state is BlockState.BLOCKED
-        else "",
+        "blocked_since": since.get(BlockState.BLOCKED, ""),
         "not_blocked": _why_not_blocked(entry),
-        "unblocked_since": _local(entry.block.at, zone, region)
-        if entry.block.state is BlockState.UNBLOCKED
-        else "",
+        "unblocked_since": since.get(BlockState.UNBLOCKED, ""),
         "by_staff": entry.source is Source.STAFF,
         "decided_by": entry.decided_by,
         "message_link": _message_link(account_sid, entry),
