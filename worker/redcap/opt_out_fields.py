@@ -74,6 +74,16 @@ class Plan:
         """Whether anything differs."""
         return self.value is not None or self.ticked is not None
 
+    @property
+    def keeps_entry(self) -> bool:
+        """Whether the record shows an opt-out that a START does not clear."""
+        return self.act in {Act.KEEP, Act.KEEP_LATER}
+
+    @property
+    def event_ids(self) -> set[str]:
+        """The events on whose behalf the values are written."""
+        return {status.event_id for status in self.behalf}
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedRecord:
@@ -82,6 +92,11 @@ class PlannedRecord:
     state: RecordState
     decision: Decision
     plan: Plan
+
+    @property
+    def is_to_be_written(self) -> bool:
+        """Whether it differs and can be written; the event of one in another arm says that it cannot."""
+        return self.state.in_arm and self.plan.writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

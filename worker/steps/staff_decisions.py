@@ -54,8 +54,7 @@ def is_repeated(project: str, record: str, change: Change, services: Services) -
 
 def planned(project: str, state: RecordState, change: Change, at: datetime, services: Services) -> Plan:
     """Return what a decision would change in a record. Changes nothing."""
-    stored = services.ledger.statuses(project, sorted(state.keys - {staff_key(state.record_id)}))
-    known = [status for phone in stored for status in services.ledger.status(project, phone)]
+    known = services.ledger.statuses_of(project, state.keys - {staff_key(state.record_id)})
     decision = Status(
         scope=STAFF, change=change, occurred_ms=milliseconds(at), event_id="staff", exact=True,
         since_ms=milliseconds(at) if change is Change.STOP else 0,
@@ -133,24 +132,19 @@ def _process(project: str, event_id: str, services: Services) -> StoredEvent:
         look_up(entry, services)
     while (entry := _loaded(project, event_id, services)).state in UNFINISHED:
         update_records(project, services)
-        if time.monotonic() > deadline or _is_put_off(project, services):
-            break
+        if time.monotonic() > deadline or not services.is_updating(project):
+            break  # without another worker that is updating, what is left waits for REDCap
         time.sleep(0.2)
     if _loaded(project, event_id, services).block.state is BlockState.WAITING:
         block_at_twilio(project, services, wait_seconds=COMMAND_WAITS_SECONDS)
     return _loaded(project, event_id, services)
 
 
-def _is_put_off(project: str, services: Services) -> bool:
-    """Whether no other worker is updating: what is left then waits for REDCap."""
-    return not services.is_updating(project)
-
-
 def _loaded(project: str, event_id: str, services: Services) -> StoredEvent:
     entry = services.ledger.load(project, event_id)
     if entry is None:
         raise DecisionRejected(f"{event_id} was removed")
-    return replace(entry)
+    return entry
 
 
 def waiting_reviews(services: Services, projects: Sequence[str]) -> list[StoredEvent]:

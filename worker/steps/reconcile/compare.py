@@ -1,16 +1,18 @@
 """The ledger against REDCap: every opt-out that a record lacks is written, and nothing is cleared."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from shared.batches import batches
 from shared.domain.events import Change, State, milliseconds
-from shared.domain.precedence import Decision, Status, decide
+from shared.domain.precedence import Status
 from shared.ledger import EventOutcome, StoredEvent
-from shared.ledger.opt_outs.written_values import WrittenValue, WrittenValues
+from shared.ledger.opt_outs.written_values import WrittenValues
 from shared.retry_policy import RECONCILE_WAITS_SECONDS
 from worker.redcap.gateway import RedcapProject
-from worker.redcap.opt_out_fields import Act, Plan, RecordState, plan
+from worker.redcap.opt_out_fields import Act, PlannedRecord, RecordState, keys_of, plan_record
 from worker.services import Services
 from worker.steps.complete_events import complete_events
 from worker.steps.lookup_records import look_up
@@ -81,103 +83,82 @@ class Comparison:
             yield from batch
 
     def _compare_batch(self, batch: Sequence[RecordState], gateway: RedcapProject) -> None:
-        statuses = self._view.statuses(sorted({key for state in batch for key in state.keys}))
-        concerned = [state for state in batch if not state.keys.isdisjoint(statuses)]
-        written = self._written_values.of([state.record_id for state in concerned])
-        starts = self._new_starts(statuses)
-        plans = {
-            state.record_id: self._plan(state, statuses, starts, written.get(state.record_id), gateway)
-            for state in concerned
-        }
-        self._note_by_hand([state for state in batch if state.record_id not in plans], gateway)
-        self._note_plans(concerned, plans, statuses)
-        for state in concerned:
-            self._blocks.note(state, plans[state.record_id][0], statuses)
+        statuses = self._view.statuses(sorted(keys_of(batch)))
+        planned = self._plans(batch, statuses, gateway)
+        self._note_by_hand(batch, statuses, gateway)
+        self._report.kept_entries += [each.state.record_id for each in planned if each.plan.keeps_entry]
+        self._note_differing([each for each in planned if each.is_to_be_written], statuses)
         if self._report.dry_run:
-            self._held |= {key for state in concerned for key in state.phones & statuses.keys()}
+            self._note_dry_run(planned, statuses)
+        for each in planned:
+            self._blocks.note(each.state, each.decision, statuses)
+
+    def _plans(
+        self, batch: Sequence[RecordState], statuses: Statuses, gateway: RedcapProject
+    ) -> list[PlannedRecord]:
+        """Plans for the records of which the ledger knows changes."""
+        known = [state for state in batch if not state.keys.isdisjoint(statuses)]
+        written = self._written_values.of([state.record_id for state in known])
+        new_starts = self._new_starts(statuses)
+        form, now_ms = gateway.form, milliseconds(self._services.now())
+        return [
+            plan_record(
+                state, statuses, form=form, written=written.get(state.record_id),
+                starts=[each for each in state.statuses(statuses) if each.event_id in new_starts], now_ms=now_ms,
+            )
+            for state in known
+        ]  # fmt: skip
 
     def _new_starts(self, statuses: Statuses) -> set[str]:
         """The STARTs that have yet to be processed: only they clear, and only in their own time."""
-        ids = [each.event_id for group in statuses.values() for each in group if each.change is Change.START]
-        return self._view.in_progress(ids)
-
-    def _plan(
-        self,
-        state: RecordState,
-        statuses: Statuses,
-        new_starts: set[str],
-        written: WrittenValue | None,
-        gateway: RedcapProject,
-    ) -> tuple[Decision, Plan]:
-        known = [status for key in sorted(state.keys) for status in statuses.get(key, ())]
-        decision = decide(known)
-        starts = [status for status in known if status.event_id in new_starts]
-        now_ms = milliseconds(self._services.now())
-        return decision, plan(
-            state, decision, known, form=gateway.form, written=written, starts=starts, now_ms=now_ms
-        )
+        changes = chain.from_iterable(statuses.values())
+        return self._view.in_progress([each.event_id for each in changes if each.change is Change.START])
 
     # --- what the report says of them ---------------------------------------------------------------
 
-    def _note_by_hand(self, states: Sequence[RecordState], gateway: RedcapProject) -> None:
+    def _note_by_hand(self, batch: Sequence[RecordState], statuses: Statuses, gateway: RedcapProject) -> None:
         """Count the opt-outs that a person entered and no text explains."""
         self._report.entered_by_hand += sum(
-            state.ticked or gateway.form.is_time(state.opt_out_value) for state in states
+            state.ticked or gateway.form.is_time(state.opt_out_value)
+            for state in batch
+            if state.keys.isdisjoint(statuses)
         )
 
-    def _note_plans(
-        self,
-        states: Sequence[RecordState],
-        plans: Mapping[str, tuple[Decision, Plan]],
-        statuses: Statuses,
-    ) -> None:
+    def _note_differing(self, differing: Sequence[PlannedRecord], statuses: Statuses) -> None:
         """Put what differs into the pending set; a change that is in progress already is not a correction."""
-        self._report.kept_entries += [
-            record for record, (_, made) in plans.items() if made.act in {Act.KEEP, Act.KEEP_LATER}
-        ]
-        # A record of another arm cannot be written; its event has said so.
-        differing = [state for state in states if state.in_arm and plans[state.record_id][1].writes]
-        self._note_dry_run(differing, plans)
-        keys_of = {
-            state.record_id: tuple(key for key in sorted(state.keys) if key in statuses)
-            for state in differing
-        }
+        keys = {each.state.record_id: tuple(sorted(each.state.keys & statuses.keys())) for each in differing}
         if not self._report.dry_run:
-            pending = sorted({key for group in keys_of.values() for key in group})
+            pending = sorted(chain.from_iterable(keys.values()))
             self._ledger.require_update(self._project, pending, now=self._services.now())
-        behalf = {record: plans[record][1].behalf for record in keys_of}
-        in_progress = self._view.in_progress(
-            sorted({status.event_id for group in behalf.values() for status in group})
-        )
+        event_ids = {event_id for each in differing for event_id in each.plan.event_ids}
+        in_progress = self._view.in_progress(sorted(event_ids))
         self._differing |= {
-            record: group
-            for record, group in keys_of.items()
-            if in_progress.isdisjoint(status.event_id for status in behalf[record])
+            each.state.record_id: keys[each.state.record_id]
+            for each in differing
+            if in_progress.isdisjoint(each.plan.event_ids)
         }
 
-    def _note_dry_run(
-        self, states: Sequence[RecordState], plans: Mapping[str, tuple[Decision, Plan]]
-    ) -> None:
-        if not self._report.dry_run:
-            return
-        for state in states:
-            cleared = plans[state.record_id][1].act is Act.CLEAR
-            (self._report.would_clear if cleared else self._report.would_set).append(state.record_id)
+    def _note_dry_run(self, planned: Sequence[PlannedRecord], statuses: Statuses) -> None:
+        for each in planned:
+            self._held |= each.state.phones & statuses.keys()
+            if each.is_to_be_written:
+                cleared = each.plan.act is Act.CLEAR
+                (self._report.would_clear if cleared else self._report.would_set).append(each.state.record_id)
 
     # --- events in progress -------------------------------------------------------------------------
 
     def _resume(self, entries: Sequence[StoredEvent]) -> None:
         """Continue what was in progress when the export began: a phone that it did not show has no record."""
+        changes = []
         for entry in entries:
             if entry.change is Change.UNCLEAR:
                 look_up(entry, self._services)  # the index is new: this asks REDCap for nothing more
-        entries = [entry for entry in entries if entry.change is not Change.UNCLEAR]
-        phones = [entry.phone_hash for entry in entries]
+            else:
+                changes.append(entry)
+        phones = [entry.phone_hash for entry in changes]
         # A write that has begun may have reached a record that the export left out: the updater checks.
         held_phones = {*self._index.records(phones), *self._ledger.intents(self._project, phones)}
-        self._ledger.require_update(
-            self._project, [phone for phone in phones if phone in held_phones], now=self._services.now()
-        )
+        self._ledger.require_update(self._project, sorted(held_phones), now=self._services.now())
         notice = self._services.unmatched_notice(self._project)
         outcomes = [
             EventOutcome(
@@ -187,7 +168,7 @@ class Comparison:
                 reason=NO_RECORD,
                 notice=notice,
             )
-            for entry in entries
+            for entry in changes
             if entry.phone_hash not in held_phones
         ]
         complete_events(self._project, outcomes, self._services)
@@ -220,25 +201,28 @@ class Comparison:
         """Of the records that differed, those that REDCap rejected, and those that still wait, are not corrected."""
         waiting = set(self._ledger.pending(self._project)) if self._report.still_pending else set()
         for batch in batches(list(self._differing.items()), _BATCH):
-            statuses = self._view.statuses(sorted({key for _, group in batch for key in group}))
-            failed = self._failed([each.event_id for group in statuses.values() for each in group])
-            for record, group in batch:
-                ids = [each.event_id for key in group for each in statuses.get(key, ())]
-                reasons = [reason for id_ in ids for reason in _reasons_of(record, failed.get(id_, ""))]
-                self._report.refused += [f"record {record}: {reason}" for reason in reasons]
-                if reasons or not waiting.isdisjoint(group):
+            failures = self._failures(chain.from_iterable(keys for _, keys in batch))
+            for record, keys in batch:
+                refused = list(_refusals(record, chain.from_iterable(failures[key] for key in keys)))
+                self._report.refused += refused
+                if refused or not waiting.isdisjoint(keys):
                     del self._differing[record]
 
-    def _failed(self, event_ids: Sequence[str]) -> dict[str, str]:
-        """The reasons of those of the events that failed."""
-        entries = self._ledger.entries_of(self._project, event_ids)
-        return {entry.event_id: entry.reason for entry in entries if entry.state is State.FAILED}
+    def _failures(self, keys: Iterable[str]) -> defaultdict[str, list[str]]:
+        """Why latest changes failed, by phone or staff key."""
+        statuses = self._view.statuses(sorted(keys))
+        event_ids = [each.event_id for each in chain.from_iterable(statuses.values())]
+        failures: defaultdict[str, list[str]] = defaultdict(list)
+        for entry in self._ledger.entries_of(self._project, event_ids):
+            if entry.state is State.FAILED and entry.reason:
+                failures[entry.phone_hash].append(entry.reason)
+        return failures
 
 
-def _reasons_of(record: str, reason: str) -> Iterator[str]:
-    """What a failed event's reason says of one of its records; one that names no record is about all."""
-    for part in reason.split("; ") if reason.startswith("record ") else []:
-        if part.startswith(f"record {record}: "):
-            yield part.removeprefix(f"record {record}: ")
-    if reason and not reason.startswith("record "):
-        yield reason
+def _refusals(record: str, reasons: Iterable[str]) -> Iterator[str]:
+    """What the reasons of failed events say of one of their records; one that names no record is about all."""
+    for reason in reasons:
+        if reason.startswith("record "):
+            yield from (part for part in reason.split("; ") if part.startswith(f"record {record}: "))
+        else:
+            yield f"record {record}: {reason}"

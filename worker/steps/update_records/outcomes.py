@@ -36,7 +36,7 @@ class RecordOutcome:
 
     def is_saved_for(self, status: Status) -> bool:
         """Whether the record was written on behalf of a change."""
-        return self.saved and any(each.event_id == status.event_id for each in self.plan.behalf)
+        return self.saved and status.event_id in self.plan.event_ids
 
     def is_opted_out_by(self, status: Status) -> bool:
         """Whether a change is among the opt-outs that are in force for the record."""

@@ -100,13 +100,11 @@ class Round:
 
     def _portion(self, phones: Sequence[str], begun: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """As many phones as fit into one request by their records, with these records' ids."""
-        found = self._index.records(phones)
-        for phone, records in self._written_before(begun).items():
-            found[phone] = list(dict.fromkeys([*found.get(phone, []), *records]))
+        found, written = self._index.records(phones), self._written_before(begun)
         batch: list[str] = []
         ids: dict[str, None] = {}
         for phone in phones:
-            more = dict.fromkeys(found.get(phone, []))
+            more = dict.fromkeys([*found.get(phone, ()), *written.get(phone, ())])
             if batch and len(ids | more) > MAX_RECORDS_PER_REQUEST:
                 break
             batch.append(phone)
@@ -115,8 +113,8 @@ class Round:
 
     def _written_before(self, begun: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """The records of writes that had begun and whose end is unknown: the index may lack them by now."""
-        entries = {phone: self._ledger.load(self._project, event_id) for phone, event_id in begun.items()}
-        return {phone: entry.records for phone, entry in entries.items() if entry is not None}
+        entries = self._ledger.entries_of(self._project, list(begun.values()))
+        return {entry.phone_hash: entry.records for entry in entries}
 
     def _missed_at_first(
         self, holders: Mapping[str, Sequence[RecordState]], gone: Collection[str]
@@ -217,7 +215,7 @@ class Round:
             for record in written
             for key in plans[record].state.keys
             for status in snapshot.known.get(key, ())
-            if status.event_id in {each.event_id for each in plans[record].plan.behalf}
+            if status.event_id in plans[record].plan.event_ids
         }
         return self._ledger.begin_writes(
             self._project, writes, begun=snapshot.begun, now=self._services.now()
@@ -246,12 +244,8 @@ class Round:
         shown = {record: decision.shown for record, decision in decisions.items() if decision.opted_out}
         self._written_values.remember(
             {
-                record: WrittenValue(
-                    time_ms=status.since_ms or status.occurred_ms,
-                    scope=status.scope,
-                    event_id=status.event_id,
-                )
-                for record, status in shown.items()
+                record: WrittenValue(time_ms=stop.began_ms, scope=stop.scope, event_id=stop.event_id)
+                for record, stop in shown.items()
             }
         )
 
@@ -287,15 +281,14 @@ class Round:
         """
         for phone in begun.keys() & texts.keys():
             event_id, latest = begun[phone], decode_statuses(texts[phone])
-            if event_id in {status.event_id for status in latest}:
-                continue
-            if self._ledger.intents(self._project, [phone]).get(phone) != event_id:
+            is_latest = event_id in {status.event_id for status in latest}
+            if is_latest or self._ledger.intents(self._project, [phone]).get(phone) != event_id:
                 continue
             entry = self._ledger.load(self._project, event_id)
             if entry is None:  # its retention is over
                 self._ledger.forget_intent(self._project, phone)
-                continue
-            self._end_overtaken(phone, entry, latest, holders[phone])
+            else:
+                self._end_overtaken(phone, entry, latest, holders[phone])
 
     def _end_overtaken(
         self, phone: str, entry: StoredEvent, latest: Sequence[Status], holders: Sequence[RecordState]
