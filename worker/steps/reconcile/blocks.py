@@ -8,7 +8,7 @@ from shared.batches import batches
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import milliseconds
 from shared.domain.precedence import Decision, Status
-from shared.domain.scopes import STAFF, staff_key
+from shared.domain.scopes import STAFF
 from shared.ledger.opt_outs.blocks import BlockedNumber, Blocks, BlockState
 from worker.redcap.opt_out_fields import RecordState
 from worker.services import Services
@@ -16,7 +16,7 @@ from worker.steps.block_at_twilio import block_at_twilio
 from worker.steps.block_at_twilio.consents import senders_of
 from worker.steps.reconcile.recover import LedgerView
 from worker.steps.reconcile.report import Report
-from worker.steps.reconcile.sends import BlockFault, was_opted_out
+from worker.steps.reconcile.sends import BlockFault, was_opted_out, with_changes
 from worker.twilio.message_log import SentText
 
 # A text that was on its way when Twilio was asked proves nothing.
@@ -92,17 +92,12 @@ class NightlyBlocks:
 
     def prove(self, sent: Iterable[SentText]) -> None:
         """Compare texts that were sent after a block with what became of them."""
-        after = [text for text in sent if self._comes_after_block(text)]
+        after = list(filter(self._comes_after_block, sent))
         self._report.blocks_confirmed = sum(text.rejected for text in after)
         delivered = [text for text in after if text.delivered]
-        records = self._services.index(self._project).records(sorted({text.phone_hash for text in delivered}))
-        keys = [staff_key(record) for group in records.values() for record in group]
-        statuses = self._view.statuses(sorted({*keys, *(text.phone_hash for text in delivered)}))
         faults: Counter[str] = Counter()
-        for text in delivered:
-            for record in records.get(text.phone_hash, [""]):
-                known = [*statuses.get(text.phone_hash, ()), *statuses.get(staff_key(record), ())]
-                faults[record] += _is_fault(text, known, self._since(text))
+        for text, record, known in with_changes(delivered, self._view, self._services.index(self._project)):
+            faults[record] += _is_fault(text, known, self._since(text))
         self._report.block_faults = [
             BlockFault(record=record, delivered=number) for record, number in sorted(faults.items()) if number
         ]

@@ -7,7 +7,6 @@ from shared.config.keywords import keywords_of
 from shared.domain.endpoints import TEST_SID_PREFIX
 from shared.domain.events import Change, OptOutEvent, Source, milliseconds
 from shared.domain.keywords import Keywords
-from shared.domain.scopes import staff_key
 from shared.ledger import StoredEvent
 from shared.ledger.platform.learned_words import LearnedWords
 from shared.ledger.platform.service_senders import ServiceSenders
@@ -22,7 +21,7 @@ from worker.steps.reconcile.recover import (
     superseded_candidates,
 )
 from worker.steps.reconcile.report import Report
-from worker.steps.reconcile.sends import sends_after_opt_out
+from worker.steps.reconcile.sends import sends_after_opt_out, with_changes
 from worker.twilio.message_log import MessageLog, SentText, open_message_log
 
 # A webhook is received after Twilio's own time, by which the log is read.
@@ -111,11 +110,8 @@ class LogReading:
 
         Few, so that the log is not kept. An unknown record may be new: the index is rebuilt later in the run.
         """
-        phones = sorted({text.phone_hash for text in sent})
-        records = self._services.index(self._project).records(phones)
-        names = {phone: [phone, *map(staff_key, records.get(phone, ()))] for phone in phones}
-        known = self._view.statuses(sorted({name for group in names.values() for name in group})).keys()
-        kept = {phone for phone in phones if phone not in records or not known.isdisjoint(names[phone])}
+        changes = with_changes(sent, self._view, self._services.index(self._project))
+        kept = {text.phone_hash for text, record, known in changes if known or not record}
         return [
             text
             for text in sent

@@ -1,7 +1,7 @@
 """Texts that a study sent to somebody who had opted out."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypedDict
 
 from shared.domain.events import Change
@@ -34,21 +34,28 @@ def sends_after_opt_out(
     sent: Sequence[SentText], view: LedgerView, index: PhoneIndex
 ) -> list[TextsAfterOptOut]:
     """Return the records, by id, whose participant was sent texts while opted out. "" are numbers of no record."""
-    phones = sorted({text.phone_hash for text in sent})
-    records = index.records(phones)
-    keys = {staff_key(record) for group in records.values() for record in group}
-    statuses = view.statuses([*phones, *sorted(keys)])
     refused: Counter[str] = Counter()
     delivered: Counter[str] = Counter()
-    for text in sent:
-        for record in records.get(text.phone_hash, [""]):
-            known = [*statuses.get(text.phone_hash, ()), *statuses.get(staff_key(record), ())]
-            refused[record] += text.rejected and was_opted_out(known, text.sent_ms)
-            delivered[record] += text.delivered and _is_unwanted(known, text.sent_ms)
+    for text, record, known in with_changes(sent, view, index):
+        refused[record] += text.rejected and was_opted_out(known, text.sent_ms)
+        delivered[record] += text.delivered and _is_unwanted(known, text.sent_ms)
     return [
         TextsAfterOptOut(record=record, refused=refused[record], delivered=delivered[record])
         for record in sorted(refused | delivered)
     ]
+
+
+def with_changes(
+    sent: Sequence[SentText], view: LedgerView, index: PhoneIndex
+) -> Iterator[tuple[SentText, str, list[Status]]]:
+    """Return each text with each record that holds its number, "" for none, and the latest changes of both."""
+    phones = sorted({text.phone_hash for text in sent})
+    records = index.records(phones)
+    keys = {staff_key(record) for group in records.values() for record in group}
+    statuses = view.statuses([*phones, *sorted(keys)])
+    for text in sent:
+        for record in records.get(text.phone_hash, [""]):
+            yield text, record, [*statuses.get(text.phone_hash, ()), *statuses.get(staff_key(record), ())]
 
 
 def was_opted_out(statuses: Iterable[Status], moment_ms: int) -> bool:
