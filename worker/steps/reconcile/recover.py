@@ -9,7 +9,7 @@ from dataclasses import replace
 from shared.batches import batches
 from shared.domain.events import UNFINISHED, Change, OptOutEvent, Source, State, milliseconds
 from shared.domain.precedence import Status, comes_after, decode_statuses, replaced, with_older
-from shared.ledger import Accepted
+from shared.ledger import Accepted, StoredEvent
 from worker.services import Services
 from worker.steps.start_times import is_time_unconfirmed
 
@@ -17,6 +17,8 @@ from worker.steps.start_times import is_time_unconfirmed
 MAX_WEBHOOK_DELAY_MS = 24 * 3600 * 1000
 
 _BATCH = 500
+# What shows these has no better time.
+_NEVER_CORRECTED = {Source.BLOCKED_MESSAGE, Source.STAFF}
 
 
 class LedgerView:
@@ -84,7 +86,7 @@ class DryRunLedger(LedgerView):
 
     def _imagine_new(self, event: OptOutEvent, lines: dict[str, Status]) -> Accepted:
         new, old = _status(event), lines.get(event.scope)
-        if old is not None and not comes_after(new, old, newest_first=True):
+        if old and not comes_after(new, old, newest_first=True):
             lines[event.scope] = with_older(old, new)
             return Accepted.STALE
         lines[event.scope] = replaced(new, old)
@@ -93,32 +95,42 @@ class DryRunLedger(LedgerView):
     def _imagine_known(self, event: OptOutEvent, lines: dict[str, Status]) -> Accepted:
         """A known event with the log's time, as `corrected()` of the script does it."""
         entry = self._ledger.load(self._project, event.event_id)
-        if entry is None or entry.source in {Source.BLOCKED_MESSAGE, Source.STAFF}:
+        if entry is None or entry.source in _NEVER_CORRECTED:
             return Accepted.KNOWN
-        if entry.source is Source.EVENT_STREAM:  # it knows the time better than the log
-            event = replace(event, occurred_at=entry.occurred_at, source=entry.source)
-        old = lines.get(entry.scope)
-        if old is not None and old.event_id == event.event_id:
-            if entry.source is Source.WEBHOOK and event.change is Change.STOP:
-                lines[entry.scope] = _with_time(old, milliseconds(event.occurred_at))
-            return Accepted.KNOWN
-        waits = is_time_unconfirmed(entry) and entry.state in UNFINISHED
-        if event.change is Change.START and not waits and entry.state is not State.SUPERSEDED:
-            return Accepted.KNOWN  # a START that was handled never counts again
-        new = _status(event)
-        if old is not None and not comes_after(new, old, newest_first=True):
-            return Accepted.KNOWN
-        lines[entry.scope] = replaced(new, old)
-        return self._count(event)
+        new, old = _status(_with_better_time(event, entry)), lines.get(entry.scope)
+        if old and old.event_id == event.event_id:
+            lines[entry.scope] = _with_time_of_log(old, new, entry.source)
+        elif _may_still_count(event, entry) and (old is None or comes_after(new, old, newest_first=True)):
+            lines[entry.scope] = replaced(new, old)
+            return self._count(event)
+        return Accepted.KNOWN
 
     def _count(self, event: OptOutEvent) -> Accepted:
         self._new.add(event.event_id)
         return Accepted.NEW
 
 
-def _with_time(status: Status, time_ms: int) -> Status:
-    since = time_ms if status.since_ms == status.occurred_ms else status.since_ms
-    return replace(status, occurred_ms=time_ms, since_ms=since, stop_ms=time_ms)
+def _with_better_time(event: OptOutEvent, entry: StoredEvent) -> OptOutEvent:
+    """An event of the log; with the time of Event Streams, if they have shown it."""
+    if entry.source is not Source.EVENT_STREAM:
+        return event
+    return replace(event, occurred_at=entry.occurred_at, source=entry.source)
+
+
+def _may_still_count(event: OptOutEvent, entry: StoredEvent) -> bool:
+    """Whether a known event may become the latest change: a START that was handled never counts again."""
+    if event.change is not Change.START or entry.state is State.SUPERSEDED:
+        return True
+    return is_time_unconfirmed(entry) and entry.state in UNFINISHED
+
+
+def _with_time_of_log(known: Status, by_log: Status, source: Source) -> Status:
+    """The status of an event with the log's time: only that of a webhook's STOP is corrected."""
+    if source is not Source.WEBHOOK or by_log.change is not Change.STOP:
+        return known
+    time_ms = by_log.occurred_ms
+    since = time_ms if known.since_ms == known.occurred_ms else known.since_ms
+    return replace(known, occurred_ms=time_ms, since_ms=since, stop_ms=time_ms)
 
 
 def _status(event: OptOutEvent) -> Status:
@@ -138,15 +150,16 @@ def recover(events: Sequence[OptOutEvent], view: LedgerView) -> int:
     newest first, so that what was overtaken is never written nor notified.
     """
     known = view.known([event.event_id for event in events])
-    here = [event for event in events if event.event_id in known and event.change is not Change.UNCLEAR]
-    waiting = view.in_progress([event.event_id for event in here if event.change is Change.START])
-    latest = _with_latest(here, view)
-    view.accept([event for event, status in latest if _needs_correction(event, status, waiting)])
-    late = [
-        event for event, status in _with_latest(here, view) if status and _wrongly_superseded(event, status)
-    ]
+    here = [event for event in events if event.event_id in known]
+    view.accept(_to_be_corrected(here, view))
     missing = [event for event in events if event.event_id not in known]
-    return view.accept(late + missing).count(Accepted.NEW)
+    return view.accept(_wrongly_superseded(here, view) + missing).count(Accepted.NEW)
+
+
+def _to_be_corrected(known: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEvent]:
+    """Those of the events that the ledger has, of which the log knows better."""
+    waiting = view.in_progress([event.event_id for event in known if event.change is Change.START])
+    return [event for event, status in _with_latest(known, view) if _needs_correction(event, status, waiting)]
 
 
 def _needs_correction(event: OptOutEvent, status: Status | None, waiting: set[str]) -> bool:
@@ -178,9 +191,7 @@ def restore_order(events: Sequence[OptOutEvent], view: LedgerView) -> int:
     newest_first = sorted(events, key=lambda event: event.occurred_at, reverse=True)
     restored = 0
     for page in batches(newest_first, _BATCH):
-        latest = _with_latest(page, view)
-        late = [event for event, status in latest if status and _wrongly_superseded(event, status)]
-        restored += view.accept(late).count(Accepted.NEW)
+        restored += view.accept(_wrongly_superseded(page, view)).count(Accepted.NEW)
     return restored
 
 
@@ -195,9 +206,15 @@ def _of_scope(statuses: Sequence[Status], scope: str) -> Status | None:
     return next((status for status in statuses if status.scope == scope), None)
 
 
-def _wrongly_superseded(event: OptOutEvent, status: Status) -> bool:
-    new = _status(event)
-    return status.event_id != event.event_id and comes_after(new, status, newest_first=True)
+def _wrongly_superseded(events: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEvent]:
+    """Those of the events that come after what the ledger has as the latest change of their phone and scope."""
+    return [
+        event
+        for event, status in _with_latest(events, view)
+        if status
+        and status.event_id != event.event_id
+        and comes_after(_status(event), status, newest_first=True)
+    ]
 
 
 def recover_blocked(events: Sequence[OptOutEvent], view: LedgerView) -> int:
