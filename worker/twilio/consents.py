@@ -5,7 +5,7 @@ Source: twilio-oai, accounts_v1 CreateBulkConsents; Twilio docs, "Bulk Upsert Co
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -75,6 +75,12 @@ class Result:
     def stored(self) -> bool:
         """Whether Twilio has stored the consent."""
         return not self.problem
+
+    @classmethod
+    def of_all(cls, results: Collection["Result"]) -> "Result":
+        """Return one result for several consents: stored if all are, to be tried again if any is."""
+        problems = dict.fromkeys(result.problem for result in results if not result.stored)
+        return cls("; ".join(problems), is_transient=any(result.is_transient for result in results))
 
 
 def submit(client: Client, consents: Sequence[Consent]) -> dict[str, Result]:

@@ -66,7 +66,7 @@ class _Sender:
         return self._all_sent
 
     def _untried(self) -> dict[str, datetime]:
-        waiting = [(event_id, since) for event_id, since in self._blocks.waiting().items()]
+        waiting = self._blocks.waiting().items()
         return dict([each for each in waiting if each[0] not in self._tried][:MOST_PER_ROUND])
 
     def _round(self, entries: Sequence[StoredEvent], since: Mapping[str, datetime]) -> None:
@@ -75,9 +75,9 @@ class _Sender:
         try:
             numbers = planner.numbers(entries)
         except (Failure, ConfigError) as error:
-            self._all_sent = self._all_sent and not isinstance(error, Transient)
+            problem = self._note_failure(error)
             for entry in entries:
-                self._wait(entry, _problem(error), since[entry.event_id])
+                self._wait(entry, problem, since[entry.event_id])
             return
         planned = {entry.event_id: self._plan(entry, planner, numbers, since) for entry in entries}
         results = self._submit([each for group in planned.values() for each in group])
@@ -119,9 +119,9 @@ class _Sender:
                 limiter.acquire()
                 results |= submit(client, [each.consent for each in batch])
         except (Failure, ConfigError) as error:
-            self._all_sent = self._all_sent and not isinstance(error, Transient)
-            log.warning("block_put_off", project=self._project, error=_problem(error))
-            unsent = Result(_problem(error), is_transient=True)
+            problem = self._note_failure(error)
+            log.warning("block_put_off", project=self._project, error=problem)
+            unsent = Result(problem, is_transient=True)
             return {each.consent.correlation_id: unsent for each in planned} | results
         return results
 
@@ -132,17 +132,17 @@ class _Sender:
         results: Mapping[str, Result],
         since: datetime,
     ) -> None:
-        found = [(each, results[each.consent.correlation_id]) for each in planned]
-        stored = [each.blocked for each, result in found if result.stored]
-        problem = "; ".join(dict.fromkeys(result.problem for _, result in found if not result.stored))
-        if not problem:
+        found = {each.blocked: results[each.consent.correlation_id] for each in planned}
+        stored = [number for number, result in found.items() if result.stored]
+        result = Result.of_all(found.values())
+        if result.stored:
             done = BlockState.BLOCKED if entry.change is Change.STOP else BlockState.UNBLOCKED
             self._end(entry, done, numbers=stored)
-        elif any(result.is_transient for _, result in found):
+        elif result.is_transient:
             self._all_sent = False
-            self._wait(entry, problem, since, stored)
+            self._wait(entry, result.problem, since, stored)
         else:
-            self._end(entry, BlockState.FAILED, problem, stored)
+            self._end(entry, BlockState.FAILED, result.problem, stored)
 
     def _block_again(
         self, entry: StoredEvent, planner: Planner, numbers: Mapping[str, Mapping[str, str]]
@@ -151,6 +151,11 @@ class _Sender:
         if entry.change is Change.START:
             for event_id in planner.opt_outs(entry, numbers):
                 self._blocks.end(event_id, BlockState.WAITING, now=self._services.now())
+
+    def _note_failure(self, error: Failure | ConfigError) -> str:
+        """Have a transient failure tried again soon. Returns what went wrong, without line breaks."""
+        self._all_sent = self._all_sent and not isinstance(error, Transient)
+        return why_not(error) if isinstance(error, TwilioRejected) else " ".join(str(error).split())
 
     # --- the ledger ---------------------------------------------------------------------------------
 
@@ -173,8 +178,3 @@ class _Sender:
         )  # fmt: skip
         self._services.ledger.count("blocks", self._project, state)
         log.info("block_asked", project=self._project, event_id=entry.event_id, state=state, reason=reason)
-
-
-def _problem(error: Failure | ConfigError) -> str:
-    """What went wrong, without line breaks."""
-    return why_not(error) if isinstance(error, TwilioRejected) else " ".join(str(error).split())
