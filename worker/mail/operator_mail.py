@@ -9,6 +9,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 
 from shared.domain.mailbox import Mailbox, set_addresses
+from shared.ledger.platform.open_conditions import OpenCondition
 
 MOST_NAMED = 50
 _SEVERITIES = ("error", "warning", "note")
@@ -24,9 +25,10 @@ class Condition:
     count: int = 0  # of what is affected, if that can grow
     found_daily: bool = False  # by the daily check, which is in no hurry
 
-    def is_worse_than(self, count: int) -> bool:
-        """Whether it affects more than the `count` of the last e-mail; a note, twice as many."""
-        return self.count > count and (self.severity != "note" or self.count >= 2 * count)
+    def is_worse_than(self, known: OpenCondition) -> bool:
+        """Whether it affects more than the last e-mail said; a note, twice as many."""
+        grew = known.mailed and self.count > known.count
+        return grew and (self.severity != "note" or self.count >= 2 * known.count)
 
 
 @dataclass(frozen=True, slots=True)

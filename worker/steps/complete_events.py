@@ -28,11 +28,7 @@ def complete_events(
     `written`: see `Ledger.complete_events`.
     """
     config = services.project_config(project)
-    if config is None or not config.notify:
-        outcomes = [replace(outcome, notice=None) for outcome in outcomes]
-    outcomes = [_with_review_limits(project, outcome, services) for outcome in outcomes]
-    if config is not None and config.block_at_twilio:
-        outcomes = [replace(outcome, ask_twilio=_may_need_block(outcome)) for outcome in outcomes]
+    outcomes = [_as_configured(project, outcome, services) for outcome in outcomes]
     due = services.ledger.complete_events(
         project, outcomes, now=services.now(), written=written,
         digest_seconds=config.digest_seconds if config else 0, zone=services.zone(project),
@@ -59,10 +55,19 @@ def _may_need_block(outcome: EventOutcome) -> bool:
     return bool(outcome.records) and outcome.state in _IN_FORCE and not is_test
 
 
+def _as_configured(project: str, outcome: EventOutcome, services: Services) -> EventOutcome:
+    """With a mail if the project has recipients, and with a request to Twilio if it wants that."""
+    config = services.project_config(project)
+    if config is None or not config.notify:
+        outcome = replace(outcome, notice=None)
+    elif outcome.notice is Notice.REVIEW:
+        outcome = _with_review_limits(project, outcome, services)
+    asks_twilio = config is not None and config.block_at_twilio and _may_need_block(outcome)
+    return replace(outcome, ask_twilio=asks_twilio)
+
+
 def _with_review_limits(project: str, outcome: EventOutcome, services: Services) -> EventOutcome:
     """At most one review of a participant is mailed per day; what exceeds the project's number goes into one mail."""
-    if outcome.notice is not Notice.REVIEW:
-        return outcome
     config = services.config.projects[project]
     now = services.now().astimezone(services.config.zone(config))
     day = now.strftime("%Y-%m-%d")

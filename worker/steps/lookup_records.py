@@ -47,25 +47,30 @@ def lookup_records(project: str, event_id: str, services: Services) -> None:
         look_up(own, services)
     while arrived := services.ledger.take_arrived(project, LOOKUP_BATCH_SIZE):
         waiting = [each for each in arrived if each.state is State.RECEIVED and each.event_id != event_id]
-        known = _known(project, waiting, services)
-        _ask_for_update(project, known, services)
-        handed_on = {entry.event_id for entry, _ in known}
-        for entry in waiting:
-            if entry.event_id not in handed_on:
-                look_up(entry, services)
+        _look_up_together(project, waiting, services)
 
 
-def _known(
+def _look_up_together(project: str, entries: Sequence[StoredEvent], services: Services) -> None:
+    """Have the opt-outs whose phone is in the index written by one update; look up the others one by one."""
+    indexed = _indexed(project, entries, services)
+    _ask_for_update(project, indexed, services)
+    handed_on = {entry.event_id for entry, _ in indexed}
+    for entry in entries:
+        if entry.event_id not in handed_on:
+            look_up(entry, services)
+
+
+def _indexed(
     project: str, entries: Sequence[StoredEvent], services: Services
 ) -> list[tuple[StoredEvent, list[str]]]:
     """The opt-outs whose phone is in the index and has not changed again since, with their records."""
     phones = [entry.phone_hash for entry in entries if entry.change is Change.STOP]
-    records, statuses = services.index(project).records(phones), services.ledger.statuses(project, phones)
-    latest = {status.event_id for text in statuses.values() for status in decode_statuses(text)}
+    records, latest = services.index(project).records(phones), services.ledger.statuses_of(project, phones)
+    latest_ids = {status.event_id for status in latest}
     return [
         (entry, records[entry.phone_hash])
         for entry in entries
-        if entry.phone_hash in records and entry.event_id in latest
+        if entry.phone_hash in records and entry.event_id in latest_ids
     ]
 
 
@@ -77,7 +82,7 @@ def look_up(entry: StoredEvent, services: Services, *, index_is_current: bool = 
     if entry.state not in UNFINISHED:
         return
     if not entry.phone_hash:
-        _end_without_number(entry, services)
+        _end_unmatched(entry, "the sender is not a phone number", services)
         return
     if is_time_unconfirmed(entry):
         confirmed = _with_confirmed_time(entry, services)
@@ -90,9 +95,8 @@ def look_up(entry: StoredEvent, services: Services, *, index_is_current: bool = 
     _find_and_hand_on(entry, services, index_is_current)
 
 
-def _end_without_number(entry: StoredEvent, services: Services) -> None:
+def _end_unmatched(entry: StoredEvent, reason: str, services: Services) -> None:
     notice = services.unmatched_notice(entry.project)
-    reason = "the sender is not a phone number"
     _end(entry, services, State.NO_MATCHING_RECORD, reason=reason, notice=notice)
 
 
@@ -191,7 +195,8 @@ def _find(
     if index.may_be_incomplete(since) and not _may_still_appear(entry, services):
         since += CHANGE_VISIBILITY_DELAY
     if records is None and not (index_is_current or index.is_fresh(since=since)):
-        _refuse_while_broken(entry.project, services)
+        if problem := known_problem(entry.project, services):
+            raise problem  # asked once a minute by sweep, not once for every event
         _raise_if_it_can_wait(entry, services)
         index.refresh(gateway, since=since)
         records = index.records([entry.phone_hash]).get(entry.phone_hash)
@@ -222,27 +227,17 @@ def _may_still_appear(entry: StoredEvent, services: Services) -> bool:
     return too_early and services.index(entry.project).may_be_incomplete(entry.received_at)
 
 
-def _refuse_while_broken(project: str, services: Services) -> None:
-    """A project with a known problem is asked once a minute by sweep, not once for every event."""
-    problem = known_problem(project, services)
-    if problem is not None:
-        raise problem
-
-
 def _hand_on(entry: StoredEvent, records: list[str], services: Services) -> None:
     if not records and _may_still_appear(entry, services):
         # It stays due, and sweep has it looked up again: one more export for all that wait.
         log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
-        return
-    if not records:
-        notice = services.unmatched_notice(entry.project)
-        _end(entry, services, State.NO_MATCHING_RECORD, reason="no record holds this number", notice=notice)
-        return
-    if entry.change is Change.UNCLEAR:
+    elif not records:
+        _end_unmatched(entry, "no record holds this number", services)
+    elif entry.change is Change.UNCLEAR:
         reason = "a text that may ask to stop, or comes from another person"
         _end(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
-        return
-    _ask_for_update(entry.project, [(entry, records)], services)
+    else:
+        _ask_for_update(entry.project, [(entry, records)], services)
 
 
 def _ask_for_update(project: str, found: Sequence[tuple[StoredEvent, list[str]]], services: Services) -> None:

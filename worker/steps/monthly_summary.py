@@ -107,17 +107,20 @@ def _nights(project: str, month: Month, services: Services) -> tuple[int, int, i
 
 def send_due_summaries(services: Services) -> None:
     """Mail the summaries of the last month that are due, a few at a time; beat's sweep calls this each minute."""
+    for project in _due(services)[:MOST_AT_ONCE]:
+        with try_lock(services.redis, f"summary:{project}") as acquired:
+            if acquired and services.deduplicator.claim(f"summary:{project}", seconds=SUMMARY_AGAIN_SECONDS):
+                _send(project, last_month(project, services), services)
+
+
+def _due(services: Services) -> list[str]:
     wanted = [
         project for project, config in services.config.projects.items() if config.summary and config.notify
     ]
     if not wanted:
-        return
+        return []
     mailed = MonthlySummaries(services.redis).last_months()
-    due = [project for project in wanted if _is_due(project, mailed.get(project), services)]
-    for project in due[:MOST_AT_ONCE]:
-        with try_lock(services.redis, f"summary:{project}") as acquired:
-            if acquired and services.deduplicator.claim(f"summary:{project}", seconds=SUMMARY_AGAIN_SECONDS):
-                _send(project, last_month(project, services), services)
+    return [project for project in wanted if _is_due(project, mailed.get(project), services)]
 
 
 def _is_due(project: str, mailed: Month | None, services: Services) -> bool:

@@ -25,7 +25,6 @@ from shared.ledger.projects.problems import KnownProblem, ProjectProblems
 from shared.ledger.projects.reconciliations import Reconciled, Reconciliations, reconciled, waits_too_long
 from shared.ledger.work.locks import try_lock
 from shared.retry_policy import (
-    FAULT_LASTS_MS,
     FINDINGS_MAIL_EVERY_SECONDS,
     OPERATOR_MAIL_EVERY_SECONDS,
     PING_EVERY_SECONDS,
@@ -199,29 +198,22 @@ def _remember(current: dict[str, Condition], services: Services, now_ms: int) ->
     stored = conditions.all()
     for key in current.keys() - stored.keys():
         stored[key] = _store(services, current[key], since_ms=now_ms, mailed=False)
-    for key, state in stored.items():
-        if state.mailed and key in current and current[key].count < state.count:
-            stored[key] = _store(services, current[key], since_ms=state.since_ms, mailed=True)
-    for key in [key for key, state in stored.items() if key not in current and not state.mailed]:
-        conditions.remove(key)
-        del stored[key]
+    for key in current.keys() & stored.keys():
+        if stored[key].mailed and current[key].count < stored[key].count:
+            stored[key] = _store(services, current[key], since_ms=stored[key].since_ms, mailed=True)
+    for key in stored.keys() - current.keys():
+        if not stored[key].mailed:
+            conditions.remove(key)
+            del stored[key]
     return stored
 
 
 def _changes(current: dict[str, Condition], stored: dict[str, OpenCondition], now_ms: int) -> Changes:
     """What to mail: what lasts, what affects more than at the last e-mail, and what has ended. Pure."""
-    mailed = {key for key, state in stored.items() if state.mailed}
+    known = [(condition, stored[key]) for key, condition in current.items()]
     return Changes(
-        started=[
-            condition
-            for key, condition in current.items()
-            if key not in mailed and now_ms - stored[key].since_ms >= FAULT_LASTS_MS
-        ],
-        worse=[
-            condition
-            for key, condition in current.items()
-            if key in mailed and condition.is_worse_than(stored[key].count)
-        ],
+        started=[condition for condition, state in known if state.has_to_be_mailed(now_ms)],
+        worse=[condition for condition, state in known if condition.is_worse_than(state)],
         resolved=[
             Condition(key, state.text, state.severity, found_daily=key.startswith("check:"))
             for key, state in stored.items()

@@ -1,5 +1,7 @@
 """Bring a project's phone index up to date for what can wait: one export for all that has gathered."""
 
+from itertools import chain
+
 import structlog
 
 from shared.domain.events import State
@@ -16,12 +18,8 @@ def refresh_index(project: str, services: Services) -> None:
     """Refresh the index, have found opt-outs written, and look up the events that wait. Raises NotNow."""
     if services.project_config(project) is None:
         return
-    waiting = [
-        entry
-        for entries in services.ledger.unfinished_entries(project)
-        for entry in entries
-        if entry.state is State.RECEIVED
-    ]
+    unfinished = chain.from_iterable(services.ledger.unfinished_entries(project))
+    waiting = [entry for entry in unfinished if entry.state is State.RECEIVED]
     try:
         gateway = services.in_background().project(project)
         services.index(project).refresh(gateway, since=services.now(), wait_seconds=0)

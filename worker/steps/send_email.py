@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from email.message import EmailMessage
 
 import structlog
@@ -61,6 +62,10 @@ class _Mail:
     @property
     def project(self) -> str:
         return self.entries[0].project
+
+    def due_before(self, moment: datetime) -> list[StoredEvent]:
+        """The events whose mail became due before a moment."""
+        return [entry for entry in self.entries if (entry.mail_since or entry.received_at) < moment]
 
 
 def _send_due(project: str, event_id: str, services: Services) -> None:
@@ -152,8 +157,7 @@ def _waiting(mail: _Mail, services: Services) -> Collection[str]:
 
 def _deferred(mail: _Mail, reason: str, services: Services) -> Collection[str]:
     """Abandon the mail about events that have waited for too long. Returns the ids of the others."""
-    latest = services.now() - GIVE_UP_MAILS_AFTER
-    late = [entry for entry in mail.entries if (entry.mail_since or entry.received_at) < latest]
+    late = mail.due_before(services.now() - GIVE_UP_MAILS_AFTER)
     waiting = [entry.event_id for entry in mail.entries if entry not in late]
     if waiting:
         log.warning("mail_put_off", project=mail.project, **mail.about, error=reason)

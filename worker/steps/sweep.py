@@ -1,6 +1,7 @@
 """The safety net: whatever did not finish is published again, so that nothing waits unseen."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 
@@ -31,15 +32,9 @@ def sweep(services: Services) -> dict[str, int]:
     """Publish overdue work, then look after projects with problems. Returns what was published by kind."""
     due = services.ledger.claim_due(now=services.now(), limit=MOST_AT_ONCE)
     missing = track_configured_projects(services, {item.project for item in due})
-    due = [item for item in due if missing.get(item.project, GRACE_PERIOD) >= GRACE_PERIOD]
-    published: dict[str, int] = dict.fromkeys(_EVERY_STUDY, 0) | Counter(item.kind for item in due)
-    for item in due:
-        _publish(item, services)
-    for kind, number in published.items():
-        if number:
-            services.ledger.count("swept", kind, by=number)
-    if due:
-        log.info("swept", **published)
+    published = _publish_all(
+        [item for item in due if missing.get(item.project, GRACE_PERIOD) >= GRACE_PERIOD], services
+    )
     reconcile_after_failover(services)
     for project in projects_to_check(services):
         request_job(services, TaskName.VERIFY, project)
@@ -62,6 +57,19 @@ def _catch_up(project: str, figures: ProjectFigures, services: Services) -> None
     if again and services.deduplicator.claim(f"reconcile:{project}", seconds=RECONCILE_AGAIN_MS / 1000):
         log.warning("reconciliation_overdue", project=project)
         publish_or_leave(services.publish, TaskName.RECONCILE, project)
+
+
+def _publish_all(due: Sequence[DueWork], services: Services) -> dict[str, int]:
+    """Publish work. Returns how much, by kind."""
+    for item in due:
+        _publish(item, services)
+    numbers = Counter(item.kind for item in due)
+    for kind, number in numbers.items():
+        services.ledger.count("swept", kind, by=number)
+    published = dict.fromkeys(_EVERY_STUDY, 0) | numbers
+    if due:
+        log.info("swept", **published)
+    return published
 
 
 def _publish(item: DueWork, services: Services) -> None:

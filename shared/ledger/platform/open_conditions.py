@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from shared.ledger import keys
 from shared.ledger.base import LedgerBase
+from shared.retry_policy import FAULT_LASTS_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,10 @@ class OpenCondition:
     mailed: bool
     severity: str = "error"
     count: int = 0  # of what is affected
+
+    def has_to_be_mailed(self, now_ms: int) -> bool:
+        """Whether nobody has been notified, and it has lasted longer than a restart."""
+        return not self.mailed and now_ms - self.since_ms >= FAULT_LASTS_MS
 
 
 class OpenConditions(LedgerBase):

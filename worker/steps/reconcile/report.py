@@ -1,8 +1,9 @@
 """What a reconciliation saw and did."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
+from typing import Any, Self
 
 from shared.ledger.projects.nights import Night, NightOutcome
 from worker.steps.reconcile.sends import BlockFault, TextsAfterOptOut
@@ -49,6 +50,12 @@ class Report:
     still_pending: int = 0
     refused: list[str] = field(default_factory=list)  # records that REDCap would not change, with its reason
     errors: list[str] = field(default_factory=list)  # what kept the run from its end
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Self:
+        """Return a report that was stored, perhaps by an older version with other fields."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in stored.items() if name in known})
 
     def fail(self, error: str) -> None:
         """Note what kept the run from its end."""

@@ -1,7 +1,7 @@
 """The e-mail about a reconciliation: what it changed, what it could not see, and what a person has to do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 
@@ -21,8 +21,6 @@ from worker.services import Services
 from worker.steps.reconcile.report import MOST_REASONS_NAMED, MOST_RECORDS_NAMED, Report
 from worker.steps.reconcile.sends import TextsAfterOptOut
 
-# An older version may have stored others.
-_FIELDS = {field.name for field in fields(Report)}
 PARTS = ("report.subject", "report.txt", "report.html")
 
 log = structlog.get_logger(__name__)
@@ -42,7 +40,7 @@ def send_report(report: Report, services: Services) -> None:
     config, smtp = services.project_config(report.project), services.config.smtp
     if config is None or smtp is None or not config.notify:
         return
-    if not report.is_worth_a_mail or not _is_news(report, services):
+    if not _is_due(report, services):
         return
     if services.config.operator.notify and not report.concerns_study_team:
         return
@@ -67,7 +65,7 @@ def send_waiting_report(project: str, name: str, services: Services) -> None:
 
 def _deliver(mail: ReportMail, config: Project, services: Services) -> None:
     """Send a report to the recipients that are not done, and forget it unless some are deferred."""
-    report = Report(**{name: value for name, value in mail.report.items() if name in _FIELDS})
+    report = Report.from_stored(mail.report)
     try:
         outcome = _sent(mail, report, config, services)
     except (MailDeferred, ConfigError) as error:
@@ -116,10 +114,12 @@ def _sent(mail: ReportMail, report: Report, config: Project, services: Services)
     return partly_rejected(len(rejected), len(config.notify)) if rejected else SENT
 
 
-def _is_news(report: Report, services: Services) -> bool:
+def _is_due(report: Report, services: Services) -> bool:
     """What was changed or found always is; the same failure only once a day."""
+    if report.has_news or not report.is_worth_a_mail:
+        return report.has_news
     last_ms = Reconciliations(services.redis, report.project).failure_mailed_ms()
-    return report.has_news or milliseconds(services.now()) - last_ms >= FAILURE_MAIL_EVERY_MS
+    return milliseconds(services.now()) - last_ms >= FAILURE_MAIL_EVERY_MS
 
 
 def compose_report(
