@@ -243,6 +243,20 @@ class TestForget:
         index.forget(["1"])
         assert holders(index, ONE) == [["2"]]
 
+    def test_a_forgotten_phone_leaves_the_others_of_its_records(self, index: PhoneIndex) -> None:
+        index.put([record("1", ONE, TWO), record("2", ONE)], now=NOON)
+        assert sorted(index.forget_phone(ONE)) == ["1", "2"]
+        assert holders(index, ONE, TWO) == [[], ["1"]]
+        assert (index.knows("1"), index.knows("2")) == (True, False)
+
+    def test_a_record_that_leaves_the_index_in_the_meantime_gets_no_empty_entry(
+        self, index: PhoneIndex, redis: Any
+    ) -> None:
+        index.put([record("1", ONE)], now=NOON)
+        redis.hdel(keys.index_records("asthma"), "1")
+        assert index.forget_phone(ONE) == ["1"]
+        assert not index.knows("1")
+
     def test_forgetting_nothing_or_an_unknown_record_is_harmless(self, index: PhoneIndex) -> None:
         index.put([record("1", ONE)], now=NOON)
         index.forget([])
