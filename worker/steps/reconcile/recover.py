@@ -176,10 +176,8 @@ def superseded_candidates(events: Sequence[OptOutEvent], view: LedgerView) -> li
     """
     return [
         event
-        for event, status in _with_latest(events, view)
-        if status
-        and status.event_id != event.event_id
-        and 0 <= status.occurred_ms - milliseconds(event.occurred_at) <= MAX_WEBHOOK_DELAY_MS
+        for event, status in _superseded(events, view)
+        if 0 <= status.occurred_ms - milliseconds(event.occurred_at) <= MAX_WEBHOOK_DELAY_MS
     ]
 
 
@@ -206,15 +204,16 @@ def _of_scope(statuses: Sequence[Status], scope: str) -> Status | None:
     return next((status for status in statuses if status.scope == scope), None)
 
 
+def _superseded(events: Sequence[OptOutEvent], view: LedgerView) -> list[tuple[OptOutEvent, Status]]:
+    """Events with the other change that is the latest one of their phone and scope."""
+    latest = _with_latest(events, view)
+    return [(event, status) for event, status in latest if status and status.event_id != event.event_id]
+
+
 def _wrongly_superseded(events: Sequence[OptOutEvent], view: LedgerView) -> list[OptOutEvent]:
-    """Those of the events that come after what the ledger has as the latest change of their phone and scope."""
-    return [
-        event
-        for event, status in _with_latest(events, view)
-        if status
-        and status.event_id != event.event_id
-        and comes_after(_status(event), status, newest_first=True)
-    ]
+    """Those of the events that come after the change that the ledger has as the latest one."""
+    superseded = _superseded(events, view)
+    return [event for event, other in superseded if comes_after(_status(event), other, newest_first=True)]
 
 
 def recover_blocked(events: Sequence[OptOutEvent], view: LedgerView) -> int:

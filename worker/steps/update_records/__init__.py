@@ -42,19 +42,19 @@ def update_records(project: str, services: Services) -> None:
                 return
             if not _drain(project, services):
                 return
-    _look_again(project, services)
+    _schedule_recheck(project, services)
 
 
 def _drain(project: str, services: Services) -> bool:
     """Rounds until nothing is pending. False if REDCap is unavailable and it has to be tried later."""
-    doubted: set[str] = set()
+    rechecked: set[str] = set()
     try:
         gateway = services.project(project)
         while phones := services.ledger.pending(project, MAX_RECORDS_PER_REQUEST):
-            if not _run_round(Round(gateway, services, doubted), phones):
+            if not _run_round(Round(gateway, services, rechecked), phones):
                 services.index(project).invalidate()
-                doubted.clear()
-        _look_again(project, services)
+                rechecked.clear()
+        _schedule_recheck(project, services)
     except RedcapUnavailable as error:
         log.warning("update_put_off", project=project, error=str(error))
         _give_up_old(project, error, services)
@@ -82,7 +82,7 @@ def _run_round(current: Round, phones: Sequence[str]) -> bool:
     return True
 
 
-def _look_again(project: str, services: Services) -> None:
+def _schedule_recheck(project: str, services: Services) -> None:
     """Have the index refreshed, now or in a while, if it was used: another record may hold one of the phones, too."""
     index, pause = services.index(project), REFRESH_PAUSE.total_seconds()
     if not index.needs_refresh():

@@ -57,14 +57,14 @@ class SchemaChanged(Exception):
 class Round:
     """One export and, if something differs, one import."""
 
-    def __init__(self, gateway: RedcapProject, services: Services, doubted: set[str]) -> None:
+    def __init__(self, gateway: RedcapProject, services: Services, rechecked: set[str]) -> None:
         self._gateway = gateway
         self._project = gateway.name
         self._services = services
         self._ledger = services.ledger
         self._index = services.index(gateway.name)
         self._written_values = WrittenValues(gateway.name, services.redis)
-        self._doubted = doubted  # phones that the index and the records disagreed about once already
+        self._rechecked = rechecked  # phones that the index and the records disagreed about once already
         self._began = services.now()
 
     def schema_changed(self) -> bool:
@@ -79,7 +79,7 @@ class Round:
     def run(self, phones: Sequence[str]) -> None:
         """Write the latest changes of phones to the records that hold them, and end their events."""
         begun = self._ledger.intents(self._project, phones)
-        batch, ids = self._portion(phones, begun)
+        batch, ids = self._first_batch(phones, begun)
         texts = self._ledger.statuses(self._project, batch)
         self._ledger.forget_pending(self._project, set(batch) - texts.keys())
         records = self._gateway.read(ids)
@@ -98,7 +98,7 @@ class Round:
 
     # --- reading ------------------------------------------------------------------------------------
 
-    def _portion(self, phones: Sequence[str], begun: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    def _first_batch(self, phones: Sequence[str], begun: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """As many phones as fit into one request by their records, with these records' ids."""
         found, written = self._index.records(phones), self._written_before(begun)
         batch: list[str] = []
@@ -123,8 +123,8 @@ class Round:
 
         `gone`: the records that the index names and REDCap does not have.
         """
-        missed = {phone for phone, group in holders.items() if not group} - self._doubted
-        self._doubted.update(missed)
+        missed = {phone for phone, group in holders.items() if not group} - self._rechecked
+        self._rechecked.update(missed)
         if missed and gone:
             # Renamed, perhaps, which a large project does not list among its changes: read all of it once.
             self._index.invalidate()
