@@ -54,9 +54,9 @@ def _look_up_together(project: str, entries: Sequence[StoredEvent], services: Se
     """Have the opt-outs whose phone is in the index written by one update; look up the others one by one."""
     indexed = _indexed(project, entries, services)
     _ask_for_update(project, indexed, services)
-    handed_on = {entry.event_id for entry, _ in indexed}
+    forwarded = {entry.event_id for entry, _ in indexed}
     for entry in entries:
-        if entry.event_id not in handed_on:
+        if entry.event_id not in forwarded:
             look_up(entry, services)
 
 
@@ -82,7 +82,7 @@ def look_up(entry: StoredEvent, services: Services, *, index_is_current: bool = 
     if entry.state not in UNFINISHED:
         return
     if not entry.phone_hash:
-        _end_unmatched(entry, "the sender is not a phone number", services)
+        _complete_unmatched(entry, "the sender is not a phone number", services)
         return
     if is_time_unconfirmed(entry):
         confirmed = _with_confirmed_time(entry, services)
@@ -90,34 +90,34 @@ def look_up(entry: StoredEvent, services: Services, *, index_is_current: bool = 
             return
         entry = confirmed
     if newer := _overtaken_by(entry, services):
-        _end(entry, services, State.SUPERSEDED, reason=f"overtaken by {newer}")
+        _complete(entry, services, State.SUPERSEDED, reason=f"overtaken by {newer}")
         return
-    _find_and_hand_on(entry, services, index_is_current)
+    _find_and_forward(entry, services, index_is_current)
 
 
-def _end_unmatched(entry: StoredEvent, reason: str, services: Services) -> None:
+def _complete_unmatched(entry: StoredEvent, reason: str, services: Services) -> None:
     notice = services.unmatched_notice(entry.project)
-    _end(entry, services, State.NO_MATCHING_RECORD, reason=reason, notice=notice)
+    _complete(entry, services, State.NO_MATCHING_RECORD, reason=reason, notice=notice)
 
 
-def _find_and_hand_on(entry: StoredEvent, services: Services, index_is_current: bool) -> None:
+def _find_and_forward(entry: StoredEvent, services: Services, index_is_current: bool) -> None:
     try:
         records = _find_with_current_schema(entry, services, index_is_current)
         is_decided = bool(records) and _is_decided(entry, records, services)
     except LookedUpLater:
         log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
     except RedcapUnavailable as error:
-        _put_off(entry, error, services)
+        _defer(entry, error, services)
     except ProjectProblem as error:
         note_problem(entry.project, error, services)
     except RedcapRejected as error:
         note_problem(entry.project, error, services)
-        _end(entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED)
+        _complete(entry, services, State.FAILED, reason=str(error), notice=Notice.UNSAVED)
     else:
         if is_decided:
-            _end(entry, services, State.ALREADY_CURRENT, reason="opted out already", records=records)
+            _complete(entry, services, State.ALREADY_CURRENT, reason="opted out already", records=records)
         else:
-            _hand_on(entry, records, services)
+            _complete_or_forward(entry, records, services)
 
 
 def _with_confirmed_time(entry: StoredEvent, services: Services) -> StoredEvent | None:
@@ -131,7 +131,7 @@ def _with_confirmed_time(entry: StoredEvent, services: Services) -> StoredEvent 
             return None
     records = services.index(entry.project).records([entry.phone_hash]).get(entry.phone_hash, [])
     reason = "it came within minutes of a STOP, and Twilio does not say which came last"
-    _end(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
+    _complete(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
     return None
 
 
@@ -227,15 +227,15 @@ def _may_still_appear(entry: StoredEvent, services: Services) -> bool:
     return too_early and services.index(entry.project).may_be_incomplete(entry.received_at)
 
 
-def _hand_on(entry: StoredEvent, records: list[str], services: Services) -> None:
+def _complete_or_forward(entry: StoredEvent, records: list[str], services: Services) -> None:
     if not records and _may_still_appear(entry, services):
         # It stays due, and sweep has it looked up again: one more export for all that wait.
         log.info("lookup_repeated_later", project=entry.project, event_id=entry.event_id)
     elif not records:
-        _end_unmatched(entry, "no record holds this number", services)
+        _complete_unmatched(entry, "no record holds this number", services)
     elif entry.change is Change.UNCLEAR:
         reason = "a text that may ask to stop, or comes from another person"
-        _end(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
+        _complete(entry, services, State.NEEDS_REVIEW, reason=reason, records=records, notice=Notice.REVIEW)
     else:
         _ask_for_update(entry.project, [(entry, records)], services)
 
@@ -252,15 +252,15 @@ def _ask_for_update(project: str, found: Sequence[tuple[StoredEvent, list[str]]]
         services.request_update(project)
 
 
-def _put_off(entry: StoredEvent, error: RedcapUnavailable, services: Services) -> None:
+def _defer(entry: StoredEvent, error: RedcapUnavailable, services: Services) -> None:
     if services.now() - entry.received_at > GIVE_UP_LOOKUPS_AFTER:
-        _end(entry, services, State.FAILED, reason=f"{error}, for a day", notice=Notice.UNSAVED)
+        _complete(entry, services, State.FAILED, reason=f"{error}, for a day", notice=Notice.UNSAVED)
         return
     log.warning("lookup_put_off", project=entry.project, event_id=entry.event_id, error=str(error))
     services.schedule_quick_retry("lookup", entry.project, entry.event_id)
 
 
-def _end(
+def _complete(
     entry: StoredEvent,
     services: Services,
     state: State,

@@ -56,10 +56,10 @@ class _Sender:
             for gone in ids.keys() - {entry.event_id for entry in entries}:
                 self._blocks.end(gone, BlockState.NOT_NEEDED, now=self._services.now())
             if self._config.block_at_twilio:
-                self._round(entries, ids)
+                self._send(entries, ids)
             else:
                 for entry in entries:
-                    self._end(entry, BlockState.NOT_NEEDED, SWITCHED_OFF)
+                    self._record(entry, BlockState.NOT_NEEDED, SWITCHED_OFF)
             self._services.request_mails(
                 self._project, self._services.ledger.mails_due(self._project, list(ids))
             )
@@ -69,7 +69,7 @@ class _Sender:
         waiting = self._blocks.waiting().items()
         return dict([each for each in waiting if each[0] not in self._tried][:MOST_PER_ROUND])
 
-    def _round(self, entries: Sequence[StoredEvent], since: Mapping[str, datetime]) -> None:
+    def _send(self, entries: Sequence[StoredEvent], since: Mapping[str, datetime]) -> None:
         """One export, then as many requests as the consents need."""
         planner = Planner(self._project, self._services)
         try:
@@ -77,7 +77,7 @@ class _Sender:
         except (Failure, ConfigError) as error:
             problem = self._note_failure(error)
             for entry in entries:
-                self._wait(entry, problem, since[entry.event_id])
+                self._defer(entry, problem, since[entry.event_id])
             return
         planned = {entry.event_id: self._plan(entry, planner, numbers, since) for entry in entries}
         results = self._submit([each for group in planned.values() for each in group])
@@ -97,13 +97,13 @@ class _Sender:
         try:
             return planner.plan(entry, numbers)
         except NotNeeded as error:
-            self._end(entry, BlockState.NOT_NEEDED, str(error))
+            self._record(entry, BlockState.NOT_NEEDED, str(error))
         except Impossible as error:
             if entry.state in UNFINISHED:  # its records are not known yet
                 self._all_sent = False
-                self._wait(entry, str(error), since[entry.event_id])
+                self._defer(entry, str(error), since[entry.event_id])
             else:
-                self._end(entry, BlockState.FAILED, str(error))
+                self._record(entry, BlockState.FAILED, str(error))
         return []
 
     # --- Twilio -------------------------------------------------------------------------------------
@@ -137,12 +137,12 @@ class _Sender:
         result = Result.of_all(found.values())
         if result.stored:
             done = BlockState.BLOCKED if entry.change is Change.STOP else BlockState.UNBLOCKED
-            self._end(entry, done, numbers=stored)
+            self._record(entry, done, numbers=stored)
         elif result.is_transient:
             self._all_sent = False
-            self._wait(entry, result.problem, since, stored)
+            self._defer(entry, result.problem, since, stored)
         else:
-            self._end(entry, BlockState.FAILED, result.problem, stored)
+            self._record(entry, BlockState.FAILED, result.problem, stored)
 
     def _block_again(
         self, entry: StoredEvent, planner: Planner, numbers: Mapping[str, Mapping[str, str]]
@@ -159,13 +159,13 @@ class _Sender:
 
     # --- the ledger ---------------------------------------------------------------------------------
 
-    def _wait(
+    def _defer(
         self, entry: StoredEvent, problem: str, since: datetime, numbers: Sequence[BlockedNumber] = ()
     ) -> None:
         given_up = self._services.now() - since > GIVE_UP_BLOCKS_AFTER
-        self._end(entry, BlockState.FAILED if given_up else BlockState.WAITING, problem, numbers)
+        self._record(entry, BlockState.FAILED if given_up else BlockState.WAITING, problem, numbers)
 
-    def _end(
+    def _record(
         self,
         entry: StoredEvent,
         state: BlockState,

@@ -288,9 +288,9 @@ class Round:
             if entry is None:  # its retention is over
                 self._ledger.forget_intent(self._project, phone)
             else:
-                self._end_overtaken(phone, entry, latest, holders[phone])
+                self._complete_overtaken(phone, entry, latest, holders[phone])
 
-    def _end_overtaken(
+    def _complete_overtaken(
         self, phone: str, entry: StoredEvent, latest: Sequence[Status], holders: Sequence[RecordState]
     ) -> None:
         reached = [state.record_id for state in holders if state.in_arm and self._shows(state, entry.change)]
