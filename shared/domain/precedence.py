@@ -109,11 +109,8 @@ def with_older(old: Status, late: Status) -> Status:
     if old.change is Change.STOP:
         earlier = began_after_start and late.occurred_ms < old.since_ms
         return replace(old, since_ms=late.occurred_ms) if earlier else old
-    return replace(
-        old,
-        since_ms=old.since_ms or late.occurred_ms,
-        stop_ms=max(old.stop_ms, late.occurred_ms),
-    )
+    since, stop = old.since_ms or late.occurred_ms, max(old.stop_ms, late.occurred_ms)
+    return replace(old, since_ms=since, stop_ms=stop)
 
 
 def _with_missed_start(old: Status, start_ms: int) -> Status:

@@ -127,11 +127,6 @@ class _MailServer:
     user: str
     password: str = field(repr=False)
 
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether logins are encrypted."""
-        return self.tls or self.starttls
-
     @classmethod
     def parse(cls, url: str) -> Self:
         """Read an address. Raises ConfigError, which does not repeat it."""
@@ -274,9 +269,8 @@ class Mailer:
 
     def _login_by_password(self, server: smtplib.SMTP) -> None:
         """Log in by one mechanism: smtplib's login tries several, and a server counts each as a failure."""
-        preferred = (
-            ("PLAIN", "LOGIN", "CRAM-MD5") if self._server.is_encrypted else ("CRAM-MD5", "PLAIN", "LOGIN")
-        )
+        encrypted = self._server.tls or self._server.starttls
+        preferred = ("PLAIN", "LOGIN", "CRAM-MD5") if encrypted else ("CRAM-MD5", "PLAIN", "LOGIN")
         mechanism = _offered(server, preferred)
         server.user, server.password = self._server.user, self._server.password
         server.auth(mechanism, getattr(server, f"auth_{mechanism.lower().replace('-', '_')}"))
