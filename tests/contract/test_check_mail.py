@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -285,10 +284,8 @@ def test_a_missing_client_secret_is_reported_with_the_other_secrets(office: Offi
     command = importlib.import_module("worker.cli.check")
     services = Services(config=office.config, redis=office.redis, publish=RecordingPublisher())
     office.monkeypatch.setattr(command, "make_services", lambda: services)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        result = CliRunner().invoke(command.check, ["--json", "--url", url, "--timeout", "3"])
+    url = f"http://127.0.0.1:{free_port()}"
+    result = CliRunner().invoke(command.check, ["--json", "--url", url, "--timeout", "3"])
     found = [item for item in json.loads(result.stdout)["findings"] if item["subject"] == "smtp"]
     assert [item["id"] for item in found] == ["secret-missing"]
     assert "oauth2.client_secret" in found[0]["observed"]

@@ -12,6 +12,7 @@ from email.message import EmailMessage
 import pytest
 
 from shared.errors import ConfigError, MailDeferred, MailRejected
+from tests.processes import free_port
 from tests.simulators.smtp import SmtpSimulator
 from worker.mail import smtp as module
 from worker.mail.smtp import Mailer, outcome_of
@@ -117,13 +118,10 @@ def test_when_all_addresses_are_refused_for_good_the_mail_is(smtp: SmtpSimulator
 
 
 def test_a_server_that_is_not_there_defers_the_mail() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with pytest.raises(
         MailDeferred, match=r"smtp_unreachable: 127\.0\.0\.1:\d+: refused: nothing listens there"
     ):
-        Mailer(f"smtp://127.0.0.1:{port}", SENDER).send(message())
+        Mailer(f"smtp://127.0.0.1:{free_port()}", SENDER).send(message())
 
 
 def test_a_server_that_falls_silent_defers_the_mail(

@@ -18,6 +18,7 @@ from shared.config import Config
 from shared.errors import ConfigError, MailDeferred
 from tests.builders import config, project_table
 from tests.fakes import fake_redis, study
+from tests.processes import free_port
 from tests.simulators.oauth2 import Answer, TokenEndpoint, reject
 from tests.simulators.redcap import classic_study, enrol, fictional_phone
 from tests.simulators.smtp import SmtpSimulator
@@ -180,12 +181,9 @@ def test_an_endpoint_in_trouble_causes_no_pause(office: Office) -> None:
 
 
 def test_an_unreachable_endpoint_defers_the_mail(office: Office) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}/token"
-    address = url.removeprefix("http://").removesuffix("/token")
+    address = f"127.0.0.1:{free_port()}"
     expected = f"oauth2_unreachable: {address}: refused: nothing listens there"
-    assert office.failure(office.mailer(token_url=url)) == expected
+    assert office.failure(office.mailer(token_url=f"http://{address}/token")) == expected
 
 
 def test_a_silent_endpoint_defers_the_mail(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
