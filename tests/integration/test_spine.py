@@ -38,7 +38,8 @@ class TestOneParticipant:
         assert mail.subject == f"[asthma] Opt-out (STOP) saved: record {someone.record}"
 
         start = world.text(someone.phone, "START")
-        assert world.ended(start).state == "updated"
+        entry = world.ended(start)
+        assert (entry.state, entry.reason) == ("updated", "")
         assert (world.value(someone), world.value(someone, name="sms_opt_out___1")) == ("", "0")
         assert [mail.subject for mail in world.mails_about(start)] == [
             f"[asthma] Opt-in (START) saved: record {someone.record}"

@@ -96,6 +96,7 @@ class World:
     participants: list[Participant] = field(default_factory=list)
     bodies: set[str] = field(default_factory=set)
     _texted: dict[str, float] = field(default_factory=dict)
+    _ended: dict[str, float] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- what tests do ----------------------------------------------------------------------------
@@ -119,7 +120,8 @@ class World:
     def text(self, phone: str, body: str = "STOP", project: str = "asthma", **more: Any) -> Texted:
         """Somebody texts a project's number; Twilio delivers it.
 
-        Not in the same second as the last text of the same number: there a STOP counts before a START.
+        Not in the same second as the last text of the same number: there a STOP counts before a START. Nor in the one
+        in which that ended: the index may have learned of the record then, and clears nothing that is older.
         """
         self.bodies.add(body)
         if "at" not in more:
@@ -129,8 +131,9 @@ class World:
         return self.twilio.text(from_=phone, body=body, service=service_sid(STUDIES[project][1]), **more)
 
     def let_a_second_pass(self, phone: str) -> None:
-        """Wait until what comes now is later than the last text of a number."""
-        time.sleep(max(0, self._texted.get(phone, 0) + 1.1 - time.time()))
+        """Wait until what comes now is later than the last text of a number, in Twilio's whole seconds."""
+        earliest = max(self._texted.get(phone, 0) + 1.1, int(self._ended.get(phone, 0)) + 1)
+        time.sleep(max(0, earliest - time.time()))
 
     def publish(self, task: TaskName, *args: str) -> None:
         """Ask the workers for a task."""
@@ -165,6 +168,7 @@ class World:
         except TimeoutError as error:
             error.add_note(f"{self.entry(texted, project)}\n{self.log_without_debug()[-3000:]}")
             raise
+        self._ended[texted.message.from_] = time.time()
         return entry
 
     def log_without_debug(self) -> str:
