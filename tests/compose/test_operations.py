@@ -147,13 +147,19 @@ def answers_as_scaled(stack: Stack) -> None:
 def test_several_web_containers_share_one_port(stack: Stack) -> None:
     stack.run("make", "scale", "WORKERS=2", "WEB=2")
     answers_as_scaled(stack)
-    log = stack.compose("logs", "--no-log-prefix", "proxy")
     addresses = {
         container["NetworkSettings"]["Networks"][f"{stack.project}_public"]["IPAddress"]
         for container in stack.containers("web")
     }
     assert len(addresses) == 2
-    assert all(f'"upstream":"{address}:8000"' in log for address in addresses)
+
+    def all_are_used() -> bool:
+        """The proxy takes one at random for each request."""
+        requests.get(f"{stack.web_url}/healthz", timeout=10)
+        log = stack.compose("logs", "--no-log-prefix", "proxy")
+        return all(f'"upstream":"{address}:8000"' in log for address in addresses)
+
+    wait_until(all_are_used, what="the proxy uses both containers")
 
 
 @pytest.mark.parametrize("command", ["make up", "docker compose up --detach --wait", "make scale WORKERS=2"])
