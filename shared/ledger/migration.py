@@ -3,7 +3,7 @@
 Version 1 knew one status per phone and no scopes. Until they are migrated, and where the migration leaves one out, a
 status of version 1 is read as one of an unknown scope, which no START ends. Version 2 did not list events by state.
 Until they are, all events of a project are read to find those in a state. Version 3 wrote out the generations of the
-phone index.
+phone index, and did not count the findings of checks.
 """
 
 from collections import defaultdict
@@ -20,6 +20,7 @@ from shared.domain.scopes import UNKNOWN, scope_of
 from shared.ledger import Ledger, StoredEvent, keys
 from shared.ledger.generations import generation_text
 from shared.ledger.lua_script import LuaScript
+from shared.ledger.projects.check_results import count_stored_findings
 from shared.ledger.version import LEDGER_VERSION, LISTS_BY_STATE, SCOPES, ledger_version
 from shared.ledger.work.locks import try_lock
 from shared.redis_client import RedisClient
@@ -46,6 +47,7 @@ def migrate(redis: RedisClient, config: Config, hasher: PhoneHasher) -> None:
             if version < LISTS_BY_STATE:
                 _list_by_state(name, redis)
             _shorten_generations(name, redis)
+        count_stored_findings(redis)
         redis.set(keys.LEDGER_VERSION, LEDGER_VERSION)
 
 

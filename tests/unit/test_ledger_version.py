@@ -14,6 +14,13 @@ from shared.domain.precedence import decide
 from shared.errors import ConfigError
 from shared.ledger import EventOutcome, Ledger, keys
 from shared.ledger.migration import migrate
+from shared.ledger.projects.check_results import (
+    PLATFORM,
+    CheckResult,
+    StoredFinding,
+    finding_counts,
+    store_result,
+)
 from shared.ledger.version import LEDGER_VERSION, require_ledger_version
 from tests.builders import REDCAP_TOKEN, at, config, hashed, opt_out_event, project_table
 from tests.fakes import Study
@@ -33,6 +40,17 @@ def test_an_older_or_equal_version_is_accepted_and_noted(redis: Any, stored: int
     require_ledger_version(redis)
     migrate(redis, config(), hashed)
     assert redis.get(keys.LEDGER_VERSION) == str(LEDGER_VERSION)
+
+
+def test_findings_that_version_3_did_not_count_are_counted(redis: Any) -> None:
+    finding = StoredFinding(id="x", severity="error", subject="", title="", observed="", fix="", docs="")
+    for scope in (PLATFORM, "asthma"):
+        result = CheckResult(scope=scope, checked_at=at("2026-05-04T12:00:00"), findings=(finding,) * 2)
+        store_result(redis, result)
+    redis.delete(keys.CHECK_COUNTS)
+    redis.set(keys.LEDGER_VERSION, 3)
+    migrate(redis, config(), hashed)
+    assert finding_counts(redis) == {PLATFORM: {"error": 2}, "asthma": {"error": 2}}
 
 
 def test_a_newer_version_is_refused_and_left_alone(redis: Any) -> None:

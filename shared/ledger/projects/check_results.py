@@ -59,10 +59,18 @@ def store_result(redis: RedisClient, result: CheckResult) -> None:
     }
     with redis.pipeline(transaction=True) as pipe:
         pipe.hset(keys.CHECKS, result.scope, json.dumps(stored))
-        pipe.hset(
-            keys.CHECK_COUNTS, result.scope, json.dumps(Counter(each.severity for each in result.findings))
-        )
+        pipe.hset(keys.CHECK_COUNTS, result.scope, _counts(result))
         pipe.execute()
+
+
+def count_stored_findings(redis: RedisClient) -> None:
+    """Count the findings of results that an older version stored without counting them."""
+    for scope, result in check_results(redis).items():
+        redis.hsetnx(keys.CHECK_COUNTS, scope, _counts(result))
+
+
+def _counts(result: CheckResult) -> str:
+    return json.dumps(Counter(each.severity for each in result.findings))
 
 
 def _shortened(finding: StoredFinding) -> StoredFinding:
