@@ -67,7 +67,7 @@ class Plan:
     value: str | None = None
     ticked: bool | None = None
     behalf: tuple[Status, ...] = ()
-    hides_opt_out: bool = False  # of TEXT: no checkbox says what the field does not
+    hides_opt_out: bool = False  # of TEXT: there is no checkbox either that shows the opt-out
 
     @property
     def writes(self) -> bool:
@@ -95,7 +95,7 @@ class PlannedRecord:
 
     @property
     def is_to_be_written(self) -> bool:
-        """Whether it differs and can be written; the event of one in another arm says that it cannot."""
+        """Whether it differs and can be written. In another arm it cannot, which its event reports."""
         return self.state.in_arm and self.plan.writes
 
 

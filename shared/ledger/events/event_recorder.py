@@ -14,8 +14,6 @@ from shared.redis_client import execute_replicated, raise_first
 from shared.redis_types import RedisPipeline
 from shared.retry_policy import FIRST_PAUSE_MS, LOOKUP_WAITS_MS
 
-_FLAG = ("0", "1")  # False and True for the script
-
 
 class EventRecorder(LedgerBase):
     """Records events, each once, and makes them the latest change of their phone. The script is `accept.lua`."""
@@ -126,9 +124,9 @@ def _arguments(event: OptOutEvent, now_ms: int, *, confirmed: bool) -> dict[str,
         "event_prefix": keys.event(event.project, ""),
         "lookup_waits_ms": LOOKUP_WAITS_MS,
         "scope": event.scope,
-        "is_exact": _FLAG[is_exact],
-        "is_blocked": _FLAG[event.blocked],
-        "is_unconfirmed": _FLAG[unconfirmed],
-        "is_confirmation": _FLAG[confirmed],
+        "is_exact": int(is_exact),
+        "is_blocked": int(event.blocked),
+        "is_unconfirmed": int(unconfirmed),
+        "is_confirmation": int(confirmed),
         "lists": keys.ended(event.project, ""),
     }

@@ -27,9 +27,8 @@ class ProjectFigures(NamedTuple):
     refused: int  # texts after an opt-out, in the last reconciliation
     delivered: int
     block_faults: int  # texts that Twilio delivered although it was asked to block
-    log_covered: (
-        float | None
-    )  # the share of messages that Twilio's log still had; None before a reconciliation
+    # The share of messages that Twilio's log still had; None before the first reconciliation.
+    log_covered: float | None
 
 
 def project_figures(redis: RedisClient, projects: Iterable[str]) -> dict[str, ProjectFigures]:
